@@ -1,0 +1,27 @@
+"""The ways a command ends early, each with its exit code."""
+
+
+class UserError(Exception):
+    """The user's mistake: one or two lines with the value, what is allowed and the fix (exit 2)."""
+
+    exit_code = 2
+
+
+class Diverged(Exception):
+    """Training produced non-finite values and the policy said to stop (exit 3)."""
+
+    exit_code = 3
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; a checkpoint was saved (exit 75)."""
+
+    exit_code = 75
+
+
+def nearest(name: str, options) -> str:
+    """Returns "; did you mean 'x'?" for the closest of `options`, or ''."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f'; did you mean {close[0]!r}?' if close else ''
