@@ -1,0 +1,104 @@
+"""What has to be set in a process before jax is imported: the allocator, flags, the compile cache.
+
+The values were measured; docs/performance.md says with what and what each is worth. JAXDL_PLAIN=1
+turns all of them off for comparison.
+"""
+
+import ctypes
+import os
+import platform as host
+import sys
+
+# XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
+_CPU_FLAGS = {
+    '0.10.2': ('--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',),
+}
+_DETERMINISTIC_FLAGS = {
+    '0.10.2': ('--xla_gpu_deterministic_ops=true',),
+}
+
+# Numbers from glibc's malloc.h. XLA allocates the temporaries of a step anew every time; with these
+# the memory stays mapped, and no page is faulted in twice. One arena, or the pages of one
+# thread's arena are not reused by the next.
+_MALLOPT = {
+    'M_MMAP_MAX': (-4, 0),
+    'M_TRIM_THRESHOLD': (-1, 2**31 - 1),
+    'M_TOP_PAD': (-2, 64 * 2**20),
+    'M_ARENA_MAX': (-8, 1),
+}
+
+
+def prepare_process(*, deterministic: bool = False, platform: str | None = None) -> dict:
+    """Sets the allocator, XLA's flags and the compile cache, and returns what was set.
+
+    Call it before jax is imported; afterwards only the allocator can still be set, and the result
+    says `late`. What the user set in the environment wins. `platform` ('cpu', 'cuda') restricts
+    jax to that platform; `deterministic` asks for bit-equal results on GPUs.
+    """
+    if os.environ.get('JAXDL_PLAIN', '') not in ('', '0'):
+        return {'plain': True}
+    done: dict = {'allocator': _set_allocator()}
+    if 'jax' in sys.modules:
+        done['late'] = True
+        return done
+    if platform:
+        _set_default(done, 'JAX_PLATFORMS', platform)
+    flags = _flags_for(_CPU_FLAGS)
+    if deterministic:
+        flags += _flags_for(_DETERMINISTIC_FLAGS)
+    if platform != 'cpu' and _has_nvidia():
+        _set_default(done, 'JAX_OPTIMIZATION_LEVEL', 'O1')
+    done['xla_flags'] = _add_flags(flags)
+    _set_compile_cache(done)
+    return done
+
+
+def _set_allocator() -> dict | None:
+    if sys.platform != 'linux' or host.libc_ver()[0] != 'glibc':
+        return None
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return None
+    return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
+
+
+def _flags_for(table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    from jaxlib.version import __version__  # light: jax itself is not imported
+
+    return table.get(__version__, ())
+
+
+def _add_flags(flags: tuple[str, ...]) -> list[str]:
+    """Adds the flags whose names the user has not set to XLA_FLAGS, and returns those added."""
+    present = os.environ.get('XLA_FLAGS', '')
+    names = {word.split('=')[0] for word in present.split()}
+    added = [flag for flag in flags if flag.split('=')[0] not in names]
+    if added:
+        os.environ['XLA_FLAGS'] = ' '.join([*present.split(), *added])
+    return added
+
+
+def _has_nvidia() -> bool:
+    return os.path.exists('/proc/driver/nvidia') or os.path.exists('/dev/nvidiactl')
+
+
+def _set_compile_cache(done: dict) -> None:
+    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+        done['compile_cache'] = os.environ['JAX_COMPILATION_CACHE_DIR']
+        return
+    home = os.environ.get('JAXDL_CACHE') or os.path.join(os.path.expanduser('~'), '.cache', 'jaxdl')
+    folder = os.path.join(home, 'compile')
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        folder = ''
+    if not folder or not os.access(folder, os.W_OK | os.X_OK):
+        done['compile_cache'] = None
+        return
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = done['compile_cache'] = folder
+    _set_default(done, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+
+def _set_default(done: dict, name: str, value: str) -> None:
+    done[name] = os.environ.setdefault(name, value)
