@@ -1,0 +1,350 @@
+"""The Transformer: one block and one stack of blocks, shared by every model, and what a decoder remembers."""
+
+import dataclasses
+from typing import ClassVar, Optional
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxdl.models import attention
+from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
+from jaxdl.models.layers import Dropout, check_dtype, check_rate
+
+REMAT = {
+    # Keeps the products with weights, which are dear, and recomputes attention and the rest.
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Transformer(nn.Module):
+    """What every Transformer here, and every part of one, is told about its shape.
+
+    Attributes:
+        width: channels of the residual stream.
+        layers: blocks.
+        heads: attention heads.
+        kv_heads: key and value heads, shared by groups of query heads; 0: `heads`.
+        head_dim: channels of one head; 0: `width` / `heads`.
+        mlp_width: hidden units of the MLP; 0: 4·width, or about 8/3·width where gated.
+        activation: 'gelu' (exact), 'gelu_tanh', 'relu', or gated 'swiglu', 'geglu'.
+        norm: 'layer' or 'rms'.
+        norm_epsilon: added to the variance in a norm.
+        pre_norm: norms before attention and MLP and one at the end, instead of after each.
+        bias: learn biases in linear layers and LayerNorm.
+        qk_norm: normalise queries and keys by RMS (arXiv:2302.05442).
+        positions: 'learned', 'sinusoidal', 'rotary' or 'none'.
+        rotary_base: base of the rotary rates.
+        dropout: rate on embeddings and on what each layer adds, in [0, 1).
+        init_std: deviation of the normal initialisation; 0: 1/sqrt(fan in).
+        scan_layers: one traced block with parameters stacked on axis 0: compiles in constant time.
+        remat: recompute in the backward pass: 'none', 'dots' (all but products with weights) or 'full'.
+        dtype: dtype of the computation, 'float32' or 'bfloat16'.
+    """
+
+    scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+
+    width: int = 384
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 0
+    head_dim: int = 0
+    mlp_width: int = 0
+    activation: str = 'gelu_tanh'
+    norm: str = 'layer'
+    norm_epsilon: float = 1e-5
+    pre_norm: bool = True
+    bias: bool = True
+    qk_norm: bool = False
+    positions: str = 'learned'
+    rotary_base: float = 10000.0
+    dropout: float = 0.0
+    init_std: float = 0.0
+    scan_layers: bool = False
+    remat: str = 'none'
+    dtype: str = 'float32'
+
+    def check(self):
+        """Raises ValueError for a shape that cannot be built."""
+        for name in ('width', 'layers', 'heads'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+        for name in ('kv_heads', 'head_dim', 'mlp_width'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1, or 0 for auto')
+        if not self.head_dim and self.width % self.heads:
+            raise ValueError(f'heads={self.heads}: must divide width={self.width}, or set head_dim')
+        if self.heads % self.key_heads:
+            raise ValueError(f'kv_heads={self.kv_heads}: must divide heads={self.heads}')
+        if self.positions == 'rotary' and self.channels % 2:
+            raise ValueError(f'head_dim={self.channels}: must be even for rotary positions')
+        for name, allowed in (
+            ('activation', tuple(attention.ACTIVATIONS)),
+            ('norm', ('layer', 'rms')),
+            ('positions', ('learned', 'sinusoidal', 'rotary', 'none')),
+            ('remat', ('none', *REMAT)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f'{name}={getattr(self, name)!r}: must be one of {", ".join(allowed)}'
+                )
+        check_dtype(self.dtype)
+        check_rate('dropout', self.dropout)
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def channels(self) -> int:
+        """Channels of one head."""
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the MLP."""
+        if self.mlp_width:
+            return self.mlp_width
+        # Three kernels instead of two: 8/3 of the width gives the same parameters, kept aligned.
+        gated = -(-8 * self.width // (3 * 64)) * 64
+        return gated if self.activation in attention.GATED else 4 * self.width
+
+    def residual_std(self, fan_in: int) -> float:
+        """Deviation of a kernel whose product is added to the residual stream.
+
+        With pre-norm 2·layers such products add up, so each starts smaller (Radford et al. 2019).
+        """
+        std = self.init_std or fan_in**-0.5
+        return std * (2 * self.layers) ** -0.5 if self.pre_norm else std
+
+    def shape(self, train: bool = True) -> dict:
+        """Returns the fields above, for a part of this model; without `train`, dropout is off."""
+        names = [f.name for f in dataclasses.fields(Transformer)]
+        fields = {name: getattr(self, name) for name in names if name not in ('parent', 'name')}
+        return fields if train else {**fields, 'dropout': 0.0}
+
+    def make_norm(self, name: str, dtype: str = '') -> nn.Module:
+        return make_norm(
+            self.norm,
+            epsilon=self.norm_epsilon,
+            use_bias=self.bias,
+            dtype=dtype or self.dtype,
+            name=name,
+        )
+
+
+class Block(Transformer):
+    """Attention, optional cross attention and MLP, each with its norm and residual connection.
+
+    Attributes:
+        causal: tokens see only themselves and earlier ones.
+        cross: also attend to `routing.context`.
+    """
+
+    causal: bool = False
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: Optional['LayerCache'], routing: Routing):
+        """Returns (x [batch, time, width], the layer's cache after these tokens)."""
+
+        def attend(name: str, cross: bool, past: KeyValues | None):
+            layer = Attention(
+                heads=self.heads,
+                kv_heads=self.key_heads,
+                head_dim=self.channels,
+                bias=self.bias,
+                qk_norm=self.qk_norm,
+                rotary_base=self.rotary_base if self.positions == 'rotary' else 0.0,
+                causal=self.causal,
+                cross=cross,
+                norm_epsilon=self.norm_epsilon,
+                std=self.init_std,
+                out_std=self.residual_std(self.heads * self.channels),
+                dtype=self.dtype,
+                name=name,
+            )
+            return lambda y: layer(y, routing, past)
+
+        def mlp(y: jax.Array):
+            layer = Mlp(
+                self.hidden,
+                activation=self.activation,
+                bias=self.bias,
+                std=self.init_std,
+                out_std=self.residual_std(self.hidden),
+                dtype=self.dtype,
+                name='mlp',
+            )
+            return layer(y), None
+
+        def residual(x: jax.Array, name: str, layer):
+            norm = self.make_norm(f'{name}_norm')
+            update, past = layer(norm(x) if self.pre_norm else x)
+            x = x + Dropout(self.dropout)(update, train=True)
+            x = x if self.pre_norm else norm(x)
+            return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), past
+
+        own = other = None
+        if cache is not None:
+            own, other = cache.own, cache.cross
+        x, own = residual(x, 'attention', attend('attention', False, own))
+        if self.cross:
+            x, other = residual(x, 'cross', attend('cross', True, other))
+        x, _ = residual(x, 'mlp', mlp)
+        return x, None if cache is None else LayerCache(own, other)
+
+
+@flax.struct.dataclass
+class LayerCache:
+    """What one block remembers: its own keys and values and those of cross attention."""
+
+    own: KeyValues
+    cross: KeyValues | None = None
+
+    def take(self, rows: jax.Array) -> 'LayerCache':
+        return LayerCache(
+            self.own.take(rows), None if self.cross is None else self.cross.take(rows)
+        )
+
+
+@flax.struct.dataclass
+class Cache:
+    """What a Transformer decoder remembers of the tokens it has read.
+
+    Attributes:
+        layers: a LayerCache per layer, or one with stacked arrays if the layers are scanned.
+        segments: [batch, slots] 1 where a slot holds a token, 0 where it is padding or unwritten.
+        position: [batch] position of the next token.
+        slot: slots written.
+        context_segments: [batch, source time] of an encoder–decoder, else None.
+    """
+
+    layers: tuple[LayerCache, ...] | LayerCache
+    segments: jax.Array
+    position: jax.Array
+    slot: jax.Array
+    context_segments: jax.Array | None = None
+
+    @classmethod
+    def zeros(cls, model: Transformer, batch: int, slots: int, source: int = 0) -> 'Cache':
+        """Returns the empty cache of `model` for `slots` tokens and `source` encoder positions."""
+
+        def pair(length: int) -> KeyValues:
+            shape = (batch, length, model.key_heads, model.channels)
+            return KeyValues(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+
+        def layer() -> LayerCache:
+            return LayerCache(pair(slots), pair(source) if source else None)
+
+        layers = tuple(layer() for _ in range(model.layers))
+        return cls(
+            jax.tree.map(lambda *x: jnp.stack(x), *layers) if model.scan_layers else layers,
+            jnp.zeros((batch, slots), jnp.int32),
+            jnp.zeros((batch,), jnp.int32),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((batch, source), jnp.int32) if source else None,
+        )
+
+    def take(self, rows: jax.Array) -> 'Cache':
+        """Keeps the batch rows `rows` [new batch], in that order; they may repeat."""
+        layers = jax.tree.map(
+            lambda layer: layer.take(rows),
+            self.layers,
+            is_leaf=lambda node: isinstance(node, LayerCache),
+        )
+        context = None if self.context_segments is None else self.context_segments[rows]
+        return self.replace(
+            layers=layers,
+            segments=self.segments[rows],
+            position=self.position[rows],
+            context_segments=context,
+        )
+
+    def write(self, segments: jax.Array) -> tuple['Cache', Routing]:
+        """Makes room for tokens with `segments` [batch, time], 0 where padding.
+
+        Returns the cache, still without their keys, and what a stack needs to write and read it.
+        """
+        time, slots = segments.shape[1], self.segments.shape[1]
+        segments = (segments > 0).astype(jnp.int32)
+        known = jax.lax.dynamic_update_slice(self.segments, segments, (0, self.slot))
+        # Slots fill in order, so a slot's index says what came earlier, even after padding.
+        order = jnp.arange(slots)[None, :] <= self.slot + jnp.arange(time)[:, None]
+        visible = order[None] & (known[:, None, :] == segments[:, :, None])
+        positions = self.position[:, None] + jnp.cumsum(segments, axis=1) - segments
+        cache = self.replace(
+            segments=known,
+            position=self.position + segments.sum(axis=1),
+            slot=self.slot + time,
+        )
+        return cache, Routing(
+            positions=positions, segments=segments, visible=visible[:, None], slot=self.slot
+        )
+
+
+class Stack(Transformer):
+    """`layers` equal blocks: 'layer_0', 'layer_1', … or, scanned, one 'layers' with stacked parameters.
+
+    Attributes:
+        causal: tokens see only themselves and earlier ones.
+        cross: blocks also attend to `routing.context`.
+    """
+
+    causal: bool = False
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, routing: Routing, cache: Cache | None = None):
+        """Returns (x [batch, time, width], `cache` with the keys and values of these tokens)."""
+        block, options = Block, {**self.shape(), 'causal': self.causal, 'cross': self.cross}
+        if self.remat != 'none':
+            # Inside a scan common subexpressions cannot be merged anyway, and the barrier costs.
+            block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
+        if self.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={'params': 0},
+                split_rngs={'params': True, 'dropout': True},
+                in_axes=(0, nn.broadcast),
+                length=self.layers,
+            )
+            past = None if cache is None else cache.layers
+            x, past = scanned(**options, name='layers')(x, past, routing)
+        else:
+            past = []
+            for i in range(self.layers):
+                layer = None if cache is None else cache.layers[i]
+                x, layer = block(**options, name=f'layer_{i}')(x, layer, routing)
+                past.append(layer)
+            past = tuple(past)
+        if self.pre_norm:
+            x = self.make_norm('final_norm')(x)
+        return x, None if cache is None else cache.replace(layers=past)
+
+
+def stack_layers(params: dict) -> dict:
+    """Turns parameters of unscanned stacks ('layer_0', 'layer_1', …) into those of scanned ones."""
+    if not isinstance(params, dict):
+        return params
+    names = sorted(
+        (k for k in params if k.startswith('layer_') and k[6:].isdigit()), key=lambda k: int(k[6:])
+    )
+    rest = {k: stack_layers(v) for k, v in params.items() if k not in names}
+    if names:
+        rest['layers'] = jax.tree.map(lambda *x: jnp.stack(x), *(params[k] for k in names))
+    return rest
+
+
+def unstack_layers(params: dict) -> dict:
+    """Turns parameters of scanned stacks ('layers') into those of unscanned ones."""
+    if not isinstance(params, dict):
+        return params
+    rest = {k: unstack_layers(v) for k, v in params.items() if k != 'layers'}
+    if 'layers' in params:
+        count = len(jax.tree.leaves(params['layers'])[0])
+        for i in range(count):
+            rest[f'layer_{i}'] = jax.tree.map(lambda x, i=i: x[i], params['layers'])
+    return rest
