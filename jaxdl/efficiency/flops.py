@@ -278,14 +278,17 @@ _FUSED_ATTENTION = (
     ('dot_product_attention_fp8_fwd', 2, 0),
 )
 _REDUCERS = frozenset(
-    ('reduce', 'scatter-add', 'reduce_window', 'reduce_window_sum', 'reduce_window_max', 'cumsum')
-    + ('cumlogsumexp', 'cummax', 'cumprod', 'sort', 'select_and_scatter_add', 'scatter')
+    """
+    reduce reduce_window reduce_window_sum reduce_window_max cumsum cumlogsumexp cummax cumprod
+    sort scatter scatter-add select_and_scatter_add
+    """.split()
 )
 _MOVERS = frozenset(
-    ('reshape', 'transpose', 'broadcast_in_dim', 'squeeze', 'slice', 'dynamic_slice', 'gather')
-    + ('dynamic_update_slice', 'concatenate', 'pad', 'rev', 'iota', 'copy', 'copy_p', 'split')
-    + ('sharding_constraint', 'stop_gradient', 'bitcast_convert_type', 'device_put', 'pvary')
-    + ('optimization_barrier', 'psum', 'psum_invariant', 'all_gather', 'ppermute', 'all_to_all')
-    + ('axis_index', 'random_wrap', 'random_unwrap', 'random_seed', 'random_fold_in', 'name')
-    + ('reduce_scatter', 'convert_element_type', 'mesh_cast', 'layout_constraint')
+    """
+    reshape transpose broadcast_in_dim squeeze slice dynamic_slice dynamic_update_slice gather
+    concatenate pad rev iota copy copy_p split name sharding_constraint stop_gradient
+    convert_element_type bitcast_convert_type device_put pvary mesh_cast layout_constraint
+    optimization_barrier psum psum_invariant all_gather reduce_scatter ppermute all_to_all
+    axis_index random_wrap random_unwrap random_seed random_fold_in
+    """.split()
 )
