@@ -50,9 +50,7 @@ def check_positive(**fields: int) -> None:
 # Under jit a batch is one global array and its mean is the global mean. Inside shard_map and pmap a
 # program sees one shard, so layers that look across the batch need the axis to sum over. Whoever
 # wraps the step knows that name, models do not: it reaches the layer while the step is traced.
-_batch_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    'batch_axis', default=None
-)
+_batch_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar('batch_axis', default=None)
 
 
 @contextlib.contextmanager

@@ -197,7 +197,9 @@ class Mixup:
         mix = jnp.where(_both_valid(batch, len(images)), mix, 1.0)
         weight = mix[:, None, None, None]
         blend = weight * images + (1 - weight) * _other(images)
-        return _with_pair(batch, _as(blend, images.dtype), mix, self)
+        # where, not a product alone: a padding row may hold nan, and 0 * nan is nan.
+        blend = jnp.where(weight < 1, _as(blend, images.dtype), images)
+        return _with_pair(batch, blend, mix, self)
 
 
 @dataclass

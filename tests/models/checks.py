@@ -55,6 +55,9 @@ def check_vision_model(model, image_shape, num_classes):
     for path, leaf in jax.tree_util.tree_leaves_with_path(new['batch_stats']):
         assert leaf.dtype == jnp.float32 and bool(jnp.isfinite(leaf).all()), path
     assert not np.allclose(
-        *(np.concatenate([x.ravel() for x in jax.tree.leaves(s['batch_stats'])]) for s in (state, new))
+        *(
+            np.concatenate([x.ravel() for x in jax.tree.leaves(s['batch_stats'])])
+            for s in (state, new)
+        )
     )
     return variables, grads

@@ -105,9 +105,7 @@ def test_batch_norm_survives_a_mean_far_from_zero():
     x = 3000 + _normal(0, (4096, 2))
     model, variables = _batch_norm(x)
     stats = {'mean': jnp.full(2, 2990.0), 'var': jnp.ones(2)}
-    y, _ = model.apply(
-        {**variables, 'batch_stats': stats}, x, train=True, mutable=['batch_stats']
-    )
+    y, _ = model.apply({**variables, 'batch_stats': stats}, x, train=True, mutable=['batch_stats'])
     np.testing.assert_allclose(y.std(0), 1, rtol=2e-3)
 
 
@@ -204,9 +202,7 @@ def test_dropout_rate_may_be_traced():
         return layers.Dropout(rate).apply({}, x, train=True, rngs={'dropout': jax.random.key(0)})
 
     for rate in (0.1, 0.6):
-        fixed = layers.Dropout(rate).apply(
-            {}, x, train=True, rngs={'dropout': jax.random.key(0)}
-        )
+        fixed = layers.Dropout(rate).apply({}, x, train=True, rngs={'dropout': jax.random.key(0)})
         np.testing.assert_allclose(run(jnp.float32(rate)), fixed, rtol=1e-6)
     assert len(traces) == 1
 
@@ -221,7 +217,9 @@ def test_pooling_is_the_formula():
     np.testing.assert_allclose(layers.avg_pool(x), blocks.mean((2, 4)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(layers.global_avg_pool(x), x.mean((1, 2)), rtol=1e-5, atol=1e-6)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    windows = np.stack([padded[:, i : i + 6 : 2, j : j + 8 : 2] for i in range(3) for j in range(3)])
+    windows = np.stack(
+        [padded[:, i : i + 6 : 2, j : j + 8 : 2] for i in range(3) for j in range(3)]
+    )
     np.testing.assert_allclose(layers.max_pool(x, (3, 3), (2, 2), 1), windows.max(0))
 
 
