@@ -82,11 +82,11 @@ class TransformerLM(Transformer):
     def __call__(
         self,
         tokens: jax.Array,
-        segments: Optional[jax.Array] = None,
-        positions: Optional[jax.Array] = None,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
         *,
         train: bool,
-        cache: Optional[Cache] = None,
+        cache: Cache | None = None,
     ) -> jax.Array | DeferredLogits | tuple[jax.Array, Cache]:
         """Predicts token t + 1 from `tokens` [batch, time] 0..t.
 
@@ -147,11 +147,11 @@ def check_vocab(model) -> None:
 
 
 def enter(
-    cache: Optional[Cache],
+    cache: Cache | None,
     tokens: jax.Array,
-    segments: Optional[jax.Array],
-    positions: Optional[jax.Array],
-) -> tuple[Routing, Optional[Cache]]:
+    segments: jax.Array | None,
+    positions: jax.Array | None,
+) -> tuple[Routing, Cache | None]:
     """Returns the routing of `tokens` [batch, time] and the cache with room for them."""
     if cache is not None:
         known = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments
