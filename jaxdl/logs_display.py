@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+_NUMBERS = re.compile(r'(\d+)')
 _active: 'Progress | None' = None
 
 
@@ -100,7 +102,7 @@ class Progress:
         share = min(self._step / self.total, 1.0) if self.total else 1.0
         full, empty = ('━', '─') if _can_encode(self._stream, '━─') else ('#', '-')
         texts = [self._counter(), *_texts(self._values), *self._left()]
-        length = max(10, min(30, width - 6 - len('  '.join(texts))))
+        length = max(8, min(30, width - 8 - len('  '.join(texts))))
         done = round(share * length)
         line = '  '.join([f'{full * done}{empty * (length - done)} {share:4.0%}', *texts])
         # Never the last column: there many terminals wrap, and the bar would scroll.
@@ -277,7 +279,7 @@ def count_parameters(params: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def parameter_table(params: Any, *, max_rows: int = 36) -> str:
+def parameter_table(params: Any, *, max_rows: int = 35) -> str:
     """A text table of a tree's arrays: path, shape, dtype, count, mean, standard deviation.
 
     A tree with more than `max_rows` arrays is summed up per layer or group of layers. Leaves may be
@@ -301,7 +303,13 @@ def parameter_table(params: Any, *, max_rows: int = 36) -> str:
             groups.setdefault(path[:depth], []).append(index)
         if len(groups) <= max_rows:
             break
-    shown = list(groups.items())
+    # block2 before block10.
+    shown = sorted(
+        groups.items(),
+        key=lambda item: [
+            [int(t) if t.isdigit() else 0, t] for t in _NUMBERS.split('/'.join(item[0]))
+        ],
+    )
     rest = shown[max_rows - 1 :] if len(shown) > max_rows else []
     if rest:
         shown = shown[: max_rows - 1]
@@ -331,7 +339,6 @@ def parameter_table(params: Any, *, max_rows: int = 36) -> str:
             )
         )
     rows.append(('total', f'{len(leaves)} arrays', '', f'{total:,}', '', ''))
-    columns = range(3 if moments is None else 6)
     columns = [*range(4), *([4, 5] if moments is not None else [])]
     widths = [max(len(row[c]) for row in rows) for c in columns]
     lines = [
