@@ -1,0 +1,262 @@
+"""Checkpoints that are checked: Orbax writes them, a digest of every array proves them.
+
+Orbax does not check array bytes. So each checkpoint also holds a digest per leaf of the state,
+computed on the device, which does not depend on the sharding. A restore computes it again; where
+it differs, or anything cannot be read, the next older step is tried.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl import config as config_lib
+from jaxdl.errors import UserError
+from jaxdl.optim import path_name
+
+
+def leaf_names(tree: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def digest(tree: Any) -> jax.Array:
+    """One uint32 per leaf, [leaves]: a sum of scrambled words, each bound to its place.
+
+    The scrambling (the finaliser of MurmurHash3 by Austin Appleby) is a bijection of a word, so one
+    changed word always changes the sum; several changed words go unseen once in 2^32. Sums modulo
+    2^32 do not depend on the order, so every sharding gives the same digest.
+    """
+    return jnp.stack([_leaf_digest(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _leaf_digest(leaf: jax.Array) -> jax.Array:
+    if leaf.dtype == jnp.bool_:
+        words = leaf.astype(jnp.uint32)
+    elif leaf.dtype.itemsize == 4:
+        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    else:
+        small = {1: jnp.uint8, 2: jnp.uint16}[leaf.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(leaf, small).astype(jnp.uint32)
+    # The place of a word, built from one iota per axis: no reshape, so shards stay where they are.
+    place = jnp.zeros(words.shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(words.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
+            stride % 2**32
+        )
+        stride *= words.shape[axis]
+    x = words ^ (place * jnp.uint32(0x9E3779B9) + jnp.uint32(0x7F4A7C15))
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = x ^ (x >> 16)
+    return x.sum(dtype=jnp.uint32) if words.ndim else x
+
+
+_digest = jax.jit(digest)
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted; the message says which part and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: folder/STEP/, written in the background.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        options: how many are kept.
+        read_only: never write, clean up or move anything there.
+    """
+
+    def __init__(self, folder: Path, options: config_lib.Checkpoint, *, read_only: bool = False):
+        self.folder = Path(folder).absolute()
+        self.options = options
+        self.read_only = read_only
+        self.failed = ''
+        self._checkpointer: Any = None
+
+    def steps(self) -> list[int]:
+        """The steps that are complete as far as their folders say, oldest first."""
+        try:
+            return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        except FileNotFoundError:
+            return []
+
+    def _open(self) -> Any:
+        if self._checkpointer is None:
+            from orbax.checkpoint import v1 as ocp
+
+            policies = ocp.training.preservation_policies
+            keep: list[Any] = [policies.LatestN(self.options.keep)]
+            if self.options.best:
+                keep.append(
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics['best'],
+                        reverse=self.options.mode == 'min',
+                        n=1,
+                    )
+                )
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=not self.read_only,
+            )
+        return self._checkpointer
+
+    # ---- saving ----
+
+    def save(self, step: int, state: Any, *, extra: dict, best: float | None = None) -> bool:
+        """Starts to save `state`; returns when it may be changed again. False: it failed, loudly.
+
+        `extra` is JSON that comes back with the state. A failed save never ends the training: the
+        older checkpoints stay as they are, and the reason is in `failed`.
+        """
+        try:
+            checkpointer = self._open()
+            checkpointer.wait()
+            text = json.dumps(extra)
+            checkpointer.save_checkpointables_async(
+                step,
+                {'state': state, 'digest': {'leaves': _digest(state)}},
+                overwrite=True,
+                metrics=None if best is None else {'best': best},
+                custom_metadata={
+                    'extra': text,
+                    'sha256': hashlib.sha256(text.encode()).hexdigest(),
+                    'leaves': leaf_names(state),
+                },
+            )
+            return True
+        except Exception as error:  # whatever the file system or Orbax raises: the run goes on
+            self._warn(step, error)
+            return False
+
+    def wait(self) -> bool:
+        """Waits for the save that is under way; False if it failed."""
+        if self._checkpointer is None:
+            return True
+        try:
+            self._checkpointer.wait()
+            return True
+        except Exception as error:
+            self._warn(None, error)
+            return False
+
+    def _warn(self, step: int | None, error: BaseException) -> None:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
+        self.failed = f'{where} could not be saved in {self.folder}: {first}'
+        print(f'WARNING: {self.failed}', file=sys.stderr, flush=True)
+        # The failed save may leave Orbax in the middle of it: the next save opens anew.
+        checkpointer, self._checkpointer = self._checkpointer, None
+        try:
+            if checkpointer is not None:
+                checkpointer.close()
+        except Exception:
+            pass
+
+    def close(self) -> None:
+        if self._checkpointer is not None:
+            self.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    # ---- restoring ----
+
+    def restore(self, abstract: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
+        """The newest good (step, state, extra), on the shardings that `abstract` carries.
+
+        Damaged steps are named on stderr and, unless read_only, moved to `../damaged`.
+
+        Raises:
+            UserError: there is none that is good; the message says what was tried.
+        """
+        steps = self.steps() if step is None else [step]
+        tried = []
+        for candidate in reversed(steps):
+            try:
+                return candidate, *self._load(candidate, abstract)
+            except Damaged as error:
+                tried.append(f'step {candidate}: {error}')
+                print(
+                    f'WARNING: checkpoint {self.folder / str(candidate)} is damaged: {error}',
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if step is None and not self.read_only:
+                    self._set_aside(candidate)
+        raise UserError(
+            f'no good checkpoint in {self.folder} (tried {"; ".join(tried) or "none: it is empty"}).\n'
+            'Give another --workdir to start anew, or put back a good checkpoint folder'
+        )
+
+    def _load(self, step: int, abstract: Any) -> tuple[Any, dict]:
+        if not (self.folder / str(step)).is_dir():
+            raise Damaged('there is no such folder')
+        try:
+            checkpointer = self._open()
+            metadata = checkpointer.checkpointables_metadata(step).custom_metadata
+        except Exception as error:
+            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+        if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
+            raise Damaged('its metadata is missing or incomplete')
+        text = metadata['extra']
+        if hashlib.sha256(str(text).encode()).hexdigest() != metadata['sha256']:
+            raise Damaged('its metadata does not match its checksum')
+        names = leaf_names(abstract)
+        if names != metadata['leaves']:
+            odd = sorted(set(names) ^ set(map(str, metadata['leaves'])))
+            raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
+        count = jax.ShapeDtypeStruct(
+            (len(names),), jnp.uint32, sharding=_like_replicated(jax.tree.leaves(abstract)[0])
+        )
+        try:
+            found = checkpointer.load_checkpointables(
+                step, {'state': abstract, 'digest': {'leaves': count}}
+            )
+        except Exception as error:
+            raise Damaged(f'it cannot be read ({_first_line(error)})') from None
+        state = found['state']
+        expected = np.asarray(jax.device_get(found['digest']['leaves']))
+        wrong = np.flatnonzero(np.asarray(jax.device_get(_digest(state))) != expected)
+        if wrong.size:
+            more = f' and {wrong.size - 1} more' if wrong.size > 1 else ''
+            raise Damaged(f'the bytes of {names[wrong[0]]}{more} do not match their digest')
+        return state, json.loads(text)
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder.parent / 'damaged'
+        try:
+            if jax.process_index() == 0:
+                target.mkdir(exist_ok=True)
+                place = target / str(step)
+                if place.exists():
+                    shutil.rmtree(place)
+                os.rename(self.folder / str(step), place)
+        except OSError:
+            pass  # a read-only folder: the next save of this step overwrites it
+        if self._checkpointer is not None:
+            self._checkpointer.reload()
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [''])[0]
+    return f'{type(error).__name__}: {text[:200]}'
+
+
+def _like_replicated(leaf: Any) -> Any:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding

@@ -1,0 +1,69 @@
+"""Exact evaluation: every example of every evaluation set once, on any number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdl import parallel
+from jaxdl.config import Config
+from jaxdl.feed import Feed
+from jaxdl.program import Program
+from jaxdl.step import COUNT, Packing, TrainState
+
+
+class Evaluator:
+    """Evaluates a state on all evaluation sets; each set's step compiles at its first use.
+
+    Args:
+        program: the run's compiled functions.
+        sources: {name: source}.
+    """
+
+    def __init__(self, program: Program, sources: dict[str, Any]):
+        self.program = program
+        config: Config = program.config
+        size = config.eval_batch_size or config.batch_size
+        if sources:
+            name = 'eval_batch_size' if config.eval_batch_size else 'batch_size'
+            parallel.check_batch(name, size, 1, program.mesh)
+        self.feeds = {
+            name: Feed(source, size, program.mesh, placement=config.placement)
+            for name, source in sources.items()
+        }
+        self._compiled: dict[str, tuple[Callable, Packing]] = {}
+
+    def compile(self) -> None:
+        for name, feed in self.feeds.items():
+            if name not in self._compiled:
+                self._compiled[name] = self.program.compile_eval(
+                    feed.abstract(mask=True), feed.resident
+                )
+
+    def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> dict[str, Any]:
+        """{'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
+        self.compile()
+        found: dict[str, Any] = {}
+        for name, feed in self.feeds.items():
+            step, packing = self._compiled[name]
+            total = np.zeros(packing.size, np.float64)
+            waiting: list[jax.Array] = []
+            for batch in feed.evaluation(ahead=self.program.config.prefetch):
+                waiting.append(step(state, batch, feed.resident, hyper))
+                waiting[-1].copy_to_host_async()
+                if len(waiting) > 2:
+                    total += np.asarray(waiting.pop(0), np.float64)
+                    beat()
+            for packed in waiting:
+                total += np.asarray(packed, np.float64)
+            means = packing.means(total)
+            means.pop(COUNT)
+            count = float(packing.unpack(total)[COUNT][0])
+            derived = getattr(self.program.config.task, 'derived', None)
+            if derived is not None:
+                means |= derived({k: v for k, v in means.items() if isinstance(v, float)})
+            found |= {f'eval/{name}/{key}': value for key, value in means.items()}
+            found[f'eval/{name}/examples'] = count
+            beat()
+        return found

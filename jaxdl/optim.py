@@ -1,0 +1,330 @@
+"""Optimizers and schedules as small dataclasses over optax.
+
+A schedule is a function of the fraction of the run that is done, so a run of another length never
+has a stale schedule. `build(steps)` returns an optax transformation; the learning rate, the weight
+decay and the clipping norm may be traced values.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass
+class Constant:
+    """Warm-up, then the full learning rate.
+
+    Attributes:
+        warmup: fraction of the run over which the rate rises linearly from 0.
+    """
+
+    warmup: float = 0.0
+
+    def check(self):
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f'warmup={self.warmup}: is a fraction of the run, in [0, 1]')
+
+    def __call__(self, progress: jax.Array) -> jax.Array:
+        """The factor on the learning rate when `progress` (0 to 1) of the run is done."""
+        rise = jnp.clip(progress / self.warmup, 0, 1) if self.warmup else 1.0
+        return rise * self.decay(
+            jnp.clip((progress - self.warmup) / max(1 - self.warmup, 1e-9), 0, 1)
+        )
+
+    def decay(self, progress: jax.Array) -> jax.Array:
+        """The factor after the warm-up, of which `progress` (0 to 1) is done."""
+        return jnp.ones_like(progress)
+
+
+@dataclasses.dataclass
+class Linear(Constant):
+    """Warm-up, then a straight line down to `final`.
+
+    Attributes:
+        final: factor on the learning rate at the end.
+    """
+
+    final: float = 0.0
+
+    def check(self):
+        super().check()
+        if not 0 <= self.final <= 1:
+            raise ValueError(f'final={self.final}: is a factor on the learning rate, in [0, 1]')
+
+    def decay(self, progress):
+        return 1 - (1 - self.final) * progress
+
+
+@dataclasses.dataclass
+class Cosine(Linear):
+    """Warm-up, then half a cosine down to `final` (arXiv:1608.03983)."""
+
+    def decay(self, progress):
+        return self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(math.pi * progress))
+
+
+@dataclasses.dataclass
+class InverseSqrt(Constant):
+    """Warm-up, then the inverse square root of the progress (Vaswani et al., arXiv:1706.03762)."""
+
+    def check(self):
+        super().check()
+        if not self.warmup:
+            raise ValueError('warmup=0: the inverse square root needs a warm-up above 0')
+
+    def __call__(self, progress):
+        return jnp.minimum(
+            progress / self.warmup, jnp.sqrt(self.warmup / jnp.maximum(progress, 1e-9))
+        )
+
+
+NORMS_AND_BIASES = (r'(^|/)bias$', r'(^|/)scale$', r'(^|/)b$')
+
+
+@dataclasses.dataclass
+class Optimizer:
+    """What all optimizers share: the rate, its schedule, weight decay by path, clipping.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        schedule: the factor on it over the run.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        no_decay: patterns of parameter paths that are not decayed.
+        clip_norm: largest global norm of the gradient; 0: no clipping.
+    """
+
+    scalars: ClassVar[tuple[str, ...]] = ('learning_rate', 'weight_decay', 'clip_norm')
+
+    learning_rate: float = 1e-3
+    schedule: Any = dataclasses.field(default_factory=Cosine)
+    weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = NORMS_AND_BIASES
+    clip_norm: float = 0.0
+
+    def check(self):
+        for name in ('learning_rate', 'weight_decay', 'clip_norm'):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f'{name}={value}: must be a finite number, at least 0')
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f'no_decay: {pattern!r} is no regular expression: {error}') from None
+
+    def rate(self, step: jax.Array, steps: int) -> jax.Array:
+        """The learning rate of the update that follows `step` completed ones.
+
+        The update counts as half done (step + 1/2), so that the first is not 0 under a warm-up and
+        the last is not 0 under a decay to 0.
+        """
+        return self.learning_rate * self.schedule((step + 0.5) / steps)
+
+    def direction(self) -> optax.GradientTransformation:
+        """The update before the learning rate; subclasses give theirs."""
+        raise TypeError(f'{type(self).__name__} gives no direction')
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The whole update as an optax transformation, for a run of `steps`."""
+        parts = []
+        if not _off(self.clip_norm):
+            parts.append(optax.clip_by_global_norm(self.clip_norm))
+        parts.append(self.direction())
+        if not _off(self.weight_decay):
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=self.decays))
+        parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
+        return optax.chain(*parts)
+
+    def decays(self, params: Any) -> Any:
+        """A tree of booleans: which parameters are decayed."""
+        patterns = [re.compile(p) for p in self.no_decay]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not any(p.search(path_name(path)) for p in patterns), params
+        )
+
+
+def path_name(path: tuple) -> str:
+    """A tree path as 'a/b/c'."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _off(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+@dataclasses.dataclass
+class Sgd(Optimizer):
+    """Stochastic gradient descent with (Nesterov) momentum.
+
+    Weight decay is added to the gradient before the momentum, as in torch.optim.SGD.
+
+    Attributes:
+        momentum: decay of the velocity; 0: none.
+        nesterov: look ahead along the velocity.
+    """
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def check(self):
+        super().check()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+        if self.nesterov and not self.momentum:
+            raise ValueError('nesterov=True is unused when momentum=0; set nesterov=False')
+
+    def build(self, steps):
+        parts = []
+        if not _off(self.clip_norm):
+            parts.append(optax.clip_by_global_norm(self.clip_norm))
+        if not _off(self.weight_decay):
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=self.decays))
+        if self.momentum:
+            parts.append(optax.trace(self.momentum, nesterov=self.nesterov))
+        parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
+        return optax.chain(*parts)
+
+
+@dataclasses.dataclass
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (arXiv:1711.05101).
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        moment_dtype: dtype of the first moment; empty: that of the parameter.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    moment_dtype: str = ''
+
+    def check(self):
+        super().check()
+        _check_betas(self)
+
+    def direction(self):
+        return optax.scale_by_adam(
+            b1=self.b1, b2=self.b2, eps=self.eps, mu_dtype=self.moment_dtype or None
+        )
+
+
+@dataclasses.dataclass
+class Lion(Optimizer):
+    """The sign of an interpolated momentum (arXiv:2302.06675); wants a rate 3 to 10 times smaller.
+
+    Attributes:
+        b1: interpolation between momentum and gradient in the update.
+        b2: decay of the momentum.
+    """
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def check(self):
+        super().check()
+        _check_betas(self)
+
+    def direction(self):
+        return optax.scale_by_lion(b1=self.b1, b2=self.b2)
+
+
+@dataclasses.dataclass
+class Muon(Optimizer):
+    """Momentum orthogonalised by Newton-Schulz for matrices, Adam for all else.
+
+    Matrices are the parameters with at least two dimensions whose path does not match `adam`; a
+    convolution kernel counts as the matrix [height * width * in, out]. Source:
+    https://kellerjordan.github.io/posts/muon/
+
+    Attributes:
+        momentum: decay of the momentum.
+        adam_ratio: learning rate of the Adam part, relative to learning_rate.
+        adam: patterns of parameter paths that Adam updates although they are matrices.
+        b1: Adam's decay of the first moment.
+        b2: Adam's decay of the second moment.
+    """
+
+    scalars: ClassVar[tuple[str, ...]] = (*Optimizer.scalars, 'adam_ratio')
+
+    learning_rate: float = 0.02
+    momentum: float = 0.95
+    adam_ratio: float = 0.15
+    adam: tuple[str, ...] = (r'embed', r'(^|/)head/', r'logits')
+    b1: float = 0.9
+    b2: float = 0.95
+
+    def check(self):
+        super().check()
+        _check_betas(self)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+
+    def direction(self):
+        patterns = [re.compile(p) for p in self.adam]
+
+        def label(path, param):
+            name = path_name(path)
+            matrix = param.ndim >= 2 and not any(p.search(name) for p in patterns)
+            return 'muon' if matrix else 'adam'
+
+        def labels(params):
+            return jax.tree_util.tree_map_with_path(label, params)
+
+        def dimensions(params):
+            # A kernel's last axis is its output; the axes of a stack of layers are not known here,
+            # so a scanned stack is orthogonalised per layer only through `stacked` paths.
+            return jax.tree_util.tree_map_with_path(_matrix_axes, params)
+
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions),
+            optax.GradientTransformation(lambda _: optax.EmptyState(), _scale_by_shape),
+        )
+        adam = optax.chain(
+            optax.scale_by_adam(b1=self.b1, b2=self.b2), optax.scale(self.adam_ratio)
+        )
+        return optax.multi_transform({'muon': muon, 'adam': adam}, labels)
+
+
+def _matrix_axes(path, param):
+    if isinstance(param, optax.MaskedNode) or getattr(param, 'ndim', 0) < 2:
+        return None
+    first = 1 if param.ndim >= 3 and is_stacked(path) else 0
+    return optax.contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(range(first, param.ndim - 1)), output_axis=param.ndim - 1
+    )
+
+
+def is_stacked(path: tuple) -> bool:
+    """Whether a parameter belongs to a scanned stack of layers (axis 0 counts the layers)."""
+    return bool(re.search(r'(^|/)(layers|stack|blocks)(/|$)', path_name(path)))
+
+
+def _scale_by_shape(updates, state, params=None):
+    # max(1, out / in) ** 0.5 keeps the update's size independent of a layer's shape.
+    del params
+
+    def scale(path, update):
+        axes = _matrix_axes(path, update)
+        if axes is None:
+            return update
+        rows = math.prod(update.shape[a] for a in axes.reduction_axis)
+        return update * max(1.0, update.shape[axes.output_axis] / rows) ** 0.5
+
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+
+def _check_betas(optimizer):
+    for name in ('b1', 'b2'):
+        value = getattr(optimizer, name)
+        if not 0 <= value < 1:
+            raise ValueError(f'{name}={value}: must be in [0, 1)')

@@ -1,0 +1,362 @@
+"""The state, and the pure functions that make, advance and evaluate it.
+
+One training step: gather the batch → augment → model → metrics → gradient → update. Everything
+random is a function of (seed, step), so a checkpoint is just the state. Metrics leave a step as one
+small vector of sums and weights (`Packing` names its places), so a step costs one transfer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdl import config as config_lib
+from jaxdl.config import Config
+from jaxdl.metrics import Mean
+
+
+@flax.struct.dataclass
+class Health:
+    """What a run remembers of non-finite steps, so that a resumed run goes on as it was.
+
+    Attributes:
+        in_a_row: int32, updates dropped since the last good one.
+        skipped: int32, updates dropped in the whole run.
+        data_offset: int32, batches that roll-backs moved the data order forward by.
+        rollbacks: int32, roll-backs so far.
+    """
+
+    in_a_row: jax.Array
+    skipped: jax.Array
+    data_offset: jax.Array
+    rollbacks: jax.Array
+
+    @classmethod
+    def fresh(cls) -> 'Health':
+        return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Exactly what a checkpoint holds.
+
+    Attributes:
+        step: int32, completed optimizer steps.
+        params: the model's parameters, float32.
+        model_state: its other variables (running statistics of BatchNorm).
+        opt_state: the optimizer's state.
+        ema: moving averages of params and model_state, or None.
+        health: what was skipped.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    health: Health
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Where each metric stands in the vector that a step returns.
+
+    Attributes:
+        shapes: {name: shape of the total}; a scalar is ().
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) + 1 for shape in self.shapes.values())
+
+    @classmethod
+    def of(cls, metrics: dict[str, Mean]) -> 'Packing':
+        return cls({name: tuple(metrics[name].total.shape) for name in sorted(metrics)})
+
+    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
+        parts = []
+        for name in self.shapes:
+            parts += [metrics[name].total.reshape(-1), metrics[name].weight.reshape(1)]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts])
+
+    def unpack(self, vector: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+        """{name: (total, weight)}; the vector may be a float64 sum over many steps."""
+        found, place = {}, 0
+        for name, shape in self.shapes.items():
+            count = int(np.prod(shape))
+            found[name] = (vector[place : place + count].reshape(shape), vector[place + count])
+            place += count + 1
+        return found
+
+    def means(self, vector: np.ndarray) -> dict[str, Any]:
+        """{name: total / weight}: floats, and arrays for matrix-valued metrics."""
+        found = {}
+        for name, (total, weight) in self.unpack(np.asarray(vector, np.float64)).items():
+            value = total / weight if weight else total * 0
+            found[name] = float(value) if not value.shape else value
+        return found
+
+
+FINITE = '_finite'  # 1 where the update was applied; the trainer reads it, nobody logs it
+RATE = 'learning_rate'
+COUNT = '_examples'  # examples under the mask of an evaluation batch
+
+
+def hyper_parameters(config: Config) -> dict[str, np.ndarray]:
+    """The arguments of a step that are numbers: the seed and the config's scalars."""
+    values = {path: np.float32(value) for path, value in config_lib.scalars(config).items()}
+    return {'seed': np.uint32(config.seed), **values}
+
+
+def gather(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Fetches the rows batch['id'] of a data set that lives on the device."""
+    if not resident:
+        return batch
+    rows = {name: jnp.take(values, batch['id'], axis=0) for name, values in resident.items()}
+    return {**rows, **batch}
+
+
+class Steps:
+    """The pure functions of one config; `axis` names the device axis when compiled by pmap."""
+
+    def __init__(self, config: Config, axis: str | None = None):
+        self.config = config
+        self.axis = axis
+        policy = config.divergence.policy
+        # A step after this many dropped updates in a row leaves the state as it is, so the state
+        # at which a run stops does not depend on how late the host looks.
+        self.patience = config.divergence.max_skips if policy == 'skip' else 0
+
+    def _config(self, hyper: dict[str, jax.Array]) -> Config:
+        return config_lib.with_values(
+            self.config, {path: value for path, value in hyper.items() if path != 'seed'}
+        )
+
+    def _sum(self, tree):
+        return jax.lax.psum(tree, self.axis) if self.axis else tree
+
+    # ---- initialisation ----
+
+    def init(self, batch: dict[str, jax.Array], hyper: dict[str, jax.Array]) -> TrainState:
+        """A fresh state for batches like `batch`: shapes and dtypes count, values do not."""
+        config = self._config(hyper)
+        key = jax.random.key(hyper['seed'])
+        batch = config.task.augment(batch, jax.random.fold_in(key, 1))
+        params_key, dropout_key = jax.random.split(jax.random.fold_in(key, 0))
+        variables = config.model.init(
+            {'params': params_key, 'dropout': dropout_key}, **config.task.inputs(batch), train=False
+        )
+        params = variables['params']
+        model_state = {k: v for k, v in variables.items() if k != 'params'}
+        ema = {'params': params, 'model_state': model_state} if config.ema else None
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=config.optimizer.build(config.steps).init(params),
+            ema=jax.tree.map(jnp.copy, ema),
+            health=Health.fresh(),
+        )
+
+    # ---- training ----
+
+    def gradients(
+        self, config: Config, params: Any, model_state: Any, batch: dict, key: jax.Array
+    ) -> tuple[Any, Any, dict[str, Mean]]:
+        """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics."""
+        augment_key, dropout_key = jax.random.split(key)
+        batch = config.task.augment(batch, augment_key)
+
+        def total_loss(params):
+            outputs, new_state = config.model.apply(
+                {'params': params, **model_state},
+                **config.task.inputs(batch),
+                train=True,
+                rngs={'dropout': dropout_key},
+                mutable=list(model_state),
+            )
+            metrics = config.task.metrics(outputs, batch)
+            return metrics['loss'].total, (new_state, metrics)
+
+        grads, (new_state, metrics) = jax.grad(total_loss, has_aux=True)(params)
+        return grads, new_state, metrics
+
+    def _accumulated(self, config, state, batch, key):
+        """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
+        if config.accumulate == 1:
+            return self.gradients(config, state.params, state.model_state, batch, key)
+
+        # Part j takes rows j, j + parts, …: each device keeps its own rows, so nothing moves.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def one(model_state, j, part):
+            return self.gradients(
+                config, state.params, model_state, part, jax.random.fold_in(key, j)
+            )
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        rest = jax.tree.map(lambda x: x[1:], parts)
+
+        def body(carry, part):
+            grads, model_state, metrics = carry
+            new_grads, model_state, new_metrics = one(model_state, part['_j'], part['batch'])
+            return (
+                jax.tree.map(jnp.add, grads, new_grads),
+                model_state,
+                {name: metrics[name].merge(new_metrics[name]) for name in metrics},
+            ), None
+
+        carry = one(state.model_state, 0, first)
+        numbers = jnp.arange(1, config.accumulate)
+        carry, _ = jax.lax.scan(body, carry, {'_j': numbers, 'batch': rest})
+        return carry
+
+    def train_metrics(
+        self, state: TrainState, batch: dict, resident: dict, hyper: dict
+    ) -> tuple[TrainState, dict[str, Mean]]:
+        """One optimizer step; the batch holds 'id', and the rows themselves unless resident."""
+        config = self._config(hyper)
+        key = jax.random.fold_in(
+            jax.random.key(hyper['seed']), state.step + state.health.data_offset + 2
+        )
+        if self.axis:
+            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+        batch = gather(batch, resident)
+        grads, model_state, metrics = self._accumulated(config, state, batch, key)
+        grads, metrics = self._sum((grads, metrics))
+        if self.axis:
+            # Each replica normalised with its own running statistics of the shared batch mean.
+            model_state = jax.lax.pmean(model_state, self.axis)
+        weight = jnp.maximum(metrics['loss'].weight, 1e-9)
+        grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
+        grad_norm = optax.tree.norm(grads)
+
+        optimizer = config.optimizer.build(config.steps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = self._averaged(config, state.step, ema, params, model_state)
+        new = state.replace(
+            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+        )
+        # One sum over the gradient and one over the update see every non-finite number: both are
+        # needed for the norm and the update anyway, so nothing more is read from memory.
+        finite = (
+            jnp.isfinite(metrics['loss'].total)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(optax.tree.norm(updates))
+            & _all_finite(model_state)
+        )
+        new = self._guarded(state, new, finite)
+        one = jnp.ones((), jnp.float32)
+        metrics = {
+            **metrics,
+            'grad_norm': Mean(grad_norm, one),
+            RATE: Mean(jnp.float32(config.optimizer.rate(state.step, config.steps)), one),
+            FINITE: Mean(finite.astype(jnp.float32), one),
+        }
+        return new, metrics
+
+    def _averaged(self, config, step, ema, params, model_state):
+        # Young averages forget faster, or the random start would linger (decay from 1/2 upwards).
+        decay = jnp.minimum(config.ema, (2.0 + step) / (4.0 + step))
+        return jax.tree.map(
+            lambda mean, new: (mean * decay + new * (1 - decay)).astype(mean.dtype),
+            ema,
+            {'params': params, 'model_state': model_state},
+        )
+
+    def _guarded(self, old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
+        """Drops a non-finite update; after `patience` of them in a row the state stands still."""
+        health = old.health
+        halted = health.in_a_row > self.patience
+        keep = finite & ~halted
+
+        def choose(a, b):
+            return jax.tree.map(lambda x, y: jnp.where(keep, x, y), a, b)
+
+        dropped = (~finite & ~halted).astype(jnp.int32)
+        in_a_row = jnp.where(halted, health.in_a_row, jnp.where(finite, 0, health.in_a_row + 1))
+        stands = in_a_row > self.patience
+        return TrainState(
+            step=jnp.where(stands, old.step, new.step),
+            params=choose(new.params, old.params),
+            model_state=choose(new.model_state, old.model_state),
+            opt_state=choose(new.opt_state, old.opt_state),
+            ema=None if old.ema is None else choose(new.ema, old.ema),
+            health=health.replace(in_a_row=in_a_row, skipped=health.skipped + dropped),
+        )
+
+    def train_step(self, packing: Packing) -> Callable:
+        """(state, batch, resident, hyper) → (state, packed metrics [size])."""
+
+        def train_step(state, batch, resident, hyper):
+            state, metrics = self.train_metrics(state, batch, resident, hyper)
+            return state, packing.pack(metrics)
+
+        return train_step
+
+    def train_steps(self, packing: Packing) -> Callable:
+        """The same for a stack of batches [calls, batch, …] in one program → packed [calls, size]."""
+        one = self.train_step(packing)
+
+        def train_steps(state, batches, resident, hyper):
+            return jax.lax.scan(
+                lambda state, batch: one(state, batch, resident, hyper), state, batches
+            )
+
+        return train_steps
+
+    # ---- evaluation ----
+
+    def eval_metrics(
+        self, state: TrainState, batch: dict, resident: dict, hyper: dict
+    ) -> dict[str, Mean]:
+        """The metrics of one evaluation batch under its mask, with the averaged weights if any."""
+        config = self._config(hyper)
+        batch = gather(batch, resident)
+        weights = {'params': state.params, 'model_state': state.model_state}
+        weights = weights if state.ema is None else state.ema
+        outputs = config.model.apply(
+            {'params': weights['params'], **weights['model_state']},
+            **config.task.inputs(batch),
+            train=False,
+        )
+        measure = getattr(config.task, 'eval_metrics', config.task.metrics)
+        counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
+        return self._sum({**measure(outputs, batch), COUNT: counted})
+
+    def eval_step(self, packing: Packing) -> Callable:
+        def eval_step(state, batch, resident, hyper):
+            return packing.pack(self.eval_metrics(state, batch, resident, hyper))
+
+        return eval_step
+
+    def blame(self, state: TrainState, batch: dict, resident: dict, hyper: dict) -> dict:
+        """{leaf: whether it is finite}, of the metrics, gradients and statistics of one step."""
+        config = self._config(hyper)
+        key = jax.random.fold_in(
+            jax.random.key(hyper['seed']), state.step + state.health.data_offset + 2
+        )
+        batch = gather(batch, resident)
+        grads, model_state, metrics = self._accumulated(config, state, batch, key)
+        weight = jnp.maximum(metrics['loss'].weight, 1e-9)
+        totals = {name: metric.total for name, metric in metrics.items()}
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        trees = {'train': totals, 'gradient of params': grads, 'model_state': model_state}
+        return jax.tree.map(lambda x: jnp.isfinite(x).all(), trees)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)

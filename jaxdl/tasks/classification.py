@@ -1,0 +1,90 @@
+"""Classification of images: cross entropy and accuracy."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.metrics import Mean
+from jaxdl.tasks.losses import token_losses
+
+
+@dataclasses.dataclass
+class Classification:
+    """Predicts one of `num_classes` labels for an image.
+
+    The batch holds 'image' (uint8 [batch, height, width, channels], or floats) and 'label' int32
+    [batch]; an augmentation such as Mixup adds 'label_b' [batch] and 'mix' [batch].
+
+    Attributes:
+        num_classes: number of labels.
+        mean: subtracted from the pixels, which are scaled to [0, 1]; one value, or one a channel.
+        std: the pixels are divided by it after that.
+        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567).
+        augmentations: applied in order to every training batch, on the device.
+    """
+
+    scalars: ClassVar[tuple[str, ...]] = ('label_smoothing',)
+
+    num_classes: int = 10
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    label_smoothing: float = 0.0
+    augmentations: tuple = ()
+
+    def check(self):
+        if self.num_classes < 2:
+            raise ValueError(f'num_classes={self.num_classes}: must be at least 2')
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels')
+        if min(self.std) <= 0:
+            raise ValueError(f'std={self.std}: must be above 0')
+
+    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
+        """The batch after all augmentations, each with a random stream of its own."""
+        for index, augmentation in enumerate(self.augmentations):
+            batch = augmentation(batch, jax.random.fold_in(rng, index))
+        return batch
+
+    def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = batch['image']
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        return {'images': (images - mean) / std}
+
+    def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+        """loss, accuracy, and top5_accuracy from 20 classes on."""
+        labels, mask = batch['label'], batch.get('mask')
+        loss, predicted = token_losses(outputs, labels, self.label_smoothing)
+        if 'mix' in batch:
+            other, _ = token_losses(outputs, batch['label_b'], self.label_smoothing)
+            loss = batch['mix'] * loss + (1 - batch['mix']) * other
+        metrics = {
+            'loss': Mean.of(loss, mask),
+            'accuracy': Mean.of(predicted == labels, mask),
+        }
+        if self.num_classes >= 20:
+            top = jax.lax.top_k(outputs, 5)[1]
+            metrics['top5_accuracy'] = Mean.of((top == labels[:, None]).any(-1), mask)
+        return metrics
+
+    def eval_metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+        """The metrics, and up to 100 classes the confusion matrix: shares of [label, predicted]."""
+        metrics = self.metrics(outputs, batch)
+        if self.num_classes <= 100:
+            labels, mask = batch['label'], batch['mask']
+            truth = jax.nn.one_hot(labels, self.num_classes) * mask[:, None]
+            matrix = truth.T @ jax.nn.one_hot(outputs.argmax(-1), self.num_classes)
+            metrics['confusion'] = Mean(matrix, mask.sum())
+        return metrics
+
+    def preview(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """Pictures of a batch as the model sees it: {'images': uint8 [batch, …]}."""
+        images = batch['image'].astype(jnp.float32)
+        if batch['image'].dtype != jnp.uint8:
+            images = images * 255
+        return {'images': jnp.clip(images, 0, 255).astype(jnp.uint8)}
