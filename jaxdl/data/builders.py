@@ -61,13 +61,13 @@ class ImageBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {'image': image, **{f: int(v[index]) for f, v in labels.items()}}
 
 
-def _builder(spec: ImageSet) -> type[ImageBuilder]:
+def builder_class(spec: ImageSet) -> type[ImageBuilder]:
+    """Makes the TFDS builder of a data set; TFDS's own builder of that name stays reachable."""
     infos = {
         d.url: checksums.UrlInfo(size=units.Size(d.size), checksum=d.sha256, filename=d.filename)
         for d in spec.downloads
     }
 
-    # Not registered with TFDS: its own builders of the same names stay reachable.
     class Builder(ImageBuilder, skip_registration=True):
         name = spec.name
         SPEC = spec
@@ -78,10 +78,8 @@ def _builder(spec: ImageSet) -> type[ImageBuilder]:
     return Builder
 
 
-Digits = _builder(catalogue.DIGITS)
-Mnist = _builder(catalogue.MNIST)
-FashionMnist = _builder(catalogue.FASHION_MNIST)
-Cifar10 = _builder(catalogue.CIFAR10)
-Cifar100 = _builder(catalogue.CIFAR100)
-
-BUILDERS = {builder.name: builder for builder in (Digits, Mnist, FashionMnist, Cifar10, Cifar100)}
+Digits = builder_class(catalogue.DIGITS)
+Mnist = builder_class(catalogue.MNIST)
+FashionMnist = builder_class(catalogue.FASHION_MNIST)
+Cifar10 = builder_class(catalogue.CIFAR10)
+Cifar100 = builder_class(catalogue.CIFAR100)

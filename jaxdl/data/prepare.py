@@ -61,8 +61,8 @@ def prepare_image_set(
                 _check_reachable(spec, root)
                 megabytes = sum(d.size for d in spec.downloads) / 1e6
                 print(f'{spec.name}: downloading {megabytes:.1f} MB', file=sys.stderr)
-        builder = builders.BUILDERS[spec.name](files=files, data_dir=staging)
-        with _quiet(), _network_errors(spec.name, root):
+        builder = builders.builder_class(spec)(files=files, data_dir=staging)
+        with _quiet(), _network_errors(spec.name, root), _without_rests(downloads / spec.name):
             builder.download_and_prepare(download_dir=downloads, file_format='array_record')
         prepared = pathlib.Path(builder.data_dir)
         _compare(builder)
@@ -90,7 +90,8 @@ def prepare_official(
         config = tfds.download.DownloadConfig(
             manual_dir=source or root / 'downloads' / 'manual', try_download_gcs=False
         )
-        with _quiet(), _network_errors(name, root), _builder_errors(name):
+        rests = _without_rests(root / 'downloads' / builder.name)
+        with _quiet(), _network_errors(name, root), rests, _builder_errors(name):
             builder.download_and_prepare(
                 download_dir=root / 'downloads', download_config=config, file_format='array_record'
             )
@@ -116,6 +117,9 @@ def official_builder(name: str, root: pathlib.Path, version: str = '') -> Any:
         known = {*IMAGE_SETS, *tfds.list_builders(with_community_datasets=False)}
         hint = nearest(name, known) or f'; jaxdl itself prepares {", ".join(IMAGE_SETS)}'
         raise UserError(f'{name}: no such data set, neither here nor in TFDS{hint}') from None
+    except (ValueError, AssertionError) as error:  # no such configuration or version
+        reason = ' '.join(str(error).split())
+        raise UserError(f'{full}: TFDS knows the name but not the rest: {reason[:300]}') from None
 
 
 @contextlib.contextmanager
@@ -196,6 +200,16 @@ def _drop_damaged_downloads(spec: ImageSet, folder: pathlib.Path) -> None:
             with path.open('rb') as stream:
                 if hashlib.file_digest(stream, 'sha256').hexdigest() not in published:
                     path.unlink()
+
+
+@contextlib.contextmanager
+def _without_rests(folder: pathlib.Path) -> Iterator[None]:
+    """Removes what a download left behind that did not end."""
+    try:
+        yield
+    finally:
+        for path in folder.glob('*.tmp.*'):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
