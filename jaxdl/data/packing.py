@@ -216,9 +216,7 @@ class Layout:
     piece: np.ndarray  # [tokens] index into the pieces given
 
 
-def lay_out(
-    starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, length: int
-) -> Layout:
+def lay_out(starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, length: int) -> Layout:
     """Puts the pieces, `counts` a row, one after the other into rows of `length`."""
     ends = np.cumsum(lengths)
     begins = ends - lengths

@@ -100,16 +100,15 @@ class Text(TextSet):
             raise ValueError(f'column={self.column}: must be at least 0')
 
     def _files(self, pattern: str, role: str) -> Files:
-        return Files(
-            pattern, (self.field,), (self.column,), self.documents, self.line_limit, role
-        )
+        return Files(pattern, (self.field,), (self.column,), self.documents, self.line_limit, role)
 
     def train_records(self) -> Records:
         return self._files(self.train, 'data.train')
 
     def eval_records(self) -> dict[str, Records]:
         return {
-            name: self._files(path, f'data.evals {name}') for name, path in named(self.evals).items()
+            name: self._files(path, f'data.evals {name}')
+            for name, path in named(self.evals).items()
         }
 
 

@@ -86,7 +86,9 @@ class Files:
             found = True
             yield record
         if not found:
-            raise UserError(f'{self.role}={self.pattern!r}: the files hold no text, only blank lines')
+            raise UserError(
+                f'{self.role}={self.pattern!r}: the files hold no text, only blank lines'
+            )
 
     def where(self, index: int) -> str:
         for i, (place, _) in enumerate(self._located()):
@@ -167,7 +169,9 @@ def find(pattern: str, role: str) -> list[Path]:
     """The files that match a path or glob pattern, by name; raises UserError where none does."""
     expanded = Path(pattern).expanduser()
     if expanded.is_dir():
-        raise UserError(f'{role}={pattern!r}: a folder; give a file or a pattern such as {pattern}/*.txt')
+        raise UserError(
+            f'{role}={pattern!r}: a folder; give a file or a pattern such as {pattern}/*.txt'
+        )
     if expanded.is_file():
         found = [expanded]
     else:
@@ -186,7 +190,9 @@ def find(pattern: str, role: str) -> list[Path]:
             if path.stat().st_size == 0:
                 raise UserError(f'{role}={pattern!r}: {path} is empty')
         except OSError as error:
-            raise UserError(f'{role}={pattern!r}: {path} cannot be read ({error.strerror})') from None
+            raise UserError(
+                f'{role}={pattern!r}: {path} cannot be read ({error.strerror})'
+            ) from None
     return found
 
 
@@ -233,7 +239,9 @@ class _reading:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
-            raise UserError(f'{self.path}: not a whole gzip file ({error}); copy it again') from None
+            raise UserError(
+                f'{self.path}: not a whole gzip file ({error}); copy it again'
+            ) from None
         if isinstance(error, OSError):
             raise UserError(f'{self.path}: cannot be read ({error.strerror or error})') from None
 

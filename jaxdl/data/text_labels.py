@@ -112,7 +112,8 @@ class LabelledText(LabelSet):
 
     def eval_records(self) -> dict[str, Records]:
         return {
-            name: self._files(path, f'data.evals {name}') for name, path in named(self.evals).items()
+            name: self._files(path, f'data.evals {name}')
+            for name, path in named(self.evals).items()
         }
 
 

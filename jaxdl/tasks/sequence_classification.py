@@ -1,0 +1,49 @@
+"""Classification of token sequences, such as the sentiment of a review."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.metrics import Mean
+from jaxdl.tasks.losses import token_losses
+
+
+@dataclasses.dataclass
+class SequenceClassification:
+    """Predicts one label for a sequence of tokens; what lies past its length is hidden.
+
+    The batch holds 'tokens' int32 [batch, time], 'lengths' and 'label' int32 [batch]. The model
+    returns logits [batch, classes].
+
+    Attributes:
+        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567).
+    """
+
+    scalars: ClassVar[tuple[str, ...]] = ('label_smoothing',)
+
+    label_smoothing: float = 0.0
+
+    def check(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
+
+    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
+        del rng
+        return batch
+
+    def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The tokens, and segments that are 1 on a row's own tokens and 0 on its padding."""
+        tokens = batch['tokens']
+        used = jnp.arange(tokens.shape[1])[None, :] < batch['lengths'][:, None]
+        return {'tokens': tokens, 'segments': used.astype(jnp.int32)}
+
+    def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+        """loss and accuracy over the rows that are not padding."""
+        mask = batch.get('mask')
+        loss, predicted = token_losses(outputs, batch['label'], self.label_smoothing)
+        return {
+            'loss': Mean.of(loss, mask),
+            'accuracy': Mean.of(predicted == batch['label'], mask),
+        }
