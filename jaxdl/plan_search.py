@@ -1,0 +1,269 @@
+"""Searches over plans: the fastest layout that fits, or the largest model.
+
+Every candidate is planned by its own process, because a compiler that meets a program it cannot
+handle may abort.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from jaxdl import config as config_lib
+from jaxdl.config import Config
+from jaxdl.efficiency.cards import Cluster
+from jaxdl.errors import UserError
+from jaxdl.plan_text import count, duration, table
+from jaxdl.planning import RESERVE, gib, has_field
+
+REMAT = 'config.model.remat'
+LAYERS = ('config.model.layers', 'config.model.depth', 'config.model.num_layers')
+_PARTS = (2, 4, 8, 16, 32)
+
+
+class Asker:
+    """Plans the same config again and again with other fields.
+
+    Args:
+        words: the command line without --json, --search and --largest.
+        workers: processes at a time.
+        timeout: seconds that one may take.
+    """
+
+    def __init__(self, words: list[str], *, workers: int | None = None, timeout: float = 1800):
+        self.words = words
+        self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
+        self.timeout = timeout
+
+    def ask(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The plan as JSON, or {'error': why there is none}."""
+        words = [f'--{path}={value}' for path, value in overrides.items()]
+        # Fields that the search sets replace those of the command line.
+        kept = [word for word in self.words if word.lstrip('-').split('=')[0] not in overrides]
+        command = [sys.executable, '-m', 'jaxdl.plan', *kept, *words, '--json']
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            return {'error': f'not compiled after {self.timeout:.0f} s'}
+        lines = done.stdout.strip().splitlines()
+        if done.returncode == 0 and lines:
+            return json.loads(lines[-1])
+        reasons = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+        first = next((line for line in reasons if line.startswith('error: ')), reasons[-1])
+        return {'error': first.removeprefix('error: ')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One combination that was planned.
+
+    Attributes:
+        overrides: {path: value} to paste.
+        seconds: the bound on its step, None where it has no plan.
+        missing: bytes that are too many; negative: that are left.
+        mfu_bound: see Plan.
+        error: why there is no plan.
+    """
+
+    overrides: dict[str, Any]
+    seconds: float | None = None
+    missing: float | None = None
+    mfu_bound: float | None = None
+    error: str = ''
+
+    @property
+    def fits(self) -> bool:
+        return self.missing is not None and self.missing <= 0
+
+    def flags(self) -> str:
+        """The overrides as on a command line."""
+        return ' '.join(f'--{path}={value}' for path, value in self.overrides.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What --search found.
+
+    Attributes:
+        best: the fastest candidate that fits, or None.
+        tried: all of them.
+    """
+
+    best: Candidate | None
+    tried: tuple[Candidate, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        rows = [('layout', 'least time', 'MFU at most', 'memory')]
+        order = sorted(self.tried, key=lambda c: (not c.fits, c.seconds or float('inf')))
+        for one in order:
+            if one.missing is None:
+                rows.append((one.flags(), '', '', one.error[:80]))
+                continue
+            left = f'{gib(abs(one.missing))} {"left" if one.fits else "too much"}'
+            rows.append(
+                (one.flags(), duration(one.seconds or 0), f'{one.mfu_bound or 0:.1%}', left)
+            )
+        if self.best is None:
+            end = 'Nothing fits: use more GPUs, larger ones, a smaller batch or a smaller model.'
+        else:
+            end = f'The fastest that fits, by its bound:\n  {self.best.flags()}'
+        return f'{table(rows)}\n\n{end}'
+
+
+def layouts(cluster: Cluster) -> list[dict[str, int]]:
+    """Meshes of data, fsdp and tensor axes that fill the GPUs; tensor stays within a host."""
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if tensor > cluster.gpus_per_host or cluster.gpus_per_host % tensor:
+            continue
+        rest = cluster.devices // tensor
+        # Splitting the state within a host alone, or over everything, are the two that pay.
+        inside = cluster.gpus_per_host // tensor
+        for fsdp in sorted({1, inside, rest}):
+            if rest % fsdp == 0:
+                found.append({'data': rest // fsdp, 'fsdp': fsdp, 'tensor': tensor})
+    return found
+
+
+def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
+    """Plans layouts with as little rematerialisation and accumulation as fits.
+
+    The global batch stays as it is. For each layout: first neither; if that does not fit,
+    rematerialisation by degrees, and accumulation in ever more parts.
+    """
+    with concurrent.futures.ThreadPoolExecutor(asker.workers) as pool:
+        tried = [
+            one
+            for several in pool.map(lambda mesh: _layout(config, mesh, asker), layouts(cluster))
+            for one in several
+        ]
+    fitting = [one for one in tried if one.fits]
+    best = min(fitting, key=lambda one: one.seconds or float('inf'), default=None)
+    return Found(best, tuple(tried))
+
+
+def _layout(config: Config, mesh: dict[str, int], asker: Asker) -> list[Candidate]:
+    base = {f'config.mesh.{axis}': size for axis, size in mesh.items()}
+    remats = ['none', 'dots', 'full'] if has_field(config, REMAT) else [None]
+    shards = mesh['data'] * mesh['fsdp']
+    parts = [p for p in _PARTS if config.batch_size % (shards * p) == 0]
+    tried: list[Candidate] = []
+
+    def attempt(remat: str | None, accumulate: int) -> dict[str, Any]:
+        overrides = {**base, 'config.accumulate': accumulate}
+        if remat is not None:
+            overrides[REMAT] = remat
+        found = asker.ask(overrides)
+        tried.append(_candidate(overrides, found))
+        return found
+
+    def reachable(found: dict[str, Any], divisor: int) -> bool:
+        # Only activations shrink with the parts; what does not fit then need not be compiled.
+        memory = found['memory']
+        least = memory['peak'] - memory['activations'] * (1 - 1 / divisor)
+        return least + RESERVE <= memory['card']
+
+    for remat in remats:
+        found = attempt(remat, 1)
+        if 'error' in found or tried[-1].fits:
+            break
+        if found['memory']['arguments'] + RESERVE > found['memory']['card']:
+            break  # the state alone is too large for this layout
+        for accumulate in parts:
+            if reachable(found, accumulate):
+                if 'error' in attempt(remat, accumulate) or tried[-1].fits:
+                    break
+    return tried
+
+
+def _candidate(overrides: dict[str, Any], found: dict[str, Any]) -> Candidate:
+    if 'error' in found:
+        return Candidate(overrides, error=found['error'])
+    return Candidate(
+        overrides, found['time']['seconds'], found['memory']['missing'], found['mfu_bound']
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """What --largest found.
+
+    Attributes:
+        field: what was varied.
+        value: the largest that fits, None where not even 1 does.
+        plan: the plan of that value as JSON.
+        tried: {value: bytes missing}, negative where it fits; None where there was no plan.
+    """
+
+    field: str
+    value: int | None
+    plan: dict[str, Any] | None
+    tried: dict[int, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        rows = [(self.field, 'memory')]
+        for value, missing in sorted(self.tried.items()):
+            state = 'no plan'
+            if missing is not None:
+                state = f'{gib(abs(missing))} {"too much" if missing > 0 else "left"}'
+            rows.append((str(value), state))
+        if self.plan is None:
+            return f'{table(rows)}\n\nNo value fits.'
+        return (
+            f'{table(rows)}\n\nThe largest that fits: --{self.field}={self.value}, '
+            f'{count(self.plan["parameters"])} parameters, {self.plan["devices"]}'
+        )
+
+
+def largest(config: Config, field: str, asker: Asker, *, limit: int = 4096) -> Largest:
+    """The largest whole number of `field` (a path, or 'auto') with which the step fits.
+
+    Raises UserError where the field does not exist or is no whole number.
+    """
+    if field == 'auto':
+        field = next((path for path in LAYERS if has_field(config, path)), '')
+        if not field:
+            raise UserError(
+                '--largest: this model has none of the fields '
+                f'{", ".join(LAYERS)}; name the field to enlarge: --largest=config.model.FIELD'
+            )
+    if not field.startswith('config.'):
+        field = f'config.{field}'
+    start = _value(config, field)
+    plans: dict[int, dict[str, Any]] = {}
+
+    def fits(value: int) -> bool:
+        if value not in plans:
+            plans[value] = asker.ask({field: value})
+        return 'error' not in plans[value] and plans[value]['memory']['fits']
+
+    low, high = 0, max(1, start)
+    while high <= limit and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    if not low and all('error' in plan for plan in plans.values()):
+        raise UserError(f'--largest={field}: {next(iter(plans.values()))["error"]}')
+    tried = {v: None if 'error' in p else p['memory']['missing'] for v, p in plans.items()}
+    return Largest(field, low or None, plans.get(low), tried)
+
+
+def _value(config: Config, field: str) -> int:
+    for path, node in config_lib.nodes(config):
+        for one in config_lib.fields(node):
+            if f'{path}.{one.name}' == field:
+                value = getattr(node, one.name)
+                if isinstance(value, int) and not isinstance(value, bool):
+                    return value
+                raise UserError(f'--largest={field}: is {value!r}; it must be a whole number')
+    raise UserError(f'--largest={field}: the config has no such field; --help lists them')
