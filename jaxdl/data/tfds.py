@@ -69,8 +69,8 @@ class Tfds:
         spec = self._image_set()
         if spec is not None:
             return spec.classes.get(feature, ())
-        known = self._builder().info.features.get(feature)
-        return tuple(getattr(known, 'names', None) or ())
+        features = self._builder().info.features
+        return tuple(getattr(features[feature], 'names', None) or ()) if feature in features else ()
 
     def _root(self) -> pathlib.Path:
         return store.data_dir(self.data_dir)
