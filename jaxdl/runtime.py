@@ -6,7 +6,6 @@ turns all of them off for comparison.
 
 import ctypes
 import os
-import platform as host
 import sys
 
 # XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
@@ -54,11 +53,11 @@ def prepare_process(*, deterministic: bool = False, platform: str | None = None)
 
 
 def _set_allocator() -> dict | None:
-    if sys.platform != 'linux' or host.libc_ver()[0] != 'glibc':
-        return None
     try:
+        if not (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc'):
+            return None
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, ValueError, AttributeError):  # not glibc: musl, macOS, Windows
         return None
     return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
 

@@ -8,10 +8,14 @@ environment, selects the plain formulation everywhere, for comparison.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+from jaxdl.models import ops_attention, ops_dense, ops_loss, ops_pool, ops_rnn
 
 _plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
 _platform: str | None = None
@@ -40,7 +44,9 @@ def platform() -> str:
 
 
 def matmul(x: Array, kernel: Array) -> Array:
-    """Returns x·kernel in the dtype of `x`, for x [..., in] and kernel [in, out]."""
+    """Returns x·kernel in the dtype of `x`, for x [..., in] and kernel [in, out] of that dtype."""
+    if platform() == 'cpu':
+        return ops_dense.matmul(x, kernel)
     return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
@@ -66,17 +72,27 @@ def conv(
 
 
 def max_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
-    """Returns the maximum of each window of x [batch, height, width, channels]; ties give the first the gradient."""
-    strides = tuple(strides or window)
+    """Returns the maximum of each window of x [batch, height, width, channels].
+
+    Among equal elements the first of the window gets the gradient.
+    """
+    window, strides = tuple(window), tuple(strides or window)
+    if platform() == 'cpu' and jnp.issubdtype(x.dtype, jnp.floating):
+        pads = ops_pool.explicit_pads(x.shape, window, strides, padding)
+        return ops_pool.max_pool(x, window, strides, pads)
     low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    init = jnp.asarray(low, x.dtype)
-    return lax.reduce_window(x, init, lax.max, (1, *window, 1), (1, *strides, 1), _pads(padding))
+    return lax.reduce_window(
+        x, np.array(low, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), _pads(padding)
+    )
 
 
 def avg_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
     """Returns the mean of each window of x [batch, height, width, channels], padding counted as zeros."""
-    strides = tuple(strides or window)
-    zero = jnp.zeros((), x.dtype)
+    window, strides = tuple(window), tuple(strides or window)
+    if platform() == 'cpu':
+        pads = ops_pool.explicit_pads(x.shape, window, strides, padding)
+        return ops_pool.avg_pool(x, window, strides, pads)
+    zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, (1, *window, 1), (1, *strides, 1), _pads(padding))
     return total / (window[0] * window[1])
 
@@ -122,8 +138,31 @@ def attention(
     A query that may see no key at all gets a finite value that means nothing.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q_segments is not None and kv_segments is None:
+        kv_segments = q_segments
+    where = platform()
+    if where == 'cpu' and bias is None:
+        if mask is not None:
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+            mask = ops_attention.grouped_mask(mask, k.shape[2])
+        return ops_attention.attention(q, k, v, mask, q_segments, kv_segments, causal, scale)
+    if where == 'cuda':
+        return _attention_cuda(q, k, v, mask, bias, causal, q_segments, kv_segments, scale)
     mask = _combine_masks(q, k, mask, causal, q_segments, kv_segments)
     return _attention_plain(q, k, v, mask, bias, scale)
+
+
+def _attention_cuda(q, k, v, mask, bias, causal, q_segments, kv_segments, scale):
+    mask = _combine_masks(q, k, mask, False, q_segments, kv_segments)
+    call = partial(jax.nn.dot_product_attention, q, k, v, bias, mask, scale=scale, is_causal=causal)
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
+        try:
+            return call(implementation='cudnn')
+        except (RuntimeError, ValueError, NotImplementedError):
+            # No cuDNN here, an older card, or a shape it does not take: asked only by trying.
+            pass
+    return call(implementation='xla')
 
 
 def _combine_masks(q, k, mask, causal, q_segments, kv_segments):
@@ -131,7 +170,6 @@ def _combine_masks(q, k, mask, causal, q_segments, kv_segments):
     if causal:
         masks.append(jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None])
     if q_segments is not None:
-        kv_segments = q_segments if kv_segments is None else kv_segments
         masks.append((q_segments[:, :, None] == kv_segments[:, None, :])[:, None])
     combined = None
     for one in masks:
@@ -153,14 +191,19 @@ def _attention_plain(q, k, v, mask, bias, scale):
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing=0.0) -> Array:
-    """Returns the float32 loss [...] of logits [..., classes] for integer labels [...]; smoothing in [0, 1)."""
-    logits = logits.astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    if isinstance(label_smoothing, int | float) and label_smoothing == 0:
-        return normaliser - target
-    uniform = logits.mean(axis=-1)
-    return normaliser - (1 - label_smoothing) * target - label_smoothing * uniform
+    """Returns the float32 loss [...] of logits [..., classes] for integer labels [...].
+
+    The target gives 1 - label_smoothing to the label and spreads the rest evenly over all classes
+    (arXiv:1512.00567). A `label_smoothing` of exactly 0.0 adds no code; else it may be traced.
+    """
+    return ops_loss.loss_of_logits(logits, labels, label_smoothing)
+
+
+def argmax(x: Array) -> Array:
+    """Returns the first index [...] of the maximum over the last axis of x, as int32."""
+    if platform() == 'cpu':
+        return ops_loss.argmax(x)
+    return jnp.argmax(x, axis=-1).astype(jnp.int32)
 
 
 def chunked_cross_entropy(
@@ -173,22 +216,35 @@ def chunked_cross_entropy(
     chunks: int | None = None,
     weights: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Returns (loss, argmax), both [...], of hidden [..., dim]·kernel [dim, vocab] + bias against labels [...].
+    """Returns (float32 loss, int32 arg max), both [...], of hidden [..., dim]·kernel [dim, vocab] + bias.
 
     The logits of all positions never exist together: `chunks` parts (None: chosen by size) of the
     axis before `dim` are taken one after another. `softcap` c replaces logits x by c·tanh(x / c).
     `weights` [...] multiply the losses; given here instead of afterwards, the backward pass need
-    not form the logits again.
+    not form the logits again. The operands of the products have the dtype of `hidden`.
     """
-    del chunks
-    logits = matmul(hidden, kernel.astype(hidden.dtype)).astype(jnp.float32)
-    if bias is not None:
-        logits = logits + bias.astype(jnp.float32)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    loss = cross_entropy(logits, labels, label_smoothing)
-    loss = loss if weights is None else loss * weights
-    return loss, jnp.argmax(lax.stop_gradient(logits), axis=-1)
+    smoothing = None if ops_loss.is_zero(label_smoothing) else label_smoothing
+    where = platform()
+    if where == 'plain':
+        logits = ops_loss.head_logits(hidden, kernel, bias, softcap)
+        loss = ops_loss.loss_of_logits(logits, labels, 0.0 if smoothing is None else smoothing)
+        return loss if weights is None else loss * weights, argmax(lax.stop_gradient(logits))
+    if hidden.ndim == 1:
+        loss, best = chunked_cross_entropy(
+            hidden[None], kernel, labels[None], bias, softcap, label_smoothing, 1, weights
+        )
+        return loss[0], best[0]
+    length = hidden.shape[-2]
+    if chunks is None:
+        chunks = ops_loss.default_chunks(labels.size, kernel.shape[1], length)
+    chunks = max(1, min(chunks, length))
+    weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
+    weights = jnp.broadcast_to(weights.astype(jnp.float32), labels.shape)
+    if smoothing is not None:
+        smoothing = jnp.asarray(smoothing, jnp.float32)
+    # On a CPU a loop keeps the compiler from using all cores in its body.
+    scan = where != 'cpu' and chunks > 1 and length % chunks == 0
+    return ops_loss.chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan)
 
 
 def lstm(
@@ -211,6 +267,10 @@ def lstm(
         reverse: run from the last step to the first; outputs stay at their own step.
         lengths: [batch] integers; steps at or past a row's length leave the carry as it is and output 0.
     """
+    if platform() == 'cpu':
+        projected = matmul(x.swapaxes(0, 1), w_input) + bias
+        outputs, *last = ops_rnn.lstm_scan(projected, *carry, w_hidden, lengths, reverse)
+        return outputs.swapaxes(0, 1), (last[0], last[1])
     projected = matmul(x, w_input) + bias
 
     def step(carry, gates):
@@ -245,6 +305,11 @@ def gru(
         lengths: [batch] integers; steps at or past a row's length leave the carry as it is and output 0.
     """
     dim = w_hidden.shape[0]
+    if platform() == 'cpu':
+        projected = matmul(x.swapaxes(0, 1), w_input) + bias[: 3 * dim]
+        inner = bias[3 * dim :]
+        outputs, last = ops_rnn.gru_scan(projected, carry, w_hidden, inner, lengths, reverse)
+        return outputs.swapaxes(0, 1), last
     projected = matmul(x, w_input) + bias[: 3 * dim]
 
     def step(hidden, gates):

@@ -1,0 +1,205 @@
+"""Cross entropy over a large vocabulary without all of its logits."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# Logits of one chunk: small enough to stay out of the way, large enough for a good matrix product.
+CHUNK_BYTES = 256 * 2**20
+MOST_CHUNKS = 16
+
+
+def is_zero(value) -> bool:
+    """Returns whether `value` is the Python number 0, which means off; a traced value is not."""
+    return isinstance(value, int | float) and value == 0
+
+
+def default_chunks(positions: int, vocab: int, along: int) -> int:
+    """Returns into how many parts an axis of length `along` is cut."""
+    wanted = -(-positions * vocab * 4 // CHUNK_BYTES)
+    return max(1, min(wanted, MOST_CHUNKS, along))
+
+
+def argmax(x: Array) -> Array:
+    """Returns the first index of the maximum over the last axis, as int32."""
+    # Two plain reductions are vector code on CPUs; one over (value, index) pairs is not.
+    index = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    top = x.max(-1, keepdims=True)
+    return jnp.where(x == top, index, x.shape[-1] - 1).min(-1)
+
+
+def loss_of_logits(logits: Array, labels: Array, label_smoothing) -> Array:
+    """Returns the float32 loss [...] of logits [..., classes] against integer labels [...]."""
+    logits = logits.astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    # A comparison, not a gather: its gradient is no scatter, and it partitions over the classes.
+    chosen = jnp.where(_is_label(labels, logits), logits, 0.0).sum(-1)
+    if is_zero(label_smoothing):
+        return normaliser - chosen
+    kept = (1.0 - label_smoothing) * chosen + label_smoothing * logits.mean(-1)
+    return normaliser - kept
+
+
+def _is_label(labels, logits):
+    return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+
+
+def head_logits(hidden: Array, kernel: Array, bias: Array | None, softcap) -> Array:
+    """Returns float32 logits [..., vocab]; the product's operands have hidden's dtype."""
+    out = _dot(hidden, kernel, hidden.ndim - 1, 0)
+    if bias is not None:
+        out = out + bias.astype(jnp.float32)
+    return out if softcap is None else softcap * jnp.tanh(out / softcap)
+
+
+def _dot(a, b, a_axis, b_axis):
+    dims = (((a_axis,), (b_axis,)), ((), ()))
+    return lax.dot_general(a, b.astype(a.dtype), dims, preferred_element_type=jnp.float32)
+
+
+def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
+    """Returns (weighted losses, argmax), both [..., length], of hidden [..., length, dim].
+
+    `smoothing` is None for off, else a scalar array; `scan` makes the chunks one loop, which
+    bounds the memory whatever the scheduler does.
+    """
+    return _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
+    def one(piece):
+        hidden, labels, weights = piece
+        logits = head_logits(hidden, kernel, bias, softcap)
+        loss = loss_of_logits(logits, labels, 0.0 if smoothing is None else smoothing)
+        return loss * weights, argmax(logits)
+
+    return _map_chunks(one, (hidden, labels, weights), hidden, chunks, scan)
+
+
+def _map_chunks(function, pieces, hidden, chunks, scan):
+    """Applies `function` to chunks along the axis before the last of `hidden` and joins the results."""
+    axis = hidden.ndim - 2
+    out = [function(piece) for piece in _cut(pieces, axis, chunks)] if not scan else None
+    if out is not None:
+        return jax.tree.map(lambda *parts: lax.concatenate(parts, axis), *out)
+    _, stacked = lax.scan(lambda c, piece: (c, function(piece)), None, _stack(pieces, axis, chunks))
+    return jax.tree.map(lambda x: _unstack(x, axis), stacked)
+
+
+def _cut(pieces, axis, chunks):
+    length = jax.tree.leaves(pieces)[0].shape[axis]
+    size = -(-length // chunks)
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        yield jax.tree.map(lambda x, s=start, e=end: lax.slice_in_dim(x, s, e, axis=axis), pieces)
+
+
+def _stack(pieces, axis, chunks):
+    def split(x):
+        x = x.reshape(*x.shape[:axis], chunks, x.shape[axis] // chunks, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    return jax.tree.map(split, pieces)
+
+
+def _unstack(x, axis):
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _gradients(piece, kernel, bias, smoothing, softcap):
+    """Losses and arg max of one chunk, and the gradients of sum(scale · loss)."""
+    hidden, labels, scale = piece
+    logits = head_logits(hidden, kernel, bias, softcap)
+    top = logits.max(-1, keepdims=True)
+    exponents = jnp.exp(logits - top)
+    total = exponents.sum(-1, keepdims=True)
+    normaliser = (jnp.log(total) + top)[..., 0]
+    is_label = _is_label(labels, logits)
+    chosen = jnp.where(is_label, logits, 0.0).sum(-1)
+    target = is_label.astype(jnp.float32)
+    loss = normaliser - chosen
+    d_smoothing = jnp.zeros_like(loss)
+    if smoothing is not None:
+        uniform = logits.mean(-1)
+        loss = normaliser - (1.0 - smoothing) * chosen - smoothing * uniform
+        target = (1.0 - smoothing) * target + smoothing / logits.shape[-1]
+        d_smoothing = scale * (chosen - uniform)
+    d_logits = scale[..., None] * (exponents / total - target)
+    if softcap is not None:
+        d_logits = d_logits * (1.0 - jnp.square(logits / softcap))
+    d_bias = None if bias is None else d_logits.sum(tuple(range(d_logits.ndim - 1)))
+    d_logits = d_logits.astype(hidden.dtype)
+    d_hidden = _dot(d_logits, kernel, d_logits.ndim - 1, 1).astype(hidden.dtype)
+    rows = tuple(range(hidden.ndim - 1))
+    dims = ((rows, rows), ((), ()))
+    d_kernel = lax.dot_general(hidden, d_logits, dims, preferred_element_type=jnp.float32)
+    return (loss, argmax(logits), d_hidden, d_smoothing), (d_kernel, d_bias)
+
+
+def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks, scan):
+    axis = pieces[0].ndim - 2
+    zero = jnp.zeros(kernel.shape, jnp.float32)
+    sums = (zero, None if bias is None else jnp.zeros(bias.shape, jnp.float32))
+
+    def one(sums, piece):
+        out, parts = _gradients(piece, kernel, bias, smoothing, softcap)
+        return jax.tree.map(jnp.add, sums, parts), out
+
+    if scan:
+        sums, stacked = lax.scan(one, sums, _stack(pieces, axis, chunks))
+        return jax.tree.map(lambda x: _unstack(x, axis), stacked), sums
+    outs = []
+    for piece in _cut(pieces, axis, chunks):
+        sums, out = one(sums, piece)
+        outs.append(out)
+    return jax.tree.map(lambda *parts: lax.concatenate(parts, axis), *outs), sums
+
+
+def _chunked_forward(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
+    pieces = (hidden, labels, weights)
+    (loss, best, d_hidden, d_smoothing), sums = _all_gradients(
+        pieces, kernel, bias, smoothing, softcap, chunks, scan
+    )
+    saved = (hidden, kernel, labels, bias, weights, smoothing, loss, d_hidden, d_smoothing, sums)
+    return (loss * weights, best), saved
+
+
+def _chunked_backward(softcap, chunks, scan, saved, gradients):
+    hidden, kernel, labels, bias, weights, smoothing, loss, d_hidden, d_smoothing, sums = saved
+    gradient = gradients[0].astype(jnp.float32)
+    factor = gradient.reshape(-1)[0]
+
+    def scaled():
+        d_kernel, d_bias = sums
+        d_bias = None if bias is None else d_bias * factor
+        return (
+            (d_hidden * factor).astype(hidden.dtype),
+            d_smoothing * factor,
+            (d_kernel * factor, d_bias),
+        )
+
+    def again():
+        pieces = (hidden, labels, weights * gradient)
+        (_, _, d_hidden, d_smoothing), sums = _all_gradients(
+            pieces, kernel, bias, smoothing, softcap, chunks, scan
+        )
+        return d_hidden, d_smoothing, sums
+
+    # A mean or a sum of the losses gives every position one factor, and the gradients formed in the
+    # forward pass hold but for it. Anything else needs the logits once more.
+    d_hidden, d_smoothing, (d_kernel, d_bias) = lax.cond(jnp.all(gradient == factor), scaled, again)
+    return (
+        d_hidden,
+        d_kernel.astype(kernel.dtype),
+        None,
+        None if bias is None else d_bias.astype(bias.dtype),
+        (gradient * loss).astype(weights.dtype),
+        None if smoothing is None else d_smoothing.sum(),
+    )
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,448 @@
+"""Each fast operation against its plain formulation, and the plain ones against PyTorch and numpy."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdl.models import ops
+
+few = settings(max_examples=12, deadline=None)
+small = st.integers(1, 7)
+
+
+@contextlib.contextmanager
+def plain():
+    ops.set_plain(True)
+    try:
+        yield
+    finally:
+        ops.set_plain(False)
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def value_and_gradients(function, *arrays):
+    """The outputs, and the gradients of a random projection of them."""
+
+    def loss(*arrays):
+        outputs = function(*arrays)
+        floats = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return sum((x * normal(i, *x.shape)).sum() for i, x in enumerate(floats)), outputs
+
+    (_, outputs), gradients = jax.jit(
+        jax.value_and_grad(loss, argnums=tuple(range(len(arrays))), has_aux=True)
+    )(*arrays)
+    return outputs, gradients
+
+
+def close(ours, theirs, tolerance=1e-5):
+    def one(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=tolerance * (np.abs(b).max(initial=0) + 1e-3)
+        )
+
+    jax.tree.map(one, ours, theirs)
+
+
+def check(function, *arrays, tolerance=1e-5):
+    """Fast equals plain: as it is, under vmap, under checkpoint and with a sharded batch."""
+    ours = value_and_gradients(function, *arrays)
+    with plain():
+        theirs = value_and_gradients(function, *arrays)
+    close(ours, theirs, tolerance)
+    return ours
+
+
+def check_transforms(function, *arrays, batched=1, tolerance=1e-5):
+    """`function` under checkpoint, vmap over all arguments, and with the first `batched` sharded."""
+    ours = check(function, *arrays, tolerance=tolerance)
+    close(value_and_gradients(jax.checkpoint(function), *arrays), ours, tolerance)
+    trials = [jnp.stack([x, x * 0.5]) for x in arrays]
+    mapped = jax.vmap(function)
+    close(value_and_gradients(mapped, *trials), plain_of(mapped, *trials), tolerance)
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = [
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec('data' if i < batched else None)))
+        for i, x in enumerate(arrays)
+    ]
+    close(value_and_gradients(function, *spread), ours, tolerance)
+
+
+def plain_of(function, *arrays):
+    with plain():
+        return value_and_gradients(function, *arrays)
+
+
+@few
+@given(st.lists(small, min_size=0, max_size=3), small, small, st.integers(0, 99))
+def test_matmul(lead, width, features, seed):
+    check(ops.matmul, normal(seed, *lead, width), normal(seed + 1, width, features))
+
+
+def test_matmul_transforms():
+    check_transforms(ops.matmul, normal(0, 8, 5, 3), normal(1, 3, 4))
+
+
+@pytest.mark.parametrize('shape', [(3, 5), (2, 3, 7), (4, 16, 32)])
+def test_matmul_half(shape):
+    x, kernel = normal(0, *shape, dtype=jnp.bfloat16), normal(1, shape[-1], 9, dtype=jnp.bfloat16)
+    out, gradients = check(ops.matmul, x, kernel, tolerance=2e-2)
+    assert out.dtype == jnp.bfloat16 and gradients[1].dtype == jnp.bfloat16
+
+
+CONVS = [
+    ((2, 9, 8, 3), (3, 3, 3, 5), (1, 1), 'SAME', 1),
+    ((2, 9, 7, 4), (3, 3, 4, 6), (2, 2), 'SAME', 1),
+    ((2, 8, 8, 4), (1, 1, 4, 6), (2, 2), 'SAME', 1),
+    ((8, 6, 6, 32), (3, 3, 32, 32), (1, 1), ((1, 1), (1, 1)), 1),
+    ((2, 9, 9, 4), (5, 3, 2, 6), (1, 2), 'VALID', 2),
+]
+
+
+@pytest.mark.parametrize(('shape', 'kernel', 'strides', 'padding', 'groups'), CONVS)
+def test_conv(shape, kernel, strides, padding, groups):
+    def conv(x, kernel):
+        return ops.conv(x, kernel, strides, padding, groups=groups)
+
+    check(conv, normal(0, *shape), normal(1, *kernel), tolerance=2e-5)
+
+
+def test_conv_transforms():
+    check_transforms(ops.conv, normal(0, 8, 6, 5, 4), normal(1, 3, 3, 4, 6), tolerance=2e-5)
+
+
+def test_conv_equals_torch():
+    torch = pytest.importorskip('torch')
+    x, kernel = normal(0, 2, 8, 7, 3), normal(1, 3, 3, 3, 5)
+    theirs = torch.nn.functional.conv2d(
+        torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)),
+        torch.tensor(np.asarray(kernel).transpose(3, 2, 0, 1)),
+        stride=2,
+        padding=1,
+    )
+    ours = ops.conv(x, kernel, (2, 2), ((1, 1), (1, 1)))
+    close(ours, theirs.numpy().transpose(0, 2, 3, 1))
+
+
+@st.composite
+def pools(draw):
+    window = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    strides = draw(st.none() | st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.sampled_from(['SAME', 'VALID', 'explicit']))
+    if padding == 'explicit':
+        padding = tuple((draw(st.integers(0, w - 1)), draw(st.integers(0, w - 1))) for w in window)
+    size = (draw(st.integers(4, 11)), draw(st.integers(4, 11)))
+    return (2, *size, 3), window, strides, padding
+
+
+@few
+@given(pools(), st.booleans(), st.integers(0, 99))
+def test_pools(case, ties, seed):
+    shape, window, strides, padding = case
+    x = normal(seed, *shape)
+    if ties:
+        x = jnp.round(x)
+    check(lambda x: ops.max_pool(x, window, strides, padding), x)
+    check(lambda x: ops.avg_pool(x, window, strides, padding), x)
+
+
+def test_max_pool_transforms():
+    check_transforms(ops.max_pool, normal(0, 8, 6, 4, 3))
+    check_transforms(lambda x: ops.max_pool(x, (3, 3), (2, 2), 'SAME'), normal(0, 8, 7, 5, 3))
+
+
+def test_max_pool_keeps_nan():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(jnp.nan)
+    assert np.isnan(np.asarray(ops.max_pool(x))).sum() == 1
+
+
+def test_max_pool_equals_torch():
+    torch = pytest.importorskip('torch')
+    x = jnp.round(normal(3, 2, 9, 9, 3))
+    theirs = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2), requires_grad=True)
+    out = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
+    weight = normal(4, *out.shape)
+    (out * torch.tensor(np.asarray(weight))).sum().backward()
+    pool = lambda x: ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # noqa: E731
+    close(pool(x), out.detach().numpy().transpose(0, 2, 3, 1))
+    ours = jax.grad(lambda x: (pool(x) * weight.transpose(0, 2, 3, 1)).sum())(x)
+    close(ours, theirs.grad.numpy().transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_batch_norm_relu(dtype):
+    x = normal(0, 4, 5, 5, 6, dtype=dtype)
+    arrays = [normal(i, 6) for i in range(1, 4)] + [jnp.abs(normal(4, 6)) + 0.1]
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    (out, _) = check(ops.batch_norm_relu, x, *arrays, tolerance=tolerance)
+    scale, bias, mean, variance = (np.asarray(a) for a in arrays)
+    expected = (np.asarray(x, np.float32) - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    close(out, np.maximum(expected, 0), tolerance)
+
+
+@st.composite
+def attentions(draw):
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    time = draw(st.integers(1, 12) | st.sampled_from([130, 257]))
+    keys = draw(st.just(time) | st.integers(1, 12))
+    return dict(
+        seed=draw(st.integers(0, 99)),
+        q=(2, time, kv_heads * group, 4),
+        kv=(2, keys, kv_heads, 4),
+        causal=draw(st.booleans()),
+        mask=draw(st.sampled_from([None, (1, 1), (2, 1), (2, kv_heads * group)])),
+        segments=draw(st.booleans()) and keys == time,
+        bias=draw(st.booleans()),
+        scale=draw(st.sampled_from([None, 0.3])),
+    )
+
+
+@few
+@given(attentions())
+def test_attention(case):
+    time, keys = case['q'][1], case['kv'][1]
+    q, k, v = normal(case['seed'], *case['q']), normal(1, *case['kv']), normal(2, *case['kv'])
+    mask = None
+    if case['mask']:
+        # Each query keeps its own key, so that no row is empty.
+        mask = (normal(3, *case['mask'], time, keys) > 0) | jnp.eye(time, keys, dtype=bool)
+        mask = mask.at[..., 0].set(True)
+    bias = normal(4, 1, case['q'][2], time, keys) if case['bias'] else None
+    segments = None
+    if case['segments'] and mask is None:
+        segments = jnp.asarray(np.sort(np.random.default_rng(5).integers(0, 3, (2, time)), axis=1))
+
+    def call(q, k, v):
+        return ops.attention(
+            q, k, v, mask=mask, bias=bias, causal=case['causal'],
+            q_segments=segments, scale=case['scale'],
+        )  # fmt: skip
+
+    check(call, q, k, v)
+
+
+def test_attention_mask_of_fewer_dimensions():
+    q = normal(0, 2, 5, 2, 4)
+    mask = jnp.tril(jnp.ones((5, 5), bool))
+    close(ops.attention(q, q, q, mask=mask), ops.attention(q, q, q, causal=True))
+
+
+def test_attention_transforms():
+    q, kv = normal(0, 8, 150, 4, 8), normal(1, 8, 150, 2, 8)
+    check_transforms(lambda q, k, v: ops.attention(q, k, v, causal=True), q, kv, kv + 1, batched=3)
+
+
+def test_attention_of_an_unseeing_query_is_finite():
+    q = normal(0, 1, 3, 1, 4)
+    mask = jnp.zeros((3, 3), bool).at[0, 0].set(True)
+    out, gradients = value_and_gradients(lambda q: ops.attention(q, q, q, mask=mask), q)
+    assert np.isfinite(np.asarray(out)).all() and np.isfinite(np.asarray(gradients[0])).all()
+
+
+@pytest.mark.parametrize('kv_heads', [1, 4])
+@pytest.mark.parametrize('time', [5, 64, 200])
+def test_attention_half(time, kv_heads):
+    q = normal(0, 2, time, 4, 16, dtype=jnp.bfloat16)
+    k, v = (normal(i, 2, time, kv_heads, 16, dtype=jnp.bfloat16) for i in (1, 2))
+    for causal in (False, True):
+        check(lambda q, k, v, c=causal: ops.attention(q, k, v, causal=c), q, k, v, tolerance=4e-2)
+
+
+def test_attention_equals_torch():
+    torch = pytest.importorskip('torch')
+    q, k, v = normal(0, 2, 130, 4, 8), normal(1, 2, 130, 2, 8), normal(2, 2, 130, 2, 8)
+    tensors = [torch.tensor(np.asarray(x).transpose(0, 2, 1, 3)) for x in (q, k, v)]
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *tensors, is_causal=True, enable_gqa=True
+    )
+    close(ops.attention(q, k, v, causal=True), theirs.numpy().transpose(0, 2, 1, 3))
+
+
+def test_cuda_form_without_cudnn_equals_plain():
+    q = normal(0, 2, 16, 2, 8)
+    segments = jnp.asarray(np.sort(np.random.default_rng(0).integers(0, 3, (2, 16)), axis=1))
+    for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
+        x = q.astype(dtype)
+        with plain():
+            expected = ops.attention(x, x, x, causal=True, q_segments=segments)
+        ops.set_platform('cuda')
+        try:
+            ours = ops.attention(x, x, x, causal=True, q_segments=segments)
+        finally:
+            ops.set_platform(None)
+        close(ours, expected, tolerance)
+
+
+@few
+@given(small, small, st.sampled_from([0.0, 0.1]), st.integers(0, 99))
+def test_cross_entropy_equals_torch(batch, classes, smoothing, seed):
+    torch = pytest.importorskip('torch')
+    logits = normal(seed, batch, classes) * 5
+    labels = np.random.default_rng(seed).integers(0, classes, batch)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(np.asarray(logits)),
+        torch.tensor(labels),
+        reduction='none',
+        label_smoothing=smoothing,
+    )
+    close(ops.cross_entropy(logits, jnp.asarray(labels), smoothing), theirs.numpy())
+
+
+def test_argmax_takes_the_first():
+    x = jnp.asarray([[1.0, 3.0, 3.0], [2.0, 0.0, 2.0], [-np.inf, -np.inf, -np.inf]])
+    assert ops.argmax(x).tolist() == [1, 0, 0]
+
+
+@few
+@given(
+    small, small, st.integers(2, 9), st.integers(1, 5), st.booleans(),
+    st.sampled_from([None, 5.0]), st.sampled_from([0.0, 0.1]), st.integers(0, 99),
+)  # fmt: skip
+def test_chunked_cross_entropy(batch, time, vocab, chunks, with_bias, softcap, smoothing, seed):
+    hidden, kernel = normal(seed, batch, time, 4), normal(seed + 1, 4, vocab)
+    labels = jnp.asarray(np.random.default_rng(seed).integers(0, vocab, (batch, time)))
+    bias = normal(seed + 2, vocab)
+    weights = jnp.asarray(np.random.default_rng(seed).integers(0, 2, (batch, time)), jnp.float32)
+
+    def call(hidden, kernel, bias, *rest):
+        return ops.chunked_cross_entropy(
+            hidden, kernel, labels, bias if with_bias else None, softcap,
+            rest[0] if rest else 0.0, chunks, weights,
+        )  # fmt: skip
+
+    rest = (jnp.float32(smoothing),) if smoothing else ()
+    check(call, hidden, kernel, bias, *rest)
+
+    def mean(hidden, kernel, bias, *rest):  # one factor for all: the gradients of the forward pass
+        return call(hidden, kernel, bias, *rest)[0].sum() * 3.0
+
+    arrays = (hidden, kernel, bias, *rest)
+    ours = jax.grad(mean, argnums=tuple(range(len(arrays))))(*arrays)
+    with plain():
+        theirs = jax.grad(mean, argnums=tuple(range(len(arrays))))(*arrays)
+    close(ours, theirs, 2e-5)
+
+
+def test_chunked_cross_entropy_transforms():
+    labels = jnp.asarray(np.random.default_rng(0).integers(0, 11, (8, 6)))
+
+    def call(hidden, kernel):
+        return ops.chunked_cross_entropy(hidden, kernel, labels, chunks=3)
+
+    check_transforms(call, normal(0, 8, 6, 4), normal(1, 4, 11))
+
+
+def test_chunked_cross_entropy_as_a_loop_equals_plain():
+    labels = jnp.asarray(np.random.default_rng(0).integers(0, 11, (8, 6)))
+
+    def call(hidden, kernel):
+        return ops.chunked_cross_entropy(hidden, kernel, labels, chunks=3)
+
+    arrays = normal(0, 8, 6, 4), normal(1, 4, 11)
+    ops.set_platform('cuda')
+    try:
+        ours = value_and_gradients(call, *arrays)
+    finally:
+        ops.set_platform(None)
+    close(ours, plain_of(call, *arrays))
+
+
+def test_chunked_cross_entropy_never_holds_all_logits():
+    hidden, kernel = jnp.zeros((4, 64, 8)), jnp.zeros((8, 1000))
+    labels = jnp.zeros((4, 64), int)
+
+    def loss(hidden, kernel, chunks):
+        return ops.chunked_cross_entropy(hidden, kernel, labels, chunks=chunks)[0].mean()
+
+    def temporaries(chunks):
+        step = jax.jit(jax.grad(lambda h, k: loss(h, k, chunks), argnums=(0, 1)))
+        return step.lower(hidden, kernel).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(1) / 3
+
+
+@st.composite
+def rnns(draw):
+    batch, time = draw(small), draw(small)
+    lengths = draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
+    return batch, time, draw(small), draw(small), draw(st.booleans()), lengths
+
+
+@few
+@given(rnns(), st.sampled_from(['lstm', 'gru']))
+def test_rnn(case, cell):
+    batch, time, width, dim, reverse, lengths = case
+    lengths = None if lengths is None else jnp.asarray(lengths)
+    gates = 4 if cell == 'lstm' else 3
+
+    def call(x, hidden, second, w_input, w_hidden, bias):
+        if cell == 'lstm':
+            carry = (hidden, second)
+            return ops.lstm(x, carry, w_input, w_hidden, bias, reverse, lengths)
+        return ops.gru(x, hidden, w_input, w_hidden, bias, reverse, lengths)
+
+    check(
+        call,
+        normal(0, batch, time, width),
+        normal(1, batch, dim),
+        normal(2, batch, dim),
+        normal(3, width, gates * dim),
+        normal(4, dim, gates * dim),
+        normal(5, 4 * dim),
+        tolerance=3e-5,
+    )
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_rnn_transforms(cell, dtype):
+    def call(x, hidden, w_input, w_hidden, bias):
+        if cell == 'lstm':
+            return ops.lstm(x, (hidden, hidden), w_input, w_hidden, bias)
+        return ops.gru(x, hidden, w_input, w_hidden, bias)
+
+    gates = 4 if cell == 'lstm' else 3
+    arrays = (
+        normal(0, 8, 5, 3, dtype=dtype),
+        normal(1, 8, 4, dtype=dtype),
+        normal(2, 3, gates * 4, dtype=dtype),
+        normal(3, 4, gates * 4, dtype=dtype),
+        normal(4, 16, dtype=dtype),
+    )
+    tolerance = 3e-5 if dtype == jnp.float32 else 5e-2
+    check_transforms(call, *arrays, batched=2, tolerance=tolerance)
+
+
+@pytest.mark.parametrize('cell', ['lstm', 'gru'])
+def test_rnn_equals_torch(cell):
+    torch = pytest.importorskip('torch')
+    dim, width = 4, 3
+    module = (torch.nn.LSTM if cell == 'lstm' else torch.nn.GRU)(width, dim, batch_first=True)
+    x = normal(0, 2, 5, width)
+    theirs, _ = module(torch.tensor(np.asarray(x)))
+    w_input, w_hidden, b_input, b_hidden = (
+        jnp.asarray(p.detach().numpy()) for p in module.parameters()
+    )
+    zero = jnp.zeros((2, dim))
+    if cell == 'lstm':
+        ours, _ = ops.lstm(x, (zero, zero), w_input.T, w_hidden.T, b_input + b_hidden)
+    else:
+        outer = (b_input + b_hidden)[: 2 * dim]
+        bias = jnp.concatenate([outer, b_input[2 * dim :], b_hidden[2 * dim :]])
+        ours, _ = ops.gru(x, zero, w_input.T, w_hidden.T, bias)
+    close(ours, theirs.detach().numpy())
+
+
+def test_unknown_platform():
+    with pytest.raises(ValueError, match=r"platform='gpu'"):
+        ops.set_platform('gpu')
