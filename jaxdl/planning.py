@@ -349,8 +349,8 @@ def advice(memory: Memory, mesh: dict[str, int], devices: int) -> str:
     state = memory.parameters + memory.optimizer + memory.averages
     split = mesh.get('fsdp', 1) * mesh.get('tensor', 1) * mesh.get('pipe', 1)
     ways = []
-    if split < devices and state > 0.2 * memory.card:
-        less = state * (1 - split / devices)
+    less = state * (1 - split / devices)
+    if less > 0.2 * memory.missing:
         ways.append(f'--config.mesh.fsdp=-1 --config.mesh.data=1 (saves {gib(less)} of state)')
     if memory.activations > memory.missing:
         ways.append('rematerialisation (--config.model.remat=full, where the model has it)')
