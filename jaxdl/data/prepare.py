@@ -325,7 +325,7 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return UserError.exit_code
     except KeyboardInterrupt:
-        return 130
+        return 1
     return 0
 
 
