@@ -74,19 +74,17 @@ def prepare_image_set(
     return _summary(spec, counts, folder, _checksum_report(builder.checks))
 
 
-def prepare_official(
-    name: str, root: pathlib.Path, source: pathlib.Path | None = None, *, version: str = ''
-) -> str:
+def prepare_official(name: str, root: pathlib.Path, source: pathlib.Path | None = None) -> str:
     """`prepare` for a data set of TFDS, by its official builder."""
     import tensorflow_datasets as tfds
 
-    existing = official_builder(name, root, version)  # an unknown name ends here
+    existing = official_builder(name, root)  # an unknown name ends here
     with store.preparing(root, name) as staging:
         if pathlib.Path(existing.data_dir).is_dir():
             sizes = {split: info.num_examples for split, info in existing.info.splits.items()}
             return f'{existing.info.full_name}: already prepared, {sizes}; in {existing.data_dir}'
         print(f'{name}: downloading and preparing with TFDS', file=sys.stderr)
-        builder = official_builder(name, staging, version)
+        builder = official_builder(name, staging)
         config = tfds.download.DownloadConfig(
             manual_dir=source or root / 'downloads' / 'manual', try_download_gcs=False
         )
@@ -104,22 +102,24 @@ def prepare_official(
     return f'{builder.info.full_name}: {sizes}; in {folder}'
 
 
-def official_builder(name: str, root: pathlib.Path, version: str = '') -> Any:
-    """Returns TFDS's own builder of `name`; raises UserError with the nearest name if unknown."""
+def official_builder(name: str, root: pathlib.Path) -> Any:
+    """Returns TFDS's own builder of `name` ('NAME/CONFIGURATION:VERSION', the latter two optional).
+
+    Raises UserError with the nearest name if there is none.
+    """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    full = f'{name}:{version}' if version else name
     try:
         with _builder_errors(name):
-            return tfds.builder(full, data_dir=root, try_gcs=False)
+            return tfds.builder(name, data_dir=root, try_gcs=False)
     except registered.DatasetNotFoundError:
         known = {*IMAGE_SETS, *tfds.list_builders(with_community_datasets=False)}
         hint = nearest(name, known) or f'; jaxdl itself prepares {", ".join(IMAGE_SETS)}'
         raise UserError(f'{name}: no such data set, neither here nor in TFDS{hint}') from None
     except (ValueError, AssertionError) as error:  # no such configuration or version
         reason = ' '.join(str(error).split())
-        raise UserError(f'{full}: TFDS knows the name but not the rest: {reason[:300]}') from None
+        raise UserError(f'{name}: TFDS knows the name but not the rest: {reason[:300]}') from None
 
 
 @contextlib.contextmanager

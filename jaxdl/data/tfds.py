@@ -75,6 +75,11 @@ class Tfds:
     def _root(self) -> pathlib.Path:
         return store.data_dir(self.data_dir)
 
+    def _full_name(self) -> str:
+        """The name with the version, as TFDS and `prepare` understand it."""
+        official = self.version and self._image_set() is None
+        return f'{self.name}:{self.version}' if official else self.name
+
     def _image_set(self) -> ImageSet | None:
         spec = catalogue.IMAGE_SETS.get(self.name)
         return spec if spec and self.version in ('', spec.version) else None
@@ -156,7 +161,7 @@ class Tfds:
             features=self.features,
             image_size=self.image_size,
             in_memory_bytes=self.in_memory_bytes,
-            command=store.prepare_command(self.name, self._root()),
+            command=store.prepare_command(self._full_name(), self._root()),
         )
 
     def _open(self, folder: pathlib.Path) -> Any:
@@ -169,9 +174,9 @@ class Tfds:
         """TFDS's own builder of the set, prepared if it was not yet."""
         from jaxdl.data import prepare
 
-        root = self._root()
-        builder = prepare.official_builder(self.name, root, self.version)
+        root, name = self._root(), self._full_name()
+        builder = prepare.official_builder(name, root)
         if not pathlib.Path(builder.data_dir).is_dir():
-            prepare.prepare_official(self.name, root, version=self.version)
-            builder = prepare.official_builder(self.name, root, self.version)
+            prepare.prepare_official(name, root)
+            builder = prepare.official_builder(name, root)
         return builder
