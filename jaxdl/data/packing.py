@@ -169,27 +169,30 @@ def pack(sizes: np.ndarray, capacity: tuple[int, ...]) -> tuple[np.ndarray, np.n
         while left:
             room = gaps[: len(mixes)] - size
             fits = (room >= 0).all(axis=1)
+            best = -1
+            rows, mix, free = left, (), limit
             if fits.any():
                 best = int(np.where(fits, room.sum(axis=1), np.iinfo(np.int64).max).argmin())
-                rows, mix = mixes[best]
-                gap = gaps[best] - size
-                used = min(rows, left)
-                if used < rows:
-                    mixes[best] = (rows - used, mix)
-                else:  # the last open mix takes the freed place
-                    gaps[best] = gaps[len(mixes) - 1]
-                    mixes[best] = mixes[-1]
-                    mixes.pop()
-            else:
-                used, mix, gap = left, (), limit - size
-            left -= used
+                (rows, mix), free = mixes[best], gaps[best].copy()
+            # As many of the kind as fit into each row; the last row takes what is left.
+            each = min(left, int((free // size).min()))
+            used = min(rows, left // each)
+            gap = free - each * size
+            left -= used * each
+            if best >= 0 and used < rows:
+                mixes[best] = (rows - used, mix)
+            elif best >= 0:  # the last open mix takes the freed place
+                gaps[best] = gaps[len(mixes) - 1]
+                mixes[best] = mixes[-1]
+                mixes.pop()
+            mix = (*mix, *[kind] * each)
             if (gap < smallest).any():
-                closed.append((used, (*mix, kind)))
+                closed.append((used, mix))
                 continue
             if len(mixes) == len(gaps):
                 gaps = np.concatenate([gaps, np.zeros_like(gaps)])
             gaps[len(mixes)] = gap
-            mixes.append((used, (*mix, kind)))
+            mixes.append((used, mix))
 
     # Hand out the items: those of one kind in their own order.
     by_kind = np.argsort(code, kind='stable')

@@ -5,12 +5,13 @@ A set has a tokenizer, a row length and a packing; `train_source` and `eval_sour
 
 import abc
 import dataclasses
+import re
 
 from jaxdl.data.packing import Packed, Packing, Rows
 from jaxdl.data.text_cache import cache_root, corpora
-from jaxdl.data.text_files import LINE_LIMIT, Files, Records, StdlibRecords, TfdsRecords
+from jaxdl.data.text_files import LINE_LIMIT, Files, Records, StdlibRecords
+from jaxdl.data.text_tfds import named_splits, tfds_records
 from jaxdl.data.tokenizers import Bytes, Tokenizer
-from jaxdl.errors import UserError
 
 
 @dataclasses.dataclass
@@ -146,20 +147,20 @@ class TfdsText(TextSet):
     Attributes:
         name: the set's name and config.
         field: feature that holds the text; 'a/b' for a nested one.
-        train_split: split to train on; slices such as 'train[:10%]' are possible.
-        evals: evaluation sets, each 'name=split'.
-        data_dir: where the set was prepared; empty: the default.
+        train_split: split to train on; expressions such as 'train[:10%]' are possible.
+        evals: evaluation splits; 'valid=train[90%:]' gives one a name.
+        data_dir: where prepared data sets are kept; empty: $JAXDL_DATA or ~/.cache/jaxdl/data.
     """
 
     name: str = 'lm1b'
     field: str = 'text'
     train_split: str = 'train'
-    evals: tuple[str, ...] = ('test=test',)
+    evals: tuple[str, ...] = ('test',)
     data_dir: str = ''
 
     def check(self):
         super().check()
-        named(self.evals)
+        named_splits(self.evals)
 
     def _split(self, split: str) -> Records:
         return tfds_records(self.name, split, (self.field,), self.data_dir)
@@ -168,7 +169,7 @@ class TfdsText(TextSet):
         return self._split(self.train_split)
 
     def eval_records(self) -> dict[str, Records]:
-        return {name: self._split(split) for name, split in named(self.evals).items()}
+        return {name: self._split(split) for name, split in named_splits(self.evals).items()}
 
 
 def named(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -176,27 +177,9 @@ def named(pairs: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition('=')
-        if not (equals and value and name.replace('_', '').replace('-', '').isalnum()):
+        if not (equals and value and re.fullmatch(r'[\w.-]+', name)):
             raise ValueError(f"evals: {pair!r} is not of the form 'name=value', such as 'test=…'")
         if name in found:
             raise ValueError(f'evals: {name!r} is there twice; give each set a name of its own')
         found[name] = value
     return found
-
-
-def tfds_records(name: str, split: str, fields: tuple[str, ...], data_dir: str) -> Records:
-    """Text features of a split of a set that TFDS has prepared; raises UserError otherwise."""
-    import tensorflow_datasets as tfds
-
-    try:
-        source = tfds.data_source(name, split=split, data_dir=data_dir or None)
-    except Exception as error:
-        detail = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f'data set {name!r}, split {split!r}: cannot be read ({detail[0][:200]}); '
-            'prepare it first, or give the folder it was prepared in as data.data_dir'
-        ) from None
-    if not len(source):
-        raise UserError(f'data set {name!r}, split {split!r}: is empty')
-    version = getattr(getattr(source, 'dataset_info', None), 'full_name', name)
-    return TfdsRecords(source, f'{version} {split}', fields)

@@ -1,4 +1,4 @@
-"""Records of text: from local files, from TFDS, and from the standard library's own source.
+"""Records of text: from local files, and from the standard library's own source.
 
 A set of records can be read again and again, always in the same order, and has a `key()`: a hash
 of everything that decides its content. Each record is a tuple of strings.
@@ -344,47 +344,3 @@ class StdlibRecords:
 
     def where(self, index: int) -> str:
         return f'document {index} of the standard library'
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsRecords:
-    """Text features of one split of a TensorFlow Datasets set that has been prepared.
-
-    Attributes:
-        source: random access to the examples, e.g. of tfds.data_source.
-        identity: name, version and split; with the number of examples it decides the content.
-        fields: features that make a record; 'a/b' is feature b of the nested feature a.
-    """
-
-    source: Any
-    identity: str
-    fields: tuple[str, ...]
-
-    def key(self) -> str:
-        # The prepared files of a version never change, so they are not read again to be hashed.
-        return digest('tfds 1', self.identity, len(self.source), self.fields)
-
-    def __iter__(self) -> Iterator[tuple[str, ...]]:
-        for index in range(len(self.source)):
-            yield tuple(self._text(self.source[index], field, index) for field in self.fields)
-
-    def where(self, index: int) -> str:
-        return f'{self.identity} example {index}'
-
-    def _text(self, row: Any, field: str, index: int) -> str:
-        value = row
-        for part in field.split('/'):
-            if not isinstance(value, dict) or part not in value:
-                names = list(value) if isinstance(value, dict) else []
-                raise UserError(
-                    f'{self.where(index)}: has no feature {field!r}, only '
-                    f'{", ".join(map(repr, names))}{nearest(part, names)}'
-                )
-            value = value[part]
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bytes):
-            return decode(value, self.where(index))
-        if getattr(value, 'ndim', None) == 0 and value.dtype.kind in 'iu':
-            return str(int(value))
-        raise UserError(f'{self.where(index)}: feature {field!r} is no text')

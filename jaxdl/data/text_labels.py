@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from jaxdl.data.packing import Rows, lay_out
-from jaxdl.data.text import named, tfds_records
+from jaxdl.data.text import named
 from jaxdl.data.text_cache import Corpus, cache_root, corpora
 from jaxdl.data.text_files import LINE_LIMIT, Files, Records
+from jaxdl.data.text_tfds import named_splits, tfds_records
 from jaxdl.data.tokenizers import Bpe, Tokenizer
 from jaxdl.errors import UserError, nearest
 
@@ -125,21 +126,21 @@ class TfdsLabelledText(LabelSet):
         name: the set's name and config.
         text: feature that holds the text.
         label: feature that holds the label.
-        train_split: split to train on; slices such as 'train[:90%]' are possible.
-        evals: evaluation sets, each 'name=split'.
-        data_dir: where the set was prepared; empty: the default.
+        train_split: split to train on; expressions such as 'train[:90%]' are possible.
+        evals: evaluation splits; 'valid=train[90%:]' gives one a name.
+        data_dir: where prepared data sets are kept; empty: $JAXDL_DATA or ~/.cache/jaxdl/data.
     """
 
     name: str = 'imdb_reviews'
     text: str = 'text'
     label: str = 'label'
     train_split: str = 'train'
-    evals: tuple[str, ...] = ('test=test',)
+    evals: tuple[str, ...] = ('test',)
     data_dir: str = ''
 
     def check(self):
         super().check()
-        named(self.evals)
+        named_splits(self.evals)
 
     def _split(self, split: str) -> Records:
         return tfds_records(self.name, split, (self.text, self.label), self.data_dir)
@@ -148,7 +149,7 @@ class TfdsLabelledText(LabelSet):
         return self._split(self.train_split)
 
     def eval_records(self) -> dict[str, Records]:
-        return {name: self._split(split) for name, split in named(self.evals).items()}
+        return {name: self._split(split) for name, split in named_splits(self.evals).items()}
 
 
 class LabelRows(Rows):

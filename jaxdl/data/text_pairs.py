@@ -6,9 +6,10 @@ import dataclasses
 import numpy as np
 
 from jaxdl.data.packing import Rows, lay_out, pack, ranges
-from jaxdl.data.text import named, tfds_records
+from jaxdl.data.text import named
 from jaxdl.data.text_cache import Corpus, cache_root, corpora
 from jaxdl.data.text_files import LINE_LIMIT, Files, Records
+from jaxdl.data.text_tfds import named_splits, tfds_records
 from jaxdl.data.tokenizers import Bpe, Tokenizer
 from jaxdl.errors import UserError
 
@@ -157,21 +158,21 @@ class TfdsPairs(PairSet):
         name: the set's name and config.
         source: feature of the source language.
         target: feature of the target language.
-        train_split: split to train on; slices such as 'train[:10%]' are possible.
-        evals: evaluation sets, each 'name=split'.
-        data_dir: where the set was prepared; empty: TFDS's own default.
+        train_split: split to train on; expressions such as 'train[:10%]' are possible.
+        evals: evaluation splits; 'valid=train[90%:]' gives one a name.
+        data_dir: where prepared data sets are kept; empty: $JAXDL_DATA or ~/.cache/jaxdl/data.
     """
 
     name: str = 'wmt14_translate/de-en'
     source: str = 'en'
     target: str = 'de'
     train_split: str = 'train'
-    evals: tuple[str, ...] = ('valid=validation', 'test=test')
+    evals: tuple[str, ...] = ('valid=validation', 'test')
     data_dir: str = ''
 
     def check(self):
         super().check()
-        named(self.evals)
+        named_splits(self.evals)
 
     def _split(self, split: str) -> Records:
         return tfds_records(self.name, split, (self.source, self.target), self.data_dir)
@@ -180,7 +181,7 @@ class TfdsPairs(PairSet):
         return self._split(self.train_split)
 
     def eval_records(self) -> dict[str, Records]:
-        return {name: self._split(split) for name, split in named(self.evals).items()}
+        return {name: self._split(split) for name, split in named_splits(self.evals).items()}
 
 
 class PairRows(Rows):

@@ -71,7 +71,7 @@ class Tokenizer(abc.ABC):
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids: two equal ones give equal ids for any text."""
-        return digest(json.dumps(self.state(), sort_keys=True, ensure_ascii=True).encode())
+        return _fingerprint(self.state())
 
     def describe(self) -> str:
         return f'{type(self).__name__} of {self.vocab_size} tokens, {self.fingerprint()[:12]}'
@@ -101,8 +101,6 @@ class Tokenizer(abc.ABC):
             self.restore(content['state'])
         except ValueError as error:
             raise UserError(f'{Path(folder) / FILE}: {error}') from None
-        if self.fingerprint() != content['fingerprint']:
-            raise UserError(f'{Path(folder) / FILE} is damaged: its fingerprint does not match')
 
 
 def keep(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
@@ -398,6 +396,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
+def _fingerprint(state: dict[str, Any]) -> str:
+    return digest(json.dumps(state, sort_keys=True, ensure_ascii=True).encode())
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -407,5 +409,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f'{path} is damaged: not JSON') from None
     if not isinstance(content, dict) or {'tokenizer', 'fingerprint', 'state'} - set(content):
         raise UserError(f'{path} is damaged: not a saved tokenizer')
+    if _fingerprint(content['state']) != content['fingerprint']:
+        raise UserError(f'{path} is damaged: its content is not what was saved')
     content.setdefault('description', content['tokenizer'])
     return content
