@@ -97,7 +97,7 @@ def _load(path: Path, tokenizer: Tokenizer) -> Corpus | None:
         offsets = np.load(path.with_suffix('.offsets.npy'))
         if (len(ids), len(offsets)) != (meta['ids'], meta['offsets']):
             return None
-        if zlib.crc32(offsets) != meta['offsets_crc'] or _checksum(ids) != meta['ids_crc']:
+        if zlib.crc32(offsets.data) != meta['offsets_crc'] or _checksum(ids) != meta['ids_crc']:
             return None
         return Corpus(ids, offsets, tokenizer.sep, meta['bytes'])
     except (OSError, ValueError, KeyError, EOFError):
@@ -106,9 +106,9 @@ def _load(path: Path, tokenizer: Tokenizer) -> Corpus | None:
 
 def _checksum(ids: np.ndarray) -> int:
     if ids.nbytes <= VERIFY:
-        return zlib.crc32(ids)
+        return zlib.crc32(ids.data)
     part = (1 << 24) // ids.itemsize
-    return zlib.crc32(ids[-part:], zlib.crc32(ids[:part]))
+    return zlib.crc32(ids[-part:].data, zlib.crc32(ids[:part].data))
 
 
 def _build(paths: list[Path], records: Records, tokenizer: Tokenizer) -> None:
@@ -185,7 +185,7 @@ class _Writer:
             'ids': len(ids),
             'offsets': len(offsets),
             'ids_crc': _checksum(ids),
-            'offsets_crc': zlib.crc32(offsets),
+            'offsets_crc': zlib.crc32(offsets.data),
             'bytes': self.bytes,
         }
         os.replace(self.partial, self.path.with_suffix('.ids.npy'))

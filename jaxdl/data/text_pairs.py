@@ -97,7 +97,7 @@ class PairSet(abc.ABC):
     def _fitting(self, records: Records, sizes: np.ndarray) -> np.ndarray:
         """The pairs that fit a row; raises UserError for the first other one if long='error'."""
         limits = np.array([self.source_length, self.target_length])
-        fits = (sizes <= limits).all(axis=1)
+        fits = np.all(sizes <= limits, axis=1)
         if self.long == 'error' and not fits.all():
             worst = int(np.argmin(fits))
             side = int(np.argmax(sizes[worst] > limits))

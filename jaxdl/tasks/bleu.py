@@ -18,7 +18,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[
             f'{len(hypotheses)} translations for {len(references)} references: must be as many, '
             'and at least one'
         )
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     scores: dict[str, float | str] = {}
     for name, metric in (('bleu', BLEU()), ('chrf', CHRF())):
