@@ -1,0 +1,52 @@
+"""What the step benchmark runs: each case names its shapes once, for both libraries."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model and its batch.
+
+    Attributes:
+        name: what --model calls it.
+        kind: 'images', 'tokens' or 'rnn'.
+        batch: examples of a step.
+        sizes: what the builders of both libraries read.
+    """
+
+    name: str
+    kind: str
+    batch: int
+    sizes: dict
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case('cnn', 'images', 128, dict(channels=(32, 64, 128), convs=2, dense=128)),
+        Case('resnet18', 'images', 128, dict(depth=18, width=32)),
+        Case('resnet20', 'images', 128, dict(depth=20, width=16)),
+        Case('vit_ti', 'images', 64, dict(width=192, layers=12, heads=3, patch=4)),
+        Case('transformer', 'tokens', 16, dict(vocab=256, time=256, width=384, layers=6, heads=6)),
+        Case(
+            'transformer_50k',
+            'tokens',
+            4,
+            dict(vocab=50304, time=256, width=384, layers=6, heads=6),
+        ),
+        Case('lstm', 'rnn', 32, dict(vocab=256, time=128, width=512)),
+    )
+}
+
+# Names of the ways to run a case; those of PyTorch compete, and the best of one dtype counts.
+TORCH = {
+    'images': {
+        'float32': ('torch', 'torch channels_last', 'torch channels_last compile'),
+        'bfloat16': ('torch channels_last bfloat16',),
+    },
+    'tokens': {
+        'float32': ('torch', 'torch compile'),
+        'bfloat16': ('torch bfloat16', 'torch compile bfloat16'),
+    },
+    'rnn': {'float32': ('torch',), 'bfloat16': ('torch bfloat16',)},
+}

@@ -1,0 +1,175 @@
+"""One training step of jaxdl beside the same step in PyTorch, both warm, taking turns.
+
+    python -m experiments.bench.step --model=cnn [--dtype=float32,bfloat16] [--rounds=5]
+        [--seconds=3] [--batch=N] [--plain] [--variants='jaxdl,torch compile'] [--out=FILE.json]
+
+Models: cnn, resnet18, resnet20, vit_ti, transformer, transformer_50k, lstm. Every variant is a
+process of its own that sleeps while the others run; PyTorch gets the same allocator settings.
+Speed is PyTorch's best time over ours, per round: the median, least and greatest round are shown.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+
+from experiments.bench.cases import CASES, TORCH
+
+
+class Worker:
+    """A variant in its process."""
+
+    def __init__(self, variant: str, model: str, batch: int):
+        command = [sys.executable, '-m', 'experiments.bench.worker', variant, model, str(batch)]
+        self.variant, self.rounds, self.peaks = variant, [], []
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self.reply()
+
+    def reply(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'{self.variant}: the process ended ({self.process.wait()})')
+        return json.loads(line)
+
+    def ask(self, command: str) -> dict:
+        self.process.stdin.write(command + '\n')
+        self.process.stdin.flush()
+        return self.reply()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+    @property
+    def medians(self) -> list[float]:
+        return [statistics.median(one['times']) for one in self.rounds]
+
+
+def measure(model: str, variants: list[str], batch: int, rounds: int, seconds: float) -> list:
+    """Runs the variants in turn, `rounds` times; the order turns round each time."""
+    workers = []
+    for variant in variants:
+        try:
+            workers.append(Worker(variant, model, batch))
+        except RuntimeError as error:
+            print(f'left out: {error}', file=sys.stderr)
+    for index in range(rounds):
+        for worker in workers[:: 1 if index % 2 else -1]:
+            worker.rounds.append(worker.ask(f'run {seconds}'))
+        for worker in (workers[0], workers[-1]):
+            worker.peaks.append(worker.ask('peak')['gflops'])
+        print(f'round {index + 1} of {rounds}', file=sys.stderr)
+    for worker in workers:
+        worker.close()
+    return workers
+
+
+def summary(workers: list, dtypes: list[str]) -> list[dict]:
+    """One row a variant, with its speed relative to PyTorch's best of the same dtype."""
+    rows = []
+    for dtype in dtypes:
+        of_dtype = [w for w in workers if ('bfloat16' in w.variant) == (dtype == 'bfloat16')]
+        theirs = [w for w in of_dtype if w.variant.startswith('torch')]
+        best = min(theirs, key=lambda w: statistics.median(w.medians), default=None)
+        for worker in of_dtype:
+            times = worker.medians
+            row = {
+                'variant': worker.variant,
+                'dtype': dtype,
+                'ms': statistics.median(times) * 1e3,
+                'least_ms': min(min(r['times']) for r in worker.rounds) * 1e3,
+                'cpu_ms': statistics.median(r['cpu_s'] for r in worker.rounds) * 1e3,
+                'page_faults': statistics.median(r['page_faults'] for r in worker.rounds),
+                'peak_mib': worker.rounds[-1]['peak_mib'],
+                'parameters': worker.about['parameters'],
+                'ready_s': worker.about['ready_s'],
+            }
+            if best is not None:
+                ratios = [b / t for b, t in zip(best.medians, times, strict=True)]
+                row['speed'] = statistics.median(ratios)
+                row['speed_range'] = [min(ratios), max(ratios)]
+                row['best'] = worker is best
+            rows.append(row)
+    return rows
+
+
+def table(rows: list[dict], gflop: float, peak: float) -> str:
+    """The rows as text."""
+    head = f'{"variant":32} {"ms":>8} {"least":>8} {"speed (range)":>22} {"% peak":>7} {"CPU ms":>8} {"faults":>8} {"MiB":>6}'
+    lines = [head]
+    for row in rows:
+        speed = ''
+        if 'speed' in row:
+            low, high = row['speed_range']
+            speed = f'{row["speed"]:.2f} ({low:.2f}–{high:.2f})' + (' *' if row['best'] else '')
+        share = f'{gflop / row["ms"] * 1e3 / peak * 100:.0f}' if gflop and peak else ''
+        lines.append(
+            f'{row["variant"]:32} {row["ms"]:8.1f} {row["least_ms"]:8.1f} {speed:>22} {share:>7} '
+            f'{row["cpu_ms"]:8.0f} {row["page_faults"]:8.0f} {row["peak_mib"]:6.0f}'
+        )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Parses the command line, measures, prints and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('--model', required=True, choices=list(CASES))
+    parser.add_argument('--dtype', default='float32')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--seconds', type=float, default=3.0)
+    parser.add_argument('--batch', type=int, default=0)
+    parser.add_argument('--plain', action='store_true', help='also jaxdl with JAXDL_PLAIN=1')
+    parser.add_argument('--variants', default='', help='these alone, separated by commas')
+    parser.add_argument('--out', default='')
+    options = parser.parse_args()
+    case, dtypes = CASES[options.model], options.dtype.split(',')
+    variants = []
+    for dtype in dtypes:
+        suffix = '' if dtype == 'float32' else f' {dtype}'
+        variants.append(f'jaxdl{suffix}')
+        if options.plain:
+            variants.append(f'jaxdl plain{suffix}')
+        variants += TORCH[case.kind][dtype]
+    if options.variants:
+        variants = [word.strip() for word in options.variants.split(',')]
+    batch = options.batch or case.batch
+    workers = measure(case.name, variants, batch, options.rounds, options.seconds)
+    gflop = next((w.about['gflop'] for w in workers if 'gflop' in w.about), 0.0)
+    peaks = [peak for worker in workers for peak in worker.peaks]
+    rows = summary(workers, dtypes)
+    load = os.getloadavg()[0]
+    print(
+        f'{case.name}, batch {batch}: {gflop:.1f} GFLOP a step; float32 product '
+        f'{min(peaks):.0f}–{max(peaks):.0f} GFLOP/s; load {load:.1f}; * is the best of PyTorch'
+    )
+    print(table(rows, gflop, max(peaks)))
+    if options.out:
+        report = {
+            'model': case.name,
+            'batch': batch,
+            'sizes': case.sizes,
+            'gflop': gflop,
+            'peak_gflops': peaks,
+            'load': load,
+            'cores': os.cpu_count(),
+            'machine': platform.processor() or platform.machine(),
+            'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': f'python -m experiments.bench.step {" ".join(sys.argv[1:])}',
+            'rows': rows,
+            'rounds': {w.variant: w.medians for w in workers},
+        }
+        os.makedirs(os.path.dirname(options.out) or '.', exist_ok=True)
+        with open(options.out, 'w') as file:
+            json.dump(report, file, indent=1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,57 @@
+"""PyTorch's side of the step benchmark: the same models and updates, written as its users do."""
+
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from experiments.bench import torch_models
+
+
+def build(case, batch: int, words: list[str]):
+    """Returns (a function that trains one step, facts about it)."""
+    torch.manual_seed(0)
+    sizes, rng = case.sizes, np.random.default_rng(0)
+    if case.kind == 'images':
+        model = torch_models.vision(case)
+        pixels = rng.integers(0, 256, (batch, 3, 32, 32)).astype(np.uint8)
+        inputs, labels = torch.tensor(pixels), torch.tensor(rng.integers(0, 10, batch))
+        make = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+        if 'channels_last' in words:
+            model = model.to(memory_format=torch.channels_last)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+    else:
+        model = torch_models.Lstm(sizes) if case.kind == 'rnn' else torch_models.Gpt(sizes)
+        tokens = rng.integers(0, sizes['vocab'], (2, batch, sizes['time']))
+        inputs, labels = torch.tensor(tokens[0]), torch.tensor(tokens[1])
+        make = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer, half = make, 'bfloat16' in words
+    model.train()
+    call = torch.compile(model) if 'compile' in words else model
+
+    def step():
+        x = inputs
+        if case.kind == 'images':
+            x = (x.float() / 255 - 0.5) / 0.5
+        with torch.autocast('cpu', torch.bfloat16, enabled=half):
+            logits = call(x)
+        loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step, {'parameters': sum(p.numel() for p in model.parameters())}
+
+
+def peak(size: int) -> dict:
+    """The rate of a float32 matrix product, in GFLOP/s: the best of a few."""
+    x = torch.ones(size, size)
+    best = np.inf
+    with torch.no_grad():
+        for _ in range(8):
+            begin = time.perf_counter()
+            x @ x
+            best = min(best, time.perf_counter() - begin)
+    return {'gflops': 2 * size**3 / best / 1e9}

@@ -1,0 +1,64 @@
+"""One way to run one case, in a process of its own that does as its standard input says.
+
+Each line of standard input gets one line of JSON: `run SECONDS` trains for that long, `peak`
+measures a float32 matrix product. `python -m experiments.bench.step` starts these.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+PEAK_SIZE = 2048
+
+
+def main() -> None:
+    """Reads the variant and the case from the command line, then serves commands."""
+    variant, name, batch = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    replies = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what a library prints must not get between the replies
+    words = variant.split()
+    if 'plain' in words:
+        os.environ['JAXDL_PLAIN'] = '1'
+    from jaxdl import runtime
+
+    environment = runtime.prepare_process()
+    from experiments.bench.cases import CASES
+
+    begin = time.perf_counter()
+    if words[0] == 'torch':
+        from experiments.bench import torch_step as side
+    else:
+        from experiments.bench import jax_step as side
+    step, about = side.build(CASES[name], batch, words[1:])
+    for _ in range(3):
+        step()
+    about |= {'ready_s': time.perf_counter() - begin, 'environment': environment}
+    print(json.dumps(about), file=replies, flush=True)
+    for line in sys.stdin:
+        command, *rest = line.split()
+        reply = side.peak(PEAK_SIZE) if command == 'peak' else _run(step, float(rest[0]))
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def _run(step, seconds: float) -> dict:
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    times, begin = [], time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(times) < 3:
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        'times': times,
+        'cpu_s': cpu / len(times),
+        'page_faults': (after.ru_minflt - before.ru_minflt) / len(times),
+        'peak_mib': after.ru_maxrss / 1024,
+    }
+
+
+if __name__ == '__main__':
+    main()
