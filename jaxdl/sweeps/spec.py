@@ -148,7 +148,9 @@ class Sweep:
             raise ValueError("give the seeds in `seeds` or as the override 'seed', not both")
         for name in ('workdir', ''):
             if name in fields or name in self.overrides:
-                raise ValueError(f'{name!r} is no field of a config; every trial has its own workdir')
+                raise ValueError(
+                    f'{name!r} is no field of a config; every trial has its own workdir'
+                )
         if self.stopping is not None:
             for field in dataclasses.fields(self.stopping):
                 low = 2 if field.name == 'factor' else 0 if field.name == 'warmup' else 1
@@ -225,7 +227,9 @@ class Trial:
     def label(self) -> str:
         """Its differences in a few words."""
         parts = [f'{short(field)}={text(value)}' for field, value in self.varied.items()]
-        return ', '.join([*parts, *([f'seed={self.seed}'] if self.seed is not None else [])]) or 'base'
+        return (
+            ', '.join([*parts, *([f'seed={self.seed}'] if self.seed is not None else [])]) or 'base'
+        )
 
 
 def short(field: str) -> str:

@@ -1,0 +1,142 @@
+"""What is looked at before a sweep starts: every trial's config, and the names of its metrics.
+
+Runs in the process that trials are forked from (jaxdl.sweeps.server), never in the sweep's own.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from jaxdl import cli
+from jaxdl import config as config_lib
+from jaxdl.config import Config
+from jaxdl.errors import UserError
+from jaxdl.workdir import FREE
+
+# Written by every run, whatever it trains: the loop adds them itself.
+LOOP_METRICS = (
+    'train/learning_rate',
+    'train/grad_norm',
+    'perf/examples_per_s',
+    'perf/step_time_ms',
+    'perf/epoch',
+)
+
+
+def read_config(path: str, words: list[str]) -> Config:
+    """The config of a trial, its overrides applied and everything checked."""
+    config = cli.apply_overrides(cli.load_config(path), cli.overrides_in(['sweep', *words]))
+    config_lib.check(config)
+    return config
+
+
+def group_of(config: Config) -> str:
+    """A name for the compiled program: configs that differ only in seed and scalars share it.
+
+    A scalar that is 0 is no argument of the program but code left out, so it makes another group.
+    """
+    traced = config_lib.scalars(config)
+    plain = config_lib.with_values(config, {**dict.fromkeys(traced, 1.0), 'config.seed': 0})
+    words = json.dumps([config_lib.to_json(plain), sorted(traced)], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def identity(config: Config) -> str:
+    """A name for the run itself: what may change between two calls on one folder is left out."""
+
+    def strip(tree: Any, path: str) -> Any:
+        if isinstance(tree, dict):
+            return {
+                key: strip(value, f'{path}.{key}')
+                for key, value in tree.items()
+                if f'{path}.{key}' not in FREE
+            }
+        return [strip(item, path) for item in tree] if isinstance(tree, list) else tree
+
+    words = json.dumps(strip(config_lib.to_json(config), 'config'), sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def check_trials(trials: list[dict]) -> list[dict]:
+    """[{'group', 'identity', 'steps', 'deterministic', 'alone'}] of trials {'config', 'words'}; {'error'} where one is wrong."""
+    found = []
+    for trial in trials:
+        try:
+            config = read_config(trial['config'], trial['words'])
+        except UserError as error:
+            found.append({'error': str(error)})
+            continue
+        found.append(
+            {
+                'group': group_of(config),
+                'identity': identity(config),
+                'steps': config.steps,
+                'deterministic': config.deterministic,
+                'alone': why_alone(config),
+            }
+        )
+    return found
+
+
+def why_alone(config: Config) -> str:
+    """Why this config cannot be trained together with others in one program, or ''."""
+    if config.divergence.policy == 'rollback':
+        return "divergence.policy='rollback' moves one run back in time"
+    if config.compile == 'pmap':
+        return "compile='pmap'"
+    if config.accumulate > 1:
+        return f'accumulate={config.accumulate} says that one run alone fills the memory'
+    if config.steps_per_call > 1:
+        return f'steps_per_call={config.steps_per_call}'
+    for axis in config_lib.fields(config.mesh):
+        if getattr(config.mesh, axis.name) > 1:
+            return f'mesh.{axis.name}={getattr(config.mesh, axis.name)}: it is trained on several devices'
+    return ''
+
+
+def metric_names(path: str, words: list[str]) -> list[str]:
+    """The names that a run of this config writes; traced, neither compiled nor trained.
+
+    Opens a backend: call it in a process of its own.
+    """
+    import jax
+    import numpy as np
+
+    from jaxdl import parallel
+    from jaxdl.program import Program
+    from jaxdl.step import COUNT, FINITE
+
+    jax.config.update('jax_platforms', 'cpu')
+    config = read_config(path, words)
+    rows = config.data.train_source().fetch(np.zeros(1, np.int64))
+    rows = {**rows, 'id': np.zeros(1, np.int32)}
+    program = Program(
+        config,
+        parallel.make_mesh(config_lib.Mesh(), jax.devices()[:1]),
+        {name: value[0] for name, value in rows.items()},
+    )
+
+    def batch(rows: dict, size: int, **more) -> dict:
+        rows = {**rows, **more}
+        return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in rows.items()}
+
+    derived = getattr(config.task, 'derived', lambda means: {})
+    names = set(LOOP_METRICS)
+
+    def add(prefix: str, packing: Any) -> None:
+        scalars = [
+            k for k, shape in packing.shapes.items() if not shape and k not in (COUNT, FINITE)
+        ]
+        names.update(f'{prefix}/{k}' for k in (*scalars, *derived(dict.fromkeys(scalars, 1.0))))
+
+    train = program.packing(program._plain.train_metrics, batch(rows, config.batch_size), {})
+    add('train', train)
+    for name, source in config.data.eval_sources().items():
+        rows = {**source.fetch(np.zeros(1, np.int64)), 'id': np.zeros(1, np.int32)}
+        size = config.eval_batch_size or config.batch_size
+        packing = program.packing(
+            program._plain.eval_metrics, batch(rows, size, mask=np.ones(1, np.float32)), {}
+        )
+        add(f'eval/{name}', packing)
+        names.add(f'eval/{name}/examples')
+    return sorted(names)

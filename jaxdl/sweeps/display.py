@@ -1,0 +1,147 @@
+"""How a sweep stands: a live table on a terminal, a line for every event elsewhere."""
+
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from jaxdl.sweeps import store as stores
+from jaxdl.sweeps.spec import Trial, short, text
+
+if TYPE_CHECKING:
+    from jaxdl.sweeps.pool import Pool
+
+REDRAW = 0.5  # seconds
+LINE_EVERY = 60.0  # seconds between two lines of progress where there is no terminal
+MOST_ROWS = 24
+
+
+class Display:
+    """Writes to `out`; redraws in place if that is a terminal."""
+
+    def __init__(self, out: TextIO | None = None):
+        self.out = out or sys.stdout
+        self.live = self.out.isatty()
+        self.started = time.monotonic()
+        self._drawn = 0
+        self._last = 0.0 if self.live else self.started
+
+    def event(self, text: str) -> None:
+        """One line that stays."""
+        self._erase()
+        print(text, file=self.out, flush=True)
+
+    def show(self, pool: 'Pool') -> None:
+        """Draws how the sweep stands, not more often than needed."""
+        now = time.monotonic()
+        if now - self._last < (REDRAW if self.live else LINE_EVERY):
+            return
+        self._last = now
+        lines = table(pool, now - self.started)
+        if not self.live:
+            print(lines[0], file=self.out, flush=True)
+            return
+        width = shutil.get_terminal_size().columns
+        self._erase()
+        for line in lines:
+            print(line[: width - 1], file=self.out)
+        self.out.flush()
+        self._drawn = len(lines)
+
+    def close(self) -> None:
+        self._erase()
+
+    def _erase(self) -> None:
+        if self._drawn:
+            # Up to the first line that was drawn, and clear from there.
+            print(f'\x1b[{self._drawn}F\x1b[J', end='', file=self.out, flush=True)
+            self._drawn = 0
+
+
+def table(pool: 'Pool', elapsed: float) -> list[str]:
+    """The lines: first a summary, then one for each running trial."""
+    states = [pool.store.state(trial.id) for trial in pool.trials]
+    counts: dict[str, int] = {}
+    for state in states:
+        counts[state['status']] = counts.get(state['status'], 0) + 1
+    over = sum(n for name, n in counts.items() if name not in (stores.PENDING, stores.RUNNING))
+    parts = [f'{over}/{expected(pool)} trials over']
+    parts += [f'{n} {name}' for name, n in sorted(counts.items()) if name != stores.FINISHED]
+    best = pool.summary.get('best')
+    if best:
+        parts.append(
+            f'best {pool.sweep.metric} {best["mean"]:.4g} ({points_label(best["varied"])})'
+        )
+    parts.append(f'{clock(elapsed)} elapsed')
+    left = time_left(pool)
+    if left is not None:
+        parts.append(f'about {clock(left)} left')
+    lines = [' · '.join(parts)]
+    running = [(job, trial) for job in pool.launcher.jobs.values() for trial in job.trials]
+    for job, trial in running[:MOST_ROWS]:
+        rows = pool.rows.get(trial.id, [])
+        step = rows[-1]['step'] if rows else 0
+        value = next((r[pool.sweep.metric] for r in reversed(rows) if pool.sweep.metric in r), None)
+        shown = '' if value is None else f'{value:.4g}'
+        what = f' ({job.stopping})' if job.stopping else ''
+        lines.append(
+            f'  {job.place:<12} {trial.id}  {step:>7}/{trial.steps:<7} {shown:>10}  {trial.label()}{what}'
+        )
+    if len(running) > MOST_ROWS:
+        lines.append(f'  … and {len(running) - MOST_ROWS} more')
+    return lines
+
+
+def expected(pool: 'Pool') -> int:
+    """How many trials there will be."""
+    search = pool.study.search if pool.study is not None else None
+    return max(len(pool.trials), search.points * len(pool.sweep.seed_list()) if search else 0)
+
+
+def time_left(pool: 'Pool') -> float | None:
+    """Seconds until the end, from the trials that finished; None before the first."""
+    seconds = [
+        entry['seconds']
+        for entry in pool.summary.get('trials', [])
+        if entry['status'] == stores.FINISHED and entry['seconds']
+    ]
+    if not seconds:
+        return None
+    each = sum(seconds) / len(seconds)
+    over = sum(
+        pool.store.state(t.id)['status'] not in (stores.PENDING, stores.RUNNING)
+        for t in pool.trials
+    )
+    left = (expected(pool) - over) * each
+    for job in pool.launcher.jobs.values():
+        if job.started:
+            left -= sum(min(each, time.monotonic() - job.started) for _ in job.trials)
+    at_once = sum(len(job.trials) for job in pool.launcher.jobs.values()) + pool.launcher.free()
+    return max(0.0, left) / max(1, at_once)
+
+
+def points_label(varied: dict[str, Any]) -> str:
+    return ', '.join(f'{short(field)}={text(value)}' for field, value in varied.items()) or 'base'
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
+
+
+def listing(trials: list[Trial]) -> list[str]:
+    """The trials with their differences, as a table."""
+    fields = list(dict.fromkeys(field for trial in trials for field in trial.varied))
+    seeds = any(trial.seed is not None for trial in trials)
+    names = [short(f) if [short(g) for g in fields].count(short(f)) == 1 else f for f in fields]
+    rows = [['trial', *names, *(['seed'] if seeds else []), 'program']]
+    groups = list(dict.fromkeys(trial.group for trial in trials))
+    for trial in trials:
+        values = [text(trial.varied[f]) if f in trial.varied else '·' for f in fields]
+        seed = [str(trial.seed)] if seeds else []
+        rows.append([trial.id, *values, *seed, str(groups.index(trial.group) + 1)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['  '.join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return [lines[0], '-' * len(lines[0]), *lines[1:]]

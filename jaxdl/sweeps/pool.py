@@ -1,0 +1,500 @@
+"""The scheduler: starts trials where there is room, and deals with every way they can end.
+
+It knows nothing of how a job is started (jaxdl.sweeps.local, jaxdl.sweeps.slurm) or what a trial
+trains. It can be killed at any point: whatever matters is in the sweep's folder.
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxdl import logs
+from jaxdl.errors import UserError
+from jaxdl.sweeps import store as stores
+from jaxdl.sweeps.local import Exit, Job, log_path, trial_path
+from jaxdl.sweeps.results import Results, value_of
+from jaxdl.sweeps.search import Study
+from jaxdl.sweeps.spec import Sweep, Trial
+from jaxdl.sweeps.store import Store
+
+TICK = 1.0  # seconds between two looks at the running trials' metrics
+LAST_LINES = 12
+LOST = 5  # times in a row that all processes may vanish at once before the sweep gives up
+
+# What XLA, CUDA, glibc and Python say when memory is not enough.
+_NO_MEMORY = re.compile(
+    r'RESOURCE_EXHAUSTED|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|std::bad_alloc|MemoryError'
+    r'|[Cc]annot allocate memory|oom.kill',
+)
+
+
+class Launcher(Protocol):
+    """Starts jobs somewhere."""
+
+    jobs: dict[str, Job]
+
+    def check(self, trials: list[Trial]) -> list[dict]: ...
+    def free(self) -> int: ...
+    def start(self, jobs: list[Job]) -> None: ...
+    def poll(self, timeout: float) -> list[Exit]: ...
+    def stop(self, job: Job, *, now: bool = False) -> None: ...
+    def close(self) -> None: ...
+
+
+class Display(Protocol):
+    """Shows how the sweep stands."""
+
+    def event(self, text: str) -> None: ...
+    def show(self, pool: 'Pool') -> None: ...
+    def close(self) -> None: ...
+
+
+class Pool:
+    """Runs the trials of one sweep.
+
+    Args:
+        store: the sweep's folder, open.
+        sweep: the sweep.
+        trials: those of a plain list; a search adds its own.
+        launcher: starts jobs.
+        display: shows how it stands.
+        study: for a search or early stopping, else None.
+        together: trials in one program.
+        alone: {trial id: why it must not be trained together with others}.
+        on_search: called when a search has added trials, to write them down.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sweep: Sweep,
+        trials: list[Trial],
+        launcher: Launcher,
+        display: Display,
+        *,
+        study: Study | None = None,
+        together: int = 1,
+        alone: dict[str, str] | None = None,
+        on_search: Callable[[list[Trial], dict[str, str]], None] | None = None,
+    ):
+        self.store, self.sweep, self.trials = store, sweep, trials
+        self.launcher, self.display, self.study = launcher, display, study
+        self.together, self.alone = together, alone or {}
+        self.on_search = on_search
+        self.results = Results(store, sweep)
+        self.summary: dict[str, Any] = {}
+        self.queue: list[Trial] = []
+        self.units: dict[int, int] = {}  # point → unit of the search
+        self.rows: dict[str, list[dict]] = {}
+        self.signal = ''
+        self._asked_all = not self._searches
+        self._sizes: dict[str, int] = {}
+        self._looked = 0.0
+        self._kill_at: dict[str, float] = {}
+        self._alive: dict[str, float] = {}
+        self._lost = 0
+
+    @property
+    def _searches(self) -> bool:
+        return self.study is not None and self.study.search is not None
+
+    # ---- the whole sweep ----
+
+    def run(self) -> dict[str, Any]:
+        """Runs until every trial is over, or a signal came; returns what results.json holds."""
+        if self._searches:
+            self._recall_points()
+        running = [t.id for t in self.trials if self.store.is_running(t.id)]
+        self.store.wait_for(running, self.sweep.grace, self.display.event)
+        self._take_stock()
+        old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.summary = self.results.write(self.trials)
+            while True:
+                self._fill()
+                if not self.launcher.jobs:
+                    break
+                for ended in self.launcher.poll(0.2):
+                    self._ended(ended)
+                if time.monotonic() - self._looked >= TICK:
+                    self._look()
+                if self.signal:
+                    self._stop_all()
+                self.display.show(self)
+            self.summary = self.results.write(self.trials)
+            self.display.show(self)
+            return self.summary
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if self.signal:
+            self.signal = f'{name} again'
+        else:
+            self.signal = name
+            os.write(2, f'\n{name}: the trials save and stop; a second one kills them\n'.encode())
+
+    def _take_stock(self) -> None:
+        """Which trials are to be run: those that are not over."""
+        for trial in self.trials:
+            state = self.store.state(trial.id)
+            if self.store.has_finished(trial):
+                if state['status'] != stores.FINISHED:
+                    self._conclude(trial, stores.FINISHED)
+                elif self.study is not None:
+                    self._tell(trial)
+                continue
+            if state['status'] in stores.FINAL and state['status'] != stores.FINISHED:
+                continue
+            reason = state.get('stopping', '')
+            if reason.startswith(stores.PRUNED):
+                # It was told to stop for good just before the sweep itself was killed.
+                self._conclude(trial, stores.PRUNED, reason)
+                continue
+            if state['status'] != stores.PENDING or state['broken']:
+                self.store.note(trial.id, status=stores.PENDING, reason='', broken=0)
+            self.queue.append(trial)
+
+    # ---- starting ----
+
+    def _fill(self) -> None:
+        jobs = []
+        while not self.signal and self.launcher.free() > len(jobs):
+            members = self._next()
+            if not members:
+                break
+            jobs.append(Job(members))
+        if jobs:
+            for job in jobs:
+                for trial in job.trials:
+                    self._begin(trial, job)
+            self.launcher.start(jobs)
+            for job in jobs:
+                for trial in job.trials:
+                    self.store.note(trial.id, place=job.place)
+
+    def _begin(self, trial: Trial, job: Job) -> None:
+        attempts = self.store.state(trial.id)['attempts'] + 1
+        log = log_path(self.store.path, job.trials[0])
+        self._alive[job.name] = time.time()
+        with open(log, 'a') as file:
+            file.write(f'==== {trial.id} ({trial.label()}), attempt {attempts}\n')
+        self.store.note(
+            trial.id,
+            status=stores.RUNNING,
+            attempts=attempts,
+            saved=self.store.saved(trial.id),
+            log=log.name,
+            log_from=log.stat().st_size,
+            stopping='',
+        )
+        self.results.forget(trial.id)
+        if self.study is not None and not self._searches and self.sweep.stopping is not None:
+            self.study.unit_of(trial.id)
+
+    def _next(self) -> list[Trial]:
+        """The trials of the next job."""
+        while len(self.queue) < self.together and not self._asked_all:
+            self._ask()
+        if not self.queue:
+            return []
+        first = self.queue[0]
+        members = [first]
+        if self.together > 1 and first.id not in self.alone and self._may_join(first):
+            others = [
+                t
+                for t in self.queue[1:]
+                if t.group == first.group and t.id not in self.alone and self._may_join(t)
+            ]
+            members += others[: self.together - 1]
+        for trial in members:
+            self.queue.remove(trial)
+        return members
+
+    def _may_join(self, trial: Trial) -> bool:
+        # What broke in company is tried alone.
+        return self.store.state(trial.id)['broken'] == 0
+
+    # ---- the search ----
+
+    def _recall_points(self) -> None:
+        assert self.study is not None
+        for unit, point in self.study.points():
+            self._add_point(unit, point)
+
+    def _ask(self) -> None:
+        assert self.study is not None
+        asked = self.study.ask()
+        if asked is None:
+            self._asked_all = True
+            return
+        self.queue += self._add_point(*asked)
+
+    def _add_point(self, unit: int, point: dict[str, Any]) -> list[Trial]:
+        number = len(self.units)
+        added = self.sweep.trials_of(point, number, len(self.trials))
+        self.units[number] = unit
+        found = self.launcher.check(added)
+        for trial, entry in zip(added, found, strict=True):
+            if 'error' in entry:
+                raise UserError(f'the search proposed {trial.label()}: {entry["error"]}')
+            trial.group, trial.steps = entry['group'], entry['steps']
+            if entry['alone']:
+                self.alone[trial.id] = entry['alone']
+        self.trials += added
+        if self.on_search is not None:
+            identities = {t.id: e['identity'] for t, e in zip(added, found, strict=True)}
+            self.on_search(self.trials, identities)
+        return added
+
+    def _tell(self, trial: Trial) -> None:
+        """Tells Optuna when the last trial of a unit is over."""
+        if self.study is None:
+            return
+        if not self._searches:
+            if self.sweep.stopping is not None:
+                done = self.store.state(trial.id)['status'] == stores.FINISHED
+                value = value_of(self.sweep, self._rows(trial))[0] if done else None
+                self.study.tell(self.study.unit_of(trial.id), value)
+            return
+        members = [t for t in self.trials if t.point == trial.point]
+        states = [self.store.state(t.id)['status'] for t in members]
+        if any(s in (stores.PENDING, stores.RUNNING) for s in states):
+            return
+        values = [value_of(self.sweep, self._rows(t))[0] for t in members]
+        good = all(s == stores.FINISHED for s in states) and None not in values
+        mean = sum(v for v in values if v is not None) / len(values) if good else None
+        self.study.tell(self.units[trial.point], mean)
+
+    # ---- endings ----
+
+    def _ended(self, ended: Exit) -> None:
+        job, code = ended.job, ended.code
+        self._kill_at.pop(job.name, None)
+        if code is None:
+            self._lose(job)
+            return
+        self._lost = 0
+        for trial in job.trials:
+            self._judge(trial, job, code)
+        self.summary = self.results.write(self.trials)
+
+    def _lose(self, job: Job) -> None:
+        """All processes vanished at once; they were told to save, and go on from there."""
+        self._lost += 1
+        if self._lost > LOST * max(1, len(self.trials)):
+            raise RuntimeError('the process that starts the trials dies again and again')
+        names = [trial.id for trial in job.trials]
+        self.store.wait_for(names, self.sweep.grace, self.display.event)
+        for trial in job.trials:
+            if self.store.has_finished(trial):
+                self._conclude(trial, stores.FINISHED)
+            else:
+                self._requeue(trial, 'its process was lost')
+
+    def _judge(self, trial: Trial, job: Job, code: int) -> None:
+        stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
+        alone = len(job.trials) == 1
+        diverged = code == 3 if alone else self.store.run_info(trial.id).get('exit') == 3
+        if self.store.has_finished(trial):
+            self._conclude(trial, stores.FINISHED)
+        elif stopping.startswith(stores.PRUNED):
+            self._conclude(trial, stores.PRUNED, stopping)
+        elif diverged:
+            self._conclude(trial, stores.DIVERGED, self._last_words(trial, 'diverged'))
+        elif stopping == 'sweep':
+            self._requeue(trial, 'stopped with the sweep')
+        elif code == 2:
+            self._conclude(trial, stores.MISTAKE, self._last_words(trial, 'error'))
+        else:
+            self._broke(trial, job, code, stopping)
+
+    def _broke(self, trial: Trial, job: Job, code: int, stopping: str) -> None:
+        tail = self._tail(trial)
+        lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
+        short_of_memory = bool(_NO_MEMORY.search(tail)) and code != 75
+        if len(job.trials) > 1:
+            if short_of_memory and trial is job.trials[0]:
+                self.together = max(1, len(job.trials) // 2)
+                self.display.event(
+                    f'{len(job.trials)} trials in one program need too much memory; trying {self.together}'
+                )
+            self.store.note(trial.id, broken=0 if short_of_memory or code == 75 else 1)
+            self._requeue(trial, f'its program ended with {_code(code)}')
+            return
+        if short_of_memory:
+            self._conclude(trial, stores.MEMORY, f'out of memory ({_code(code)})\n{lines}')
+            return
+        state = self.store.state(trial.id)
+        progressed = self.store.saved(trial.id) > state.get('saved', -1)
+        broken = 0 if progressed else state['broken'] + 1
+        if progressed and code == 75:
+            self._requeue(trial, 'stopped by a signal after saving')
+            return
+        reason = stopping or {0: 'it ended before its last step', 75: 'stopped by a signal'}.get(
+            code, _code(code)
+        )
+        if broken > self.sweep.retries:
+            self._conclude(trial, stores.FAILED, f'{reason}\n{lines}')
+            return
+        self.store.note(trial.id, broken=broken)
+        self._requeue(trial, reason)
+        if broken:
+            self.display.event(
+                f'{trial.id} broke ({reason}); trying again ({broken} of {self.sweep.retries})'
+            )
+
+    def _requeue(self, trial: Trial, reason: str) -> None:
+        self.store.note(trial.id, status=stores.PENDING, reason=reason, stopping='')
+        self.queue.append(trial)
+
+    def _conclude(self, trial: Trial, status: str, reason: str = '') -> None:
+        if status == stores.FINISHED and self._value(trial) is None:
+            reason = f'it wrote no {self.sweep.metric}, or not a number'
+        self.store.note(trial.id, status=status, reason=reason, broken=0, stopping='')
+        value = self._value(trial)
+        shown = f' {self.sweep.metric} {value:.4g}' if value is not None else ''
+        first = reason.splitlines()[0] if reason else ''
+        self.display.event(
+            f'{trial.id} {status}{shown} ({trial.label()}){": " + first if first else ""}'
+        )
+        if self._searches and status == stores.PRUNED:
+            self._drop_seeds(trial)
+        self._tell(trial)
+
+    def _drop_seeds(self, trial: Trial) -> None:
+        """The first seed decided for its whole point."""
+        for other in self.trials:
+            if other.point != trial.point or other is trial:
+                continue
+            if other in self.queue:
+                self.queue.remove(other)
+                self._conclude(other, stores.PRUNED, f'pruned with {trial.id}')
+            job = self.launcher.jobs.get(other.id)
+            if job is not None and not job.stopping:
+                self._stop(job, f'pruned with {trial.id}')
+
+    # ---- looking at what runs ----
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        for job in list(self.launcher.jobs.values()):
+            for trial in job.trials:
+                if self._refresh(trial):
+                    self._alive[job.name] = time.time()
+                    self._consider(trial, job)
+            self._check_hang(job)
+            if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
+                self._kill_at.pop(job.name)
+                self.launcher.stop(job, now=True)
+
+    def _refresh(self, trial: Trial) -> bool:
+        """Reads a trial's metrics if the file has grown."""
+        path = trial_path(self.store.path, trial) / 'metrics.jsonl'
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        if self._sizes.get(trial.id) == (stat.st_size, stat.st_mtime_ns):
+            return False
+        self._sizes[trial.id] = (stat.st_size, stat.st_mtime_ns)
+        try:
+            self.rows[trial.id] = logs.read_metrics(path)
+        except UserError:
+            pass  # a broken line: the run repairs its file when it resumes
+        return True
+
+    def _rows(self, trial: Trial) -> list[dict]:
+        self._refresh(trial)
+        return self.rows.get(trial.id, [])
+
+    def _value(self, trial: Trial) -> float | None:
+        return value_of(self.sweep, self._rows(trial))[0]
+
+    def _consider(self, trial: Trial, job: Job) -> None:
+        """Stops a running trial early where the study says so."""
+        if self.study is None or self.sweep.stopping is None or job.stopping:
+            return
+        if self._searches:
+            first = next(t for t in self.trials if t.point == trial.point)
+            if trial is not first:
+                return
+            unit = self.units[trial.point]
+        else:
+            unit = self.study.unit_of(trial.id)
+        if self.study.report(unit, self.rows[trial.id]):
+            step = self.rows[trial.id][-1]['step']
+            self._stop(job, f'pruned at step {step} by {type(self.sweep.stopping).__name__}')
+
+    def _check_hang(self, job: Job) -> None:
+        limit = self.sweep.hang_timeout
+        if not job.started:  # it waits in a cluster's queue
+            self._alive[job.name] = time.time()
+        if not limit or job.stopping or not job.started:
+            return
+        alive = self._alive.get(job.name, 0.0)
+        for path in (
+            log_path(self.store.path, job.trials[0]),
+            trial_path(self.store.path, job.trials[0]) / 'run.json',
+        ):
+            try:
+                alive = max(alive, path.stat().st_mtime)
+            except OSError:
+                pass
+        if time.time() - alive > limit:
+            self._stop(
+                job, f'hung: no sign of life for {limit:g} s', grace=min(30.0, self.sweep.grace)
+            )
+
+    def _stop(self, job: Job, why: str, grace: float | None = None) -> None:
+        # Written down first: if the sweep dies now, the next call knows that this was meant.
+        job.stopping = why
+        for trial in job.trials:
+            self.store.note(trial.id, stopping=why)
+        self._kill_at[job.name] = time.monotonic() + (self.sweep.grace if grace is None else grace)
+        self.launcher.stop(job)
+
+    def _stop_all(self) -> None:
+        again = self.signal.endswith('again')
+        for job in self.launcher.jobs.values():
+            if not job.stopping:
+                self._stop(job, 'sweep')
+            elif again and job.name in self._kill_at:
+                self._kill_at.pop(job.name)
+                self.launcher.stop(job, now=True)
+
+    # ---- what a process said ----
+
+    def _tail(self, trial: Trial) -> str:
+        """The end of what the last attempt printed."""
+        state = self.store.state(trial.id)
+        try:
+            with open(self.store.path / 'logs' / state['log'], 'rb') as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(state['log_from'], size - 16384))
+                lines = file.read().decode(errors='replace').splitlines()
+        except (OSError, KeyError):
+            return ''
+        return '\n'.join(line.rstrip() for line in lines if line.strip())
+
+    def _last_words(self, trial: Trial, kind: str) -> str:
+        """The message of an exit 2 or 3."""
+        info = self.store.run_info(trial.id)
+        found = re.findall(rf'^{kind}: (.*)', self._tail(trial), re.M)
+        return found[-1] if found else str(info.get('reason', '')) or kind
+
+
+def _code(code: int) -> str:
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = str(-code)
+        return f'killed by {name}'
+    return f'exit code {code}'

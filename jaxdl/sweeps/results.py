@@ -1,0 +1,196 @@
+"""What comes out of a sweep: results.json and results.csv, written anew after every trial."""
+
+import csv
+import io
+import math
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jaxdl import logs
+from jaxdl.errors import UserError
+from jaxdl.sweeps.spec import Sweep, Trial, text
+from jaxdl.sweeps.store import FINISHED, Store
+
+
+def value_of(sweep: Sweep, rows: list[dict[str, Any]]) -> tuple[float | None, int | None]:
+    """(value, step) of the sweep's metric over these rows of metrics.jsonl; None without a number."""
+    found = [
+        (float(row[sweep.metric]), row['step'])
+        for row in rows
+        if isinstance(row.get(sweep.metric), int | float) and math.isfinite(row[sweep.metric])
+    ]
+    if not found:
+        return None, None
+    if sweep.value == 'last':
+        last = next((row for row in reversed(rows) if sweep.metric in row), {})
+        return found[-1] if last.get('step') == found[-1][1] else (None, None)
+    return (max if sweep.mode == 'max' else min)(found, key=lambda item: item[0])
+
+
+def joules_of(rows: list[dict[str, Any]]) -> float | None:
+    """Measured joules of the whole run; None where nothing was measured."""
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= {
+            k: v
+            for k, v in row.items()
+            if k.startswith('energy/') and k.endswith('joules') and isinstance(v, int | float)
+        }
+    return sum(last.values()) if last else None
+
+
+def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """One trial of results.json."""
+    state, info = store.state(trial.id), store.run_info(trial.id)
+    try:
+        rows = logs.read_metrics(store.path / 'trials' / trial.id / 'metrics.jsonl')
+    except UserError:
+        rows = []
+    value, step = value_of(sweep, rows)
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= row
+    return {
+        'id': trial.id,
+        'point': trial.point,
+        'config': trial.config,
+        'varied': trial.varied,
+        'overrides': trial.overrides,
+        'seed': trial.seed,
+        'status': state['status'],
+        'reason': state['reason'],
+        'value': value,
+        'value_step': step,
+        'step': info.get('step', 0),
+        'steps': trial.steps,
+        'attempts': state['attempts'],
+        'seconds': info.get('seconds'),
+        'joules': joules_of(rows),
+        'place': state.get('place', ''),
+        'metrics': {k: v for k, v in last.items() if k not in ('step', 'time')},
+        'workdir': os.path.join('trials', trial.id),
+    }
+
+
+def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points with the spread of their finished trials over the seeds, the best first."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for trial in trials:
+        groups.setdefault(trial['point'], []).append(trial)
+    found = []
+    for number, members in groups.items():
+        done = [t for t in members if t['status'] == FINISHED and t['value'] is not None]
+        values = [t['value'] for t in done]
+        mean = sum(values) / len(values) if values else None
+        deviation = None
+        if mean is not None and len(values) > 1:
+            deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        found.append(
+            {
+                'point': number,
+                'varied': members[0]['varied'],
+                'trials': [t['id'] for t in members],
+                'values': values,
+                'complete': len(done) == len(members),
+                'mean': mean,
+                'deviation': deviation,
+            }
+        )
+    sign = -1 if sweep.mode == 'max' else 1
+    # A point that misses seeds ranks after the complete ones: its mean is of luckier company.
+    found.sort(
+        key=lambda p: (
+            p['mean'] is None,
+            not p['complete'],
+            sign * (p['mean'] or 0.0),
+            p['point'],
+        )
+    )
+    return found
+
+
+def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best point with the command line that trains it again; None if no trial finished."""
+    if not points or points[0]['mean'] is None:
+        return None
+    best = points[0]
+    trial = next(t for t in trials if t['id'] == best['trials'][0])
+    words = [f'--config.{field}={text(value)}' for field, value in trial['overrides'].items()]
+    return {
+        'point': best['point'],
+        'varied': best['varied'],
+        'mean': best['mean'],
+        'deviation': best['deviation'],
+        'trials': best['trials'],
+        'command': shlex.join(['python', 'train.py', f'--config={trial["config"]}', *words]),
+    }
+
+
+class Results:
+    """The results files of one sweep; entries of trials that are over are kept in memory."""
+
+    def __init__(self, store: Store, sweep: Sweep):
+        self.store, self.sweep = store, sweep
+        self._over: dict[str, dict[str, Any]] = {}
+
+    def forget(self, name: str) -> None:
+        self._over.pop(name, None)
+
+    def collect(self, trials: list[Trial]) -> dict[str, Any]:
+        """What results.json holds."""
+        entries = []
+        for trial in trials:
+            entry = self._over.get(trial.id) or trial_entry(self.store, self.sweep, trial)
+            if entry['status'] not in ('pending', 'running'):
+                self._over[trial.id] = entry
+            entries.append(entry)
+        points = points_of(self.sweep, entries)
+        counts: dict[str, int] = {}
+        for entry in entries:
+            counts[entry['status']] = counts.get(entry['status'], 0) + 1
+        joules = [e['joules'] for e in entries if e['joules'] is not None]
+        return {
+            'metric': self.sweep.metric,
+            'mode': self.sweep.mode,
+            'value': self.sweep.value,
+            'config': self.sweep.config,
+            'counts': counts,
+            'seconds': sum(e['seconds'] or 0.0 for e in entries),
+            'joules': sum(joules) if joules else None,
+            'best': best_of(points, entries),
+            'points': points,
+            'trials': entries,
+        }
+
+    def write(self, trials: list[Trial]) -> dict[str, Any]:
+        """Writes both files and returns what results.json holds."""
+        found = self.collect(trials)
+        logs.write_json_atomic(self.store.path / 'results.json', found)
+        _write_csv(self.store.path / 'results.csv', found['trials'])
+        return found
+
+
+def _write_csv(path: Path, trials: list[dict[str, Any]]) -> None:
+    fields = sorted({field for trial in trials for field in trial['varied']})
+    metrics = sorted({name for trial in trials for name in trial['metrics']})
+    fixed = ['status', 'value', 'value_step', 'step', 'attempts', 'seconds', 'joules']
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator='\n')
+    writer.writerow(['id', 'point', *fields, 'seed', *fixed, *metrics, 'reason'])
+    for trial in trials:
+        varied = [text(trial['varied'][f]) if f in trial['varied'] else '' for f in fields]
+        seed = '' if trial['seed'] is None else trial['seed']
+        values = [_cell(trial[name]) for name in fixed]
+        measured = [_cell(trial['metrics'].get(name)) for name in metrics]
+        writer.writerow(
+            [trial['id'], trial['point'], *varied, seed, *values, *measured, trial['reason']]
+        )
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary.write_text(rows.getvalue())
+    os.replace(temporary, path)
+
+
+def _cell(value: Any) -> Any:
+    return '' if value is None else value
