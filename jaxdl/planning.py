@@ -150,11 +150,15 @@ def make(
             ) from error
         batch = _batch(config, mesh, example, resident)
         try:
-            with gpu_compile.quiet():
+            with gpu_compile.quiet(), gpu_compile.attention_of(cluster):
                 executable, _ = built.compile_train(batch, resident)
         except jax.errors.JaxRuntimeError as error:
             raise _refused(error, cluster) from error
-        with jax.set_mesh(mesh), nn.logical_axis_rules(program.ACTIVATIONS):
+        with (
+            gpu_compile.attention_of(cluster),
+            jax.set_mesh(mesh),
+            nn.logical_axis_rules(program.ACTIVATIONS),
+        ):
             one = flops_lib.count(
                 built.steps.train_metrics, built.abstract, batch, resident, built.hyper
             )
@@ -202,7 +206,8 @@ def _refused(error: Exception, cluster: Cluster) -> UserError:
     text = str(error).split('\n')[0]
     if 'ALG_DOT_BF16' in text:
         return UserError(
-            f'{cluster.card.title} has no bfloat16 units: use dtype float16 or float32 for the model'
+            f"{cluster.card.title} has no bfloat16 units: use dtype='float32', "
+            "or 'float16' where the model has it"
         )
     return UserError(f'the compiler refuses this program for {cluster.card.title}: {text}')
 

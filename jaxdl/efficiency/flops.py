@@ -81,7 +81,8 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
     """Counts the operations of `fn(*args)`; arrays or ShapeDtypeStructs, nothing is computed.
 
     The count is of the whole program on all devices together. Work whose result nobody uses is
-    left out, as the compiler leaves it out.
+    left out, as the compiler leaves it out, and so is work under `jax.named_scope('unlikely')`:
+    branches for cases that do not come up in training.
     """
     return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
 
@@ -96,8 +97,11 @@ def count_jaxpr(closed: Any) -> Flops:
 def _walk(jaxpr: Any, *, remat: bool) -> Flops:
     total = Flops()
     for eqn in jaxpr.eqns:
+        stack = str(eqn.source_info.name_stack)
+        if 'unlikely' in stack:
+            continue
         # JAX names the recomputed half of a checkpointed function so; nothing else marks it.
-        again = remat or 'rematted_computation' in str(eqn.source_info.name_stack)
+        again = remat or 'rematted_computation' in stack
         total = total.plus(_equation(eqn, again))
     return total
 

