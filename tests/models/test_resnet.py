@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.models.resnet import ResNet, WideResNet
-from tests.models.checks import check_vision_model, parameters
+from jaxdl.models.resnet import Block, ResNet, WideResNet
+from tests.models.checks import check_vision_model, parameters, random_variables
 
 TORCHVISION = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
 # He et al. 2015, table 6, rounds these to 0.27, 0.46, 0.66, 0.85 and 1.7 million.
@@ -37,29 +37,35 @@ def test_wide_sizes_are_the_published_ones(fields, millions):
 @pytest.mark.parametrize(
     ('model', 'shape'),
     [
-        (ResNet(depth=8, width=4, zero_init=False), (16, 16, 3)),
+        (ResNet(depth=8, width=4), (16, 16, 3)),
         (ResNet(depth=8, width=4, dtype='bfloat16'), (16, 16, 1)),
-        (ResNet(depth=18, width=4, num_classes=7, dropout=0.3), (16, 16, 3)),
-        (ResNet(depth=50, width=4, stem='imagenet', zero_init=False), (32, 32, 3)),
+        (ResNet(depth=8, width=4, stem='imagenet', num_classes=7, dropout=0.3), (16, 16, 3)),
         (WideResNet(depth=10, widen=1, dropout=0.2), (16, 16, 3)),
-        (WideResNet(depth=16, widen=1, dtype='bfloat16'), (16, 16, 3)),
+        (WideResNet(depth=10, widen=1, dtype='bfloat16'), (16, 16, 3)),
     ],
 )
 def test_trains_and_evaluates(model, shape):
     check_vision_model(model, shape, model.num_classes)
 
 
-def test_zero_init_makes_blocks_the_identity():
-    """With every block's last scale 0, dropping a block changes nothing but the later shapes."""
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
-    model = ResNet(depth=14, width=4)
-    variables = model.init(jax.random.key(0), images, train=False)
-    before = model.apply(variables, images, train=False)
-    params = jax.tree.map(jnp.copy, variables['params'])
-    block = params['stage2_block1']
-    block['first_conv']['kernel'] = 5 * block['first_conv']['kernel']
-    after = model.apply({**variables, 'params': params}, images, train=False)
-    np.testing.assert_array_equal(before, after)
+def _first_output(block, x):
+    return jax.jit(lambda: block.init_with_output(jax.random.key(0), x, train=False)[0])()
+
+
+@pytest.mark.parametrize('expansion', [1, 4])
+def test_zero_init_makes_a_block_the_identity(expansion):
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 4 * expansion)).astype(np.float32)
+    for zero_init in (True, False):
+        block = Block(4, expansion=expansion, zero_init=zero_init)
+        y = _first_output(block, x)
+        assert np.array_equal(y, np.maximum(x, 0)) == zero_init
+
+
+def test_shortcut_without_parameters_is_every_other_pixel_and_zeros():
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype(np.float32)
+    y = _first_output(Block(8, stride=2, project=False), x)
+    expected = np.concatenate([np.maximum(x[:, ::2, ::2], 0), np.zeros((2, 3, 3, 4))], -1)
+    np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize(
@@ -83,60 +89,62 @@ def test_check_explains(model, words):
 # ---- parity ----
 
 
-def _pair(depth, blocks, kind):
-    """Our model, its randomised variables and the same network in PyTorch."""
+def _pair(depth, blocks, kind, shape):
+    """A model, its variables, and the same network in PyTorch.
+
+    PyTorch computes in float64: in float32 a single activation at the kink of a ReLU can change
+    its gradients by a percent.
+    """
     pytest.importorskip('torch')
     from tests.reference import torch_resnet
 
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(4, 64, 64, 3)).astype(np.float32)
-    width = 64 if depth == 18 else 16
-    model = ResNet(depth, width, 'imagenet', num_classes=100, zero_init=False)
-    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
-    # Statistics, scales and biases other than 0 and 1, so that each of them matters.
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            leaf * rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32)
-            if path[-1].key != 'bias' and path[-1].key != 'mean'
-            else rng.normal(0, 0.1, leaf.shape).astype(np.float32)
-        ),
-        variables,
-    )
-    theirs = torch_resnet.TorchResNet(getattr(torch_resnet, kind), blocks, width, 100)
+    model = ResNet(depth, 16, 'imagenet', num_classes=100)
+    variables = random_variables(model, shape)
+    theirs = torch_resnet.TorchResNet(getattr(torch_resnet, kind), blocks, 16, 100).double()
     torch_resnet.load(theirs, variables['params'], variables['batch_stats'])
-    return model, variables, theirs, images
+    return model, variables, theirs
+
+
+def _images(shape):
+    images = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    return images, images.transpose(0, 3, 1, 2).astype(np.float64)
 
 
 @pytest.mark.parametrize(
-    ('depth', 'blocks', 'kind'),
-    [(18, (2, 2, 2, 2), 'Basic'), (50, (3, 4, 6, 3), 'Bottleneck')],
+    ('depth', 'blocks', 'kind', 'shape'),
+    [(18, (2, 2, 2, 2), 'Basic', (65, 63, 3)), (50, (3, 4, 6, 3), 'Bottleneck', (64, 64, 3))],
 )
-def test_equals_pytorch(depth, blocks, kind):
-    """Logits in both modes, gradients of all parameters, and the running statistics.
+def test_evaluation_equals_pytorch(depth, blocks, kind, shape):
+    model, variables, theirs = _pair(depth, blocks, kind, shape)
+    import torch
+
+    images, channels_first = _images(shape)
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(channels_first)).numpy()
+    found = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_training_equals_pytorch():
+    """Logits, running statistics and the gradients of all parameters of a ResNet-18.
 
     PyTorch puts the unbiased batch variance (divided by n - 1) into its running variance, we and
     Flax the biased one (divided by n); both normalise by the biased one. So the change of our
     running variance is (n - 1) / n times theirs, n being batch · height · width of that layer, and
     the test corrects for that and nothing else.
     """
-    model, variables, theirs, images = _pair(depth, blocks, kind)
+    shape = (64, 64, 3)
+    model, variables, theirs = _pair(18, (2, 2, 2, 2), 'Basic', shape)
     import torch
 
-    channels_first = torch.tensor(images.transpose(0, 3, 1, 2))
-    theirs.eval()
-    with torch.no_grad():
-        expected = theirs(channels_first).numpy()
-    evaluated = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
-    np.testing.assert_allclose(evaluated, expected, atol=1e-4, rtol=1e-4)
-
+    images, channels_first = _images(shape)
     sizes = {}
     for name, module in theirs.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(
                 lambda _, inputs, __, name=name: sizes.update({name: inputs[0][:, 0].numel()})
             )
-    theirs.train()
-    output = theirs(channels_first)
+    output = theirs.train()(torch.tensor(channels_first))
     output.square().mean().backward()
 
     @jax.jit
@@ -150,36 +158,30 @@ def test_equals_pytorch(depth, blocks, kind):
         return jax.grad(loss, has_aux=True)(params)
 
     grads, (logits, stats) = train(variables['params'])
-    np.testing.assert_allclose(logits, output.detach().numpy(), atol=1e-4, rtol=1e-4)
+    expected = output.detach().numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
     modules = dict(theirs.named_modules())
-    old, new, grads = (
-        {'.'.join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
-        for leaves in map(
-            jax.tree_util.tree_leaves_with_path, (variables['batch_stats'], stats, grads)
-        )
-    )
+    old, new, grads = map(_by_name, (variables['batch_stats'], stats, grads))
     assert len(sizes) == len(new) // 2
     for name, n in sizes.items():
         module = modules[name]
         np.testing.assert_allclose(
             new[f'{name}.mean'], module.running_mean.numpy(), atol=1e-4, err_msg=name
         )
-        before = old[f'{name}.var']
-        change = module.running_var.numpy() - 0.9 * before
-        np.testing.assert_allclose(
-            new[f'{name}.var'],
-            0.9 * before + change * (n - 1) / n,
-            rtol=1e-4,
-            atol=1e-4,
-            err_msg=name,
-        )
+        kept = 0.9 * old[f'{name}.var']
+        expected = kept + (module.running_var.numpy() - kept) * (n - 1) / n
+        np.testing.assert_allclose(new[f'{name}.var'], expected, rtol=1e-4, err_msg=name)
     for name, ours in grads.items():
         path, _, leaf = name.rpartition('.')
         module = modules[path]
-        theirs_grad = (module.bias if leaf == 'bias' else module.weight).grad.numpy()
+        exact = (module.bias if leaf == 'bias' else module.weight).grad.numpy()
         if leaf == 'kernel':
-            order = (2, 3, 1, 0) if theirs_grad.ndim == 4 else (1, 0)
-            theirs_grad = theirs_grad.transpose(order)
-        scale = np.abs(theirs_grad).max()
-        np.testing.assert_allclose(ours, theirs_grad, atol=2e-3 * scale, err_msg=name)
+            exact = exact.transpose((2, 3, 1, 0) if exact.ndim == 4 else (1, 0))
+        error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+        assert error < 0.05, (name, error)  # one kink costs up to 0.02, a wrong formula far more
+
+
+def _by_name(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {'.'.join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
