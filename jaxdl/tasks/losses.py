@@ -30,7 +30,15 @@ def token_losses(
     if weights is not None:
         # where, not only a product: 0 times the infinite loss of an unused place would be nan.
         loss = jnp.where(weights > 0, loss * weights, 0.0)
-    return loss, jnp.argmax(outputs, axis=-1).astype(jnp.int32)
+    return loss, _argmax(outputs)
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+    """The first index of the maximum over the last axis, int32."""
+    # Two plain reductions are vector code on a CPU; jnp.argmax reduces (value, index) pairs.
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    top = x.max(axis=-1, keepdims=True)
+    return jnp.where(x == top, index, x.shape[-1] - 1).min(axis=-1)
 
 
 def token_metrics(

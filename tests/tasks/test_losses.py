@@ -49,3 +49,15 @@ def test_an_object_with_cross_entropy_is_asked():
 
     loss, prediction = token_losses(Head(), jnp.arange(3), 0.5)
     assert loss.tolist() == [0.5, 1.5, 2.5] and prediction.tolist() == [1, 2, 3]
+
+
+def test_prediction_is_the_first_maximum():
+    logits = np.random.default_rng(0).integers(0, 4, (50, 7)).astype(np.float32)
+    _, prediction = token_losses(jnp.asarray(logits), jnp.zeros(50, jnp.int32))
+    np.testing.assert_array_equal(prediction, logits.argmax(-1))
+
+
+def test_weights_hide_what_is_not_finite():
+    logits = jnp.asarray([[1.0, 2.0], [jnp.nan, 0.0]])
+    loss, _ = token_losses(logits, jnp.asarray([0, 0]), weights=jnp.asarray([0.5, 0.0]))
+    np.testing.assert_allclose(loss, [0.5 * np.log1p(np.e), 0.0], rtol=1e-6)
