@@ -164,8 +164,8 @@ def check_path(config: Config, path: str) -> None:
         node, walked = value, f'{walked}.{name}'
 
 
-def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]]) -> None:
-    """Sets the fields of `config` from texts, typed, through ml_collections.config_flags.
+def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]]) -> Config:
+    """A copy of `config` with fields set from texts, typed, by ml_collections.config_flags.
 
     Raises:
         UserError: a field does not exist, or a value has the wrong type.
@@ -173,7 +173,7 @@ def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]])
     from ml_collections import config_flags
 
     if not overrides:
-        return
+        return config
     for path, _ in overrides:
         check_path(config, path)
     values = flags.FlagValues()
@@ -181,8 +181,9 @@ def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]])
     for path, text in overrides:
         words.append(f'--config.{path}' if text is None else f'--config.{path}={text}')
     try:
-        config_flags.DEFINE_config_dataclass('config', config, flag_values=values, sys_argv=words)
+        holder = config_flags.DEFINE_config_dataclass('config', config, flag_values=values, sys_argv=words)
         values(words)
+        return holder.value
     except flags.IllegalFlagValueError as error:
         path, text = _blamed(str(error), overrides)
         kind = _type_at(config, path)
@@ -255,7 +256,7 @@ def parse_config(argv: Sequence[str], usage: str) -> Config:
         raise UserError(
             f'{left[1]!r} is not a flag; overrides are written --config.FIELD=VALUE (see --help)'
         )
-    apply_overrides(config, overrides)
+    config = apply_overrides(config, overrides)
     config_lib.check(config)
     return config
 

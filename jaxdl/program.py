@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import parallel
@@ -78,15 +77,14 @@ class Program:
     def place_hyper(self) -> dict[str, jax.Array]:
         return parallel.put(self.hyper, parallel.replicated(self.mesh))
 
-    def init(self) -> TrainState:
-        """A fresh state, each device making only its own part."""
+    def init(self, rows: dict[str, np.ndarray]) -> TrainState:
+        """A fresh state, each device making only its own part.
 
-        def init(hyper):
-            batch = {k: jnp.zeros(v.shape, v.dtype) for k, v in self._init_batch.items()}
-            return self._plain.init(batch, hyper)
-
-        jitted = jax.jit(init, out_shardings=self.shardings)
-        return self._scoped(jitted)(self.hyper)
+        `rows` are real training examples, the same on every process: some models compute a first
+        layer from them. Where none does, the compiler drops the whole forward pass.
+        """
+        jitted = jax.jit(self._plain.init, out_shardings=self.shardings)
+        return self._scoped(jitted)(rows, self.hyper)
 
     def packing(self, function: Callable, batch: Any, resident: Any) -> Packing:
         """The names and shapes of the metrics that `function` of Steps returns."""

@@ -18,13 +18,12 @@ class SamplesFile:
         temporary = self.path.with_suffix('.tmp')
         temporary.write_bytes(b''.join(kept))
         os.replace(temporary, self.path)
-        self._file = open(self.path, 'ab')
+        self._file = open(self.path, 'ab', buffering=0)
 
     def write(self, step: int, ids: list[int]) -> None:
         self._file.write(json.dumps({'step': step, 'ids': ids}).encode() + b'\n')
 
     def flush(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

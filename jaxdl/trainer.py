@@ -32,6 +32,8 @@ from jaxdl.workdir import Workdir
 # Steps that may be under way before the host looks at the oldest: enough to keep a device busy,
 # few enough that a signal, a hang or a non-finite number is seen at once.
 IN_FLIGHT = 2
+# Training examples that a fresh model may look at.
+INIT_ROWS = 512
 
 
 @dataclasses.dataclass
@@ -172,8 +174,11 @@ class _Run:
                 f'but {self.place.checkpoints} holds no good checkpoint.\n'
                 'Put one back (damaged ones are kept in damaged/), or give another --workdir to start anew'
             )
+        return self._fresh_state()
+
+    def _fresh_state(self) -> TrainState:
         with self.clock('init'):
-            return self.program.init()
+            return self.program.init(self.feed.source.fetch(self.order.batch(0)[:INIT_ROWS]))
 
     def _complete(self, step: int) -> bool:
         return self._last_row().get('step') == step
@@ -375,7 +380,7 @@ class _Run:
                 step, state, extra = self.checkpoints.restore(self.program.abstract)
                 self._recall(extra)
             else:
-                step, state = 0, self.program.init()
+                step, state = 0, self._fresh_state()
                 self.sums = None
         offset = self.offset + bad.step - step
         count = self.rollbacks + 1

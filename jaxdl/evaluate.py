@@ -1,0 +1,46 @@
+"""Evaluates a run: python -m jaxdl.evaluate --workdir=DIR [--step=N] [--batch_size=N] [--json]
+
+Takes the newest good checkpoint (or --step), goes over every evaluation set, each example exactly
+once, with the averaged weights where the run has them, and changes nothing in the folder.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from jaxdl import cli, runtime
+
+
+def main(argv):
+    runtime.prepare_process()
+    flags.DEFINE_string('workdir', '', 'the folder of the run')
+    flags.DEFINE_integer('step', None, 'the checkpoint; the newest good one by default', lower_bound=0)
+    flags.DEFINE_integer('batch_size', 0, "examples at a time; the run's by default", lower_bound=0)
+    flags.DEFINE_boolean('json', False, 'print one JSON object')
+    cli.parse_flags(argv, __doc__ or '', required=('workdir',))
+    values = flags.FLAGS
+
+    from jaxdl.errors import UserError
+    from jaxdl.evaluation import Evaluator
+    from jaxdl.restored import open_run
+
+    run = open_run(values.workdir, step=values.step)
+    if not run.eval_sources:
+        raise UserError(f'--workdir={values.workdir}: the config has no evaluation set')
+    if values.batch_size:
+        run.config.eval_batch_size = values.batch_size
+    evaluator = Evaluator(run.program, run.eval_sources)
+    found = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
+    numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+    if values.json:
+        print(json.dumps({'step': run.step, **numbers}))
+    else:
+        print(f'step {run.step} of {run.workdir.path}')
+        for name, value in numbers.items():
+            count = name.endswith('/examples')
+            print(f'  {name:<32} {f"{value:,.0f}" if count else f"{value:.6g}"}')
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

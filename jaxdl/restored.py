@@ -1,0 +1,71 @@
+"""A finished or running run opened for reading: its config, its program, its newest good state."""
+
+import dataclasses
+from typing import Any
+
+from jaxdl import config as config_lib
+from jaxdl import parallel
+from jaxdl.checkpoint import Checkpoints
+from jaxdl.config import Config
+from jaxdl.errors import UserError
+from jaxdl.feed import Feed
+from jaxdl.program import Program
+from jaxdl.step import TrainState
+from jaxdl.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Restored:
+    """What `open_run` found.
+
+    Attributes:
+        config: the run's config, with this machine's mesh.
+        step: of the checkpoint.
+        state: its state, on this machine's devices.
+        program: for evaluation and sampling.
+        eval_sources: the evaluation sets, {name: source}.
+        workdir: the run's folder.
+    """
+
+    config: Config
+    step: int
+    state: TrainState
+    program: Program
+    eval_sources: dict[str, Any]
+    workdir: Workdir
+
+
+def open_run(path: str, *, step: int | None = None) -> Restored:
+    """Opens a run's folder without changing anything in it.
+
+    The config comes from config.json, so the folder is enough; the mesh of the run is used where it
+    fits the devices that are here, and pure data parallelism otherwise.
+
+    Raises:
+        UserError: no run, no good checkpoint, or its classes are gone.
+    """
+    workdir = Workdir(path)
+    if not workdir.path.is_dir():
+        raise UserError(f'--workdir={path}: there is no such folder')
+    config = config_lib.from_json(workdir.read_config())
+    if not isinstance(config, Config):
+        raise UserError(f'{workdir.config} does not hold a Config')
+    checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(
+            f'--workdir={path} holds no checkpoint yet; train on, or set checkpoint.every'
+        )
+    if step is not None and step not in steps:
+        raise UserError(f'--step={step}: the checkpoints are {", ".join(map(str, steps))}')
+    try:
+        mesh = parallel.make_mesh(config.mesh)
+    except UserError:
+        mesh = parallel.make_mesh(config_lib.Mesh())
+    sources = config.data.eval_sources()
+    source = config.data.train_source() if not sources else next(iter(sources.values()))
+    example = Feed(source, parallel.batch_shards(mesh), mesh, placement='stream').example
+    program = Program(config, mesh, {k: v for k, v in example.items() if k != 'id'})
+    found, state, _ = checkpoints.restore(program.abstract, step=step)
+    checkpoints.close()
+    return Restored(config, found, state, program, sources, workdir)

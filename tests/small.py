@@ -1,0 +1,54 @@
+"""Small configs for tests: seconds to compile, real parts."""
+
+import jax
+import numpy as np
+
+from jaxdl import parallel
+from jaxdl.config import Checkpoint, Config, Mesh
+from jaxdl.data.pipeline import Order
+from jaxdl.data.tfds import Tfds
+from jaxdl.feed import Feed
+from jaxdl.models.cnn import Cnn
+from jaxdl.optim import Constant, Sgd
+from jaxdl.program import Program
+from jaxdl.tasks.augment import RandomCrop
+from jaxdl.tasks.classification import Classification
+
+
+def config(**changes) -> Config:
+    """A CNN with BatchNorm, dropout and augmentation on the digits, 12 steps."""
+    values = dict(
+        model=Cnn(channels=(8, 16), pools=2, dense=16, dropout=0.2),
+        task=Classification(augmentations=(RandomCrop(padding=1, mode='zeros'),)),
+        data=Tfds('digits'),
+        optimizer=Sgd(learning_rate=0.05, schedule=Constant(), weight_decay=1e-4),
+        steps=12,
+        batch_size=48,
+        log_every=3,
+        eval_every=6,
+        ema=0.9,
+        checkpoint=Checkpoint(every=4),
+        mesh=Mesh(data=-1),
+    )
+    return Config(**{**values, **changes})
+
+
+def program(run: Config, devices: int = 1) -> tuple[Program, Feed, Order]:
+    """The compiled parts of a run on the first `devices` devices."""
+    mesh = parallel.make_mesh(run.mesh, jax.devices()[:devices])
+    feed = Feed(run.data.train_source(), run.batch_size, mesh, placement=run.placement)
+    order = Order(len(feed.source), run.batch_size, run.seed)
+    return Program(run, mesh, feed.example), feed, order
+
+
+def losses(run: Config, steps: int, devices: int = 1) -> tuple[np.ndarray, Program, list]:
+    """The loss of each of `steps` steps, the program, and the final state's leaves."""
+    made, feed, order = program(run, devices)
+    step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
+    state = made.init(feed.source.fetch(order.batch(0)))
+    hyper, found = made.place_hyper(), []
+    for index in range(steps):
+        batch = feed.place(feed.load(order.batch(index)))
+        state, packed = step(state, batch, feed.resident, hyper)
+        found.append(packing.means(np.asarray(packed))['loss'])
+    return np.asarray(found), made, jax.tree.map(np.asarray, jax.tree.leaves(state))
