@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.models import ops
 
@@ -246,7 +247,7 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 def mark_images(x: jax.Array) -> jax.Array:
     """Names the dimensions of an activation [batch, height, width, channels] for sharding rules."""
-    return nn.with_logical_constraint(x, ('batch', 'height', 'width', 'channels'))
+    return with_logical_constraint(x, ('batch', 'height', 'width', 'channels'))
 
 
 def _explicit(padding: Padding) -> Any:
