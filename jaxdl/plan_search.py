@@ -39,7 +39,21 @@ class Asker:
         self.timeout = timeout
 
     def ask(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        """The plan as JSON, or {'error': why there is none}."""
+        """The plan as JSON, or {'error': why there is none}; says on stderr how it went."""
+        found = self._ask(overrides)
+        label = ' '.join(
+            f'{path.removeprefix("config.")}={value}' for path, value in overrides.items()
+        )
+        if 'error' in found:
+            state = found['error']
+        else:
+            missing = found['memory']['missing']
+            state = f'{duration(found["time"]["seconds"])}, {gib(abs(missing))} '
+            state += 'too much' if missing > 0 else 'left'
+        print(f'planned {label}: {state}', file=sys.stderr, flush=True)
+        return found
+
+    def _ask(self, overrides: dict[str, Any]) -> dict[str, Any]:
         words = [f'--{path}={value}' for path, value in overrides.items()]
         # Fields that the search sets replace those of the command line.
         kept = [word for word in self.words if word.lstrip('-').split('=')[0] not in overrides]
@@ -156,7 +170,7 @@ def _layout(config: Config, mesh: dict[str, int], asker: Asker) -> list[Candidat
     tried: list[Candidate] = []
 
     def attempt(remat: str | None, accumulate: int) -> dict[str, Any]:
-        overrides = {**base, 'config.accumulate': accumulate}
+        overrides: dict[str, Any] = {**base, 'config.accumulate': accumulate}
         if remat is not None:
             overrides[REMAT] = remat
         found = asker.ask(overrides)

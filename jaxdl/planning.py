@@ -293,8 +293,8 @@ def _unit(example: dict[str, Any]) -> tuple[str, int]:
 
 
 def _kernels(read: compiled_lib.Program) -> tuple[tuple[str, str, str, int, float], ...]:
-    number: dict[tuple[str, str, str], int] = collections.Counter()
-    work: dict[tuple[str, str, str], float] = collections.Counter()
+    number: dict[tuple[str, str, str], int] = collections.defaultdict(int)
+    work: dict[tuple[str, str, str], float] = collections.defaultdict(float)
     for kernel, times in read.kernels():
         if kernel.flops:
             key = (kernel.kind, kernel.library, kernel.dtype)
