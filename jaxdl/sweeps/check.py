@@ -121,7 +121,7 @@ def metric_names(path: str, words: list[str]) -> list[str]:
         return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in rows.items()}
 
     derived = getattr(config.task, 'derived', lambda means: {})
-    names = set(LOOP_METRICS)
+    names: set[str] = set(LOOP_METRICS)
 
     def add(prefix: str, packing: Any) -> None:
         scalars = [

@@ -20,8 +20,8 @@ def seconds_per_trial(
 ) -> tuple[dict[str, float], str]:
     """({group: seconds of one trial}, where that comes from); groups that are unknown are missing."""
     found: dict[str, list[float]] = {}
-    for trial in trials if store is not None else []:
-        if store.has_finished(trial):
+    for trial in trials:
+        if store is not None and store.has_finished(trial):
             found.setdefault(trial.group, []).append(float(store.run_info(trial.id)['seconds']))
     known = {group: sum(values) / len(values) for group, values in found.items()}
     groups = {trial.group: trial for trial in reversed(trials) if trial.group not in known}

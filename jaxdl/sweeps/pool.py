@@ -91,7 +91,7 @@ class Pool:
         self.rows: dict[str, list[dict]] = {}
         self.signal = ''
         self._asked_all = not self._searches
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._looked = 0.0
         self._kill_at: dict[str, float] = {}
         self._alive: dict[str, float] = {}

@@ -38,7 +38,8 @@ class Study:
         self.search = sweep.points if isinstance(sweep.points, Search) else None
         if self.search is not None and self.search.sampler == 'gp':
             _needs_torch()
-        backend = JournalFileBackend(str(journal), lock_obj=_no_lock())
+        lock: Any = _NoLock()
+        backend = JournalFileBackend(str(journal), lock_obj=lock)
         self._study = optuna.create_study(
             storage=JournalStorage(backend),
             study_name='sweep',
@@ -175,18 +176,14 @@ class Study:
         return self._study.get_trials(deepcopy=False)[unit].state.is_finished()
 
 
-def _no_lock() -> Any:
+class _NoLock:
     """The sweep's own lock already lets one process in; Optuna's lock file would outlive a kill."""
-    from optuna.storages.journal import BaseJournalFileLock
 
-    class NoLock(BaseJournalFileLock):
-        def acquire(self) -> bool:
-            return True
+    def acquire(self) -> bool:
+        return True
 
-        def release(self) -> None:
-            pass
-
-    return NoLock()
+    def release(self) -> None:
+        pass
 
 
 def _pruner(optuna: Any, stopping: Any) -> Any:

@@ -1,0 +1,35 @@
+"""Trains several trials of a sweep in one program: see jaxdl.sweeps.together.
+
+The sweep starts it: python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=ID,ID,…
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxdl import cli, runtime
+
+STARTED = time.monotonic()
+
+
+def main(argv: Sequence[str]) -> None:
+    flags.DEFINE_string('workdir', '', 'the folder of the sweep')
+    flags.DEFINE_list('trials', [], 'the ids of the trials')
+    cli.parse_flags(argv, __doc__ or '', required=('workdir', 'trials'))
+    environment = runtime.prepare_process()
+    from jaxdl.sweeps.check import read_config
+    from jaxdl.sweeps.store import Store
+    from jaxdl.sweeps.together import train_together
+
+    folder, names = flags.FLAGS.workdir, flags.FLAGS.trials
+    trials = {trial.id: trial for trial in Store(folder).trials()}
+    configs = [read_config(trials[name].config, trials[name].words()) for name in names]
+    places = [os.path.join(folder, 'trials', name) for name in names]
+    train_together(configs, places, context={'environment': environment, 'started': STARTED})
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
