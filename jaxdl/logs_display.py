@@ -60,8 +60,8 @@ class Progress:
         training = {k: v for k, v in scalars.items() if not k.startswith('eval/')}
         self._values.update(training)
         if not self._terminal:
-            if training:
-                self._print('  '.join([self._counter(), *_texts(training), *self._left()]))
+            if texts := _texts(training):
+                self._print('  '.join([self._counter(), *texts, *self._left()]))
             if results:
                 self._print('  '.join([self._counter(), *_texts(results)]))
             return
@@ -150,7 +150,9 @@ def _texts(scalars: Mapping[str, float]) -> list[str]:
     for key, value in scalars.items():
         kind, _, name = key.partition('/')
         name = name.replace('/', ' ').replace('_', ' ')
-        if kind == 'eval' or (kind == 'train' and name != 'learning rate'):
+        if name.endswith('examples') or name == 'learning rate':
+            continue
+        if kind in ('train', 'eval'):
             texts.append(f'{name} {number(value)}')
     # The loss leads, and a task with many metrics must not push the speed off the line.
     texts.sort(key=lambda text: 'loss' not in text.split()[:2])
@@ -216,8 +218,9 @@ def image_grid(images: np.ndarray, columns: int = 0) -> np.ndarray:
 def confusion_image(matrix: np.ndarray, class_names: Sequence[str] = ()) -> np.ndarray:
     """Paints counts [true class, predicted class] as uint8 [height, width, 3].
 
-    A cell's colour is its share of its row, so rare classes are as visible as frequent ones; the
-    counts are written into the cells of up to 20 classes, the names beside up to 40.
+    A cell's colour is its share of its row, so rare classes are as visible as frequent ones. The
+    counts, or the percentages of the row where the matrix holds shares instead of counts, are
+    written into the cells of up to 20 classes, the names beside up to 40.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -225,6 +228,7 @@ def confusion_image(matrix: np.ndarray, class_names: Sequence[str] = ()) -> np.n
     classes = len(matrix)
     if matrix.shape != (classes, classes) or not classes:
         raise ValueError(f'matrix must be [classes, classes], not {matrix.shape}')
+    counted = bool((matrix == matrix.round()).all())
     names = [str(name) for name in class_names] or [str(i) for i in range(classes)]
     if len(names) != classes:
         raise ValueError(f'{len(names)} class names for a matrix of {classes} classes')
@@ -241,7 +245,8 @@ def confusion_image(matrix: np.ndarray, class_names: Sequence[str] = ()) -> np.n
     colours = (255 + depth * (np.array([0, 68, 136]) - 255)).astype(np.uint8)
     cells = np.kron(colours, np.ones((cell, cell, 1), np.uint8))
     image.paste(Image.fromarray(cells), (margin, margin))
-    draw.text((margin + side / 2, 12), 'predicted', fill='black', font=font, anchor='mm')
+    unit = '' if counted else ' (% of the true class)'
+    draw.text((margin + side / 2, 12), f'predicted{unit}', fill='black', font=font, anchor='mm')
     _vertical(image, 'true', (12, margin + side // 2), font)
     for index, name in enumerate(names if named else ()):
         middle = margin + index * cell + cell // 2
@@ -256,7 +261,8 @@ def confusion_image(matrix: np.ndarray, class_names: Sequence[str] = ()) -> np.n
                 if count:
                     colour = 'white' if depth[row, column, 0] > 0.55 else 'black'
                     place = (margin + column * cell + cell / 2, margin + row * cell + cell / 2)
-                    draw.text(place, f'{count:.0f}', fill=colour, font=small, anchor='mm')
+                    text = f'{count:.0f}' if counted else f'{100 * shares[row, column]:.1f}'
+                    draw.text(place, text, fill=colour, font=small, anchor='mm')
     return np.asarray(image)
 
 

@@ -203,8 +203,8 @@ def limits(panel: Panel) -> tuple[float, float] | None:
             values = values[values > 0]
         if not len(values):
             continue
-        lows.append(np.quantile(values, 0.03) if len(values) > 20 else values.min())
-        highs.append(np.quantile(values, 0.97) if len(values) > 20 else values.max())
+        lows.append(np.quantile(values, 0.03) if len(values) > 60 else values.min())
+        highs.append(np.quantile(values, 0.97) if len(values) > 60 else values.max())
         # The end of a curve is what it is drawn for.
         tail = values[-max(1, len(values) // 5) :]
         lows.append(tail.min())
@@ -358,6 +358,14 @@ def time_figure(shares: Sequence[tuple[str, dict[str, float]]]) -> Any:
         for name, value in seconds.items():
             totals[name] = totals.get(name, 0.0) + value / max(sum(seconds.values()), 1e-9)
     order = sorted(totals, key=lambda name: -totals[name])
+    if len(order) > len(COLOURS):  # a colour each; what is left is small
+        order = order[: len(COLOURS) - 1]
+        shares = [
+            (run, {name: seconds.get(name, 0.0) for name in order}
+             | {'rest': sum(v for name, v in seconds.items() if name not in order)})
+            for run, seconds in shares
+        ]  # fmt: skip
+        order.append('rest')
     names = [shorten(name, 44) for name, _ in shares]
     left, height = 0.2 + 0.085 * max(map(len, names)), 0.34 * len(shares)
     figure = _figure(left + 8.2, height + 1.0)

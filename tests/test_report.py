@@ -487,3 +487,16 @@ def test_a_run_with_one_line_has_a_page(tmp_path):
     check_page(folder / 'report' / 'index.html')
     with pytest.raises(UserError):
         report.parse(['--nothing'])
+
+
+def test_no_name_of_a_run_breaks_the_page(tmp_path):
+    make_run(tmp_path / 'a<' / 'script>&"', learning_rate=0.1, slim=True)
+    make_run(tmp_path / 'b', learning_rate=0.2, slim=True)
+    assert report.main(['report', str(tmp_path)]) == 0
+    text = check_page(tmp_path / 'report' / 'index.html')
+    assert 'a</script>&"' in text
+    data = re.findall(
+        r'<script type="application/json">(.*?)</script>',
+        (tmp_path / 'report' / 'index.html').read_text(),
+    )
+    assert [line['label'] for line in json.loads(data[0])['lines']] == ['a</script>&"', 'b']
