@@ -209,7 +209,7 @@ def compile_pmap(function: Callable, *, donate: bool, mesh: jax.sharding.Mesh, s
         axis = 1 if stacked else 0
 
         def split(x):
-            shape = x.shape[:axis] + (count, x.shape[axis] // count) + x.shape[axis + 1 :]
+            shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
             return x.reshape(shape)
 
         return mapped(state, jax.tree.map(split, batch), resident, hyper)

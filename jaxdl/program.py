@@ -13,6 +13,7 @@ import numpy as np
 from jaxdl import parallel
 from jaxdl.config import Config
 from jaxdl.errors import UserError
+from jaxdl.models.layers import batch_axis
 from jaxdl.optim import path_name
 from jaxdl.step import Packing, Steps, TrainState, hyper_parameters
 
@@ -138,6 +139,12 @@ class Program:
 
         traced.__name__ = name
         if self.config.compile == 'pmap':
+            inner = traced
+
+            def traced(*args):
+                with batch_axis('data'):  # BatchNorm shares its statistics over the devices
+                    return inner(*args)
+
             return parallel.compile_pmap(
                 traced, donate=train, mesh=self.mesh, stacked=train and self.config.steps_per_call > 1
             )

@@ -171,15 +171,13 @@ class Steps:
         self, config: Config, params: Any, model_state: Any, batch: dict, key: jax.Array
     ) -> tuple[Any, Any, dict[str, Mean]]:
         """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics."""
-        augment_key, dropout_key = jax.random.split(key)
-        batch = config.task.augment(batch, augment_key)
 
         def total_loss(params):
             outputs, new_state = config.model.apply(
                 {'params': params, **model_state},
                 **config.task.inputs(batch),
                 train=True,
-                rngs={'dropout': dropout_key},
+                rngs={'dropout': key},
                 mutable=list(model_state),
             )
             metrics = config.task.metrics(outputs, batch)
@@ -190,6 +188,9 @@ class Steps:
 
     def _accumulated(self, config, state, batch, key):
         """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
+        augment_key, key = jax.random.split(key)
+        # The whole batch at once: how it is cut into parts must not change the data.
+        batch = config.task.augment(batch, augment_key)
         if config.accumulate == 1:
             return self.gradients(config, state.params, state.model_state, batch, key)
 

@@ -1,8 +1,15 @@
-"""Eight simulated devices, set before jax is imported anywhere."""
+"""Eight simulated devices, set before jax is imported anywhere, and one compile cache for all."""
 
 import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 flags = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=8'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# The suite compiles the same small programs in many processes; compiled once they are shared.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')

@@ -18,7 +18,7 @@ from jaxdl.tasks.classification import Classification
 def config(**changes) -> Config:
     """A CNN with BatchNorm, dropout and augmentation on the digits, 12 steps."""
     values = dict(
-        model=Cnn(channels=(8, 16), pools=2, dense=16, dropout=0.2),
+        model=Cnn(channels=(8,), pools=1, dense=16, dropout=0.2),
         task=Classification(augmentations=(RandomCrop(padding=1, mode='zeros'),)),
         data=Tfds('digits'),
         optimizer=Sgd(learning_rate=0.05, schedule=Constant(), weight_decay=1e-4),

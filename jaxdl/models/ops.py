@@ -242,9 +242,7 @@ def chunked_cross_entropy(
     weights = jnp.broadcast_to(weights.astype(jnp.float32), labels.shape)
     if smoothing is not None:
         smoothing = jnp.asarray(smoothing, jnp.float32)
-    # On a CPU a loop keeps the compiler from using all cores in its body.
-    scan = where != 'cpu' and chunks > 1 and length % chunks == 0
-    return ops_loss.chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan)
+    return ops_loss.chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks)
 
 
 def lstm(

@@ -59,53 +59,53 @@ def _dot(a, b, a_axis, b_axis):
     return lax.dot_general(a, b.astype(a.dtype), dims, preferred_element_type=jnp.float32)
 
 
-def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
     """Returns (weighted losses, argmax), both [..., length], of hidden [..., length, dim].
 
-    `smoothing` is None for off, else a scalar array; `scan` makes the chunks one loop, which
-    bounds the memory whatever the scheduler does.
+    `smoothing` is None for off, else a scalar array; `weights` [..., length] are float32.
     """
-    return _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan)
 
-
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
-    def one(piece):
+    def one(carry, piece):
         hidden, labels, weights = piece
         logits = head_logits(hidden, kernel, bias, softcap)
         loss = loss_of_logits(logits, labels, 0.0 if smoothing is None else smoothing)
-        return loss * weights, argmax(logits)
+        return carry, (loss * weights, argmax(logits))
 
-    return _map_chunks(one, (hidden, labels, weights), hidden, chunks, scan)
-
-
-def _map_chunks(function, pieces, hidden, chunks, scan):
-    """Applies `function` to chunks along the axis before the last of `hidden` and joins the results."""
-    axis = hidden.ndim - 2
-    out = [function(piece) for piece in _cut(pieces, axis, chunks)] if not scan else None
-    if out is not None:
-        return jax.tree.map(lambda *parts: lax.concatenate(parts, axis), *out)
-    _, stacked = lax.scan(lambda c, piece: (c, function(piece)), None, _stack(pieces, axis, chunks))
-    return jax.tree.map(lambda x: _unstack(x, axis), stacked)
+    return _over_chunks(one, None, (hidden, labels, weights), chunks)[1]
 
 
-def _cut(pieces, axis, chunks):
-    length = jax.tree.leaves(pieces)[0].shape[axis]
+def _over_chunks(function, carry, pieces, chunks):
+    """Like lax.scan of `function` over parts of the axis before the last of pieces[0].
+
+    A loop, since chunks written out one after another are started all at once by the scheduler,
+    which then holds all their logits. Where `chunks` do not divide the axis the last is shorter.
+    """
+    axis = pieces[0].ndim - 2
+    length = pieces[0].shape[axis]
     size = -(-length // chunks)
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        yield jax.tree.map(lambda x, s=start, e=end: lax.slice_in_dim(x, s, e, axis=axis), pieces)
+    count = length // size
+    outs = []
+    if count > 1:
+        whole = jax.tree.map(lambda x: _split(x, axis, count, size), pieces)
+        carry, stacked = lax.scan(function, carry, whole)
+        outs.append(jax.tree.map(lambda x: _unsplit(x, axis), stacked))
+    done = count * size if count > 1 else 0
+    if done < length:
+        rest = jax.tree.map(lambda x: lax.slice_in_dim(x, done, length, axis=axis), pieces)
+        carry, out = function(carry, rest)
+        outs.append(out)
+    if len(outs) == 1:
+        return carry, outs[0]
+    return carry, jax.tree.map(lambda *parts: lax.concatenate(parts, axis), *outs)
 
 
-def _stack(pieces, axis, chunks):
-    def split(x):
-        x = x.reshape(*x.shape[:axis], chunks, x.shape[axis] // chunks, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
-
-    return jax.tree.map(split, pieces)
+def _split(x, axis, count, size):
+    x = lax.slice_in_dim(x, 0, count * size, axis=axis)
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _unstack(x, axis):
+def _unsplit(x, axis):
     x = jnp.moveaxis(x, 0, axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
@@ -140,8 +140,7 @@ def _gradients(piece, kernel, bias, smoothing, softcap):
     return (loss, argmax(logits), d_hidden, d_smoothing), (d_kernel, d_bias)
 
 
-def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks, scan):
-    axis = pieces[0].ndim - 2
+def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks):
     zero = jnp.zeros(kernel.shape, jnp.float32)
     sums = (zero, None if bias is None else jnp.zeros(bias.shape, jnp.float32))
 
@@ -149,26 +148,20 @@ def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks, scan):
         out, parts = _gradients(piece, kernel, bias, smoothing, softcap)
         return jax.tree.map(jnp.add, sums, parts), out
 
-    if scan:
-        sums, stacked = lax.scan(one, sums, _stack(pieces, axis, chunks))
-        return jax.tree.map(lambda x: _unstack(x, axis), stacked), sums
-    outs = []
-    for piece in _cut(pieces, axis, chunks):
-        sums, out = one(sums, piece)
-        outs.append(out)
-    return jax.tree.map(lambda *parts: lax.concatenate(parts, axis), *outs), sums
+    sums, out = _over_chunks(one, sums, pieces, chunks)
+    return out, sums
 
 
-def _chunked_forward(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks, scan):
+def _chunked_forward(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
     pieces = (hidden, labels, weights)
     (loss, best, d_hidden, d_smoothing), sums = _all_gradients(
-        pieces, kernel, bias, smoothing, softcap, chunks, scan
+        pieces, kernel, bias, smoothing, softcap, chunks
     )
     saved = (hidden, kernel, labels, bias, weights, smoothing, loss, d_hidden, d_smoothing, sums)
     return (loss * weights, best), saved
 
 
-def _chunked_backward(softcap, chunks, scan, saved, gradients):
+def _chunked_backward(softcap, chunks, saved, gradients):
     hidden, kernel, labels, bias, weights, smoothing, loss, d_hidden, d_smoothing, sums = saved
     gradient = gradients[0].astype(jnp.float32)
     factor = gradient.reshape(-1)[0]
@@ -186,7 +179,7 @@ def _chunked_backward(softcap, chunks, scan, saved, gradients):
     def again():
         pieces = (hidden, labels, weights * gradient)
         (_, _, d_hidden, d_smoothing), sums = _all_gradients(
-            pieces, kernel, bias, smoothing, softcap, chunks, scan
+            pieces, kernel, bias, smoothing, softcap, chunks
         )
         return d_hidden, d_smoothing, sums
 
@@ -203,4 +196,4 @@ def _chunked_backward(softcap, chunks, scan, saved, gradients):
     )
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+chunked.defvjp(_chunked_forward, _chunked_backward)

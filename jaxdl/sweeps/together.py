@@ -27,7 +27,7 @@ from jaxdl.program import Program
 from jaxdl.step import COUNT, Packing, TrainState
 from jaxdl.sweeps import check
 from jaxdl.sweeps.lane import Lane
-from jaxdl.trainer import IN_FLIGHT
+from jaxdl.trainer import IN_FLIGHT, INIT_ROWS
 
 
 def train_together(
@@ -130,15 +130,13 @@ class Together:
         return alone, 0, self._fresh(alone)
 
     def _fresh(self, lanes: list[Lane]) -> list[TrainState]:
-        shapes = self.program._init_batch
-
-        def init(hyper):
-            batch = {name: jnp.zeros(v.shape, v.dtype) for name, v in shapes.items()}
-            return self.program._plain.init(batch, hyper)
-
-        # Not vmapped, so that a run starts from the very same numbers as alone.
-        jitted = self.program._scoped(jax.jit(init, out_shardings=self.program.shardings))
-        return [jitted(lane.hyper) for lane in lanes]
+        # Not vmapped, so that a run starts from the very same numbers as alone; traced once.
+        jitted = jax.jit(self.program._plain.init, out_shardings=self.program.shardings)
+        init, states = self.program._scoped(jitted), []
+        for lane in lanes:
+            rows = self.feed.source.fetch(lane.order.batch(0)[:INIT_ROWS])
+            states.append(init(rows, lane.hyper))
+        return states
 
 
 class _Run:

@@ -1,0 +1,42 @@
+"""A config for sweeps in tests: small.config as a file, and data that goes wrong on demand."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+from jaxdl.config import Config
+from jaxdl.data.tfds import Tfds
+from tests import small
+
+
+@dataclasses.dataclass
+class Faulty:
+    """The digits, or a fault when the training set is opened.
+
+    Attributes:
+        fault: 'crash', 'memory', 'hang', 'once' (crashes the first time) or ''.
+        mark: file by which 'once' remembers.
+    """
+
+    fault: str = ''
+    mark: str = ''
+
+    def train_source(self):
+        if self.fault == 'crash':
+            raise RuntimeError('the disk is on fire')
+        if self.fault == 'memory':
+            raise MemoryError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9e9 bytes')
+        if self.fault == 'hang':
+            time.sleep(3600)
+        if self.fault == 'once' and not os.path.exists(self.mark):
+            Path(self.mark).touch()
+            raise RuntimeError('a passing trouble')
+        return Tfds('digits').train_source()
+
+    def eval_sources(self):
+        return Tfds('digits').eval_sources()
+
+
+def get_config(variant: str = '') -> Config:
+    return small.config(data=Faulty()) if variant == 'faulty' else small.config()

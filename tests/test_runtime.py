@@ -1,0 +1,102 @@
+"""What prepare_process sets, looked at from processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+from jaxdl import runtime
+
+CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process({}); '
+
+
+def process(code, arguments='', **environment):
+    """The JSON that `code`, run after prepare_process, prints in a fresh process."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAXDL_PLAIN') and 'CACHE' not in name
+    }
+    result = subprocess.run(
+        [sys.executable, '-c', CALL.format(arguments) + code],
+        env={**inherited, 'JAX_PLATFORMS': 'cpu', **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_jax_runs_with_what_was_set(tmp_path):
+    found = process(
+        'import jax; import jax.numpy as jnp; '
+        'jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready(); '
+        'print(json.dumps([done, jax.config.jax_compilation_cache_dir]))',
+        JAXDL_CACHE=str(tmp_path / 'cache'),
+    )
+    done, folder = found
+    assert folder == done['compile_cache'] == str(tmp_path / 'cache' / 'compile')
+    assert os.listdir(folder), 'nothing was cached'
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    modules = process(
+        "print(json.dumps([m for m in ('jax', 'numpy', 'flax') if m in sys.modules]))",
+        JAXDL_CACHE=str(tmp_path),
+    )
+    assert modules == []
+
+
+def test_the_user_wins(tmp_path):
+    flag = '--xla_cpu_experimental_ynn_fusion_type=individual_dot'
+    done, flags = process(
+        "print(json.dumps([done, os.environ['XLA_FLAGS']]))",
+        XLA_FLAGS=flag,
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7',
+    )
+    assert flags == flag and done['xla_flags'] == []
+    assert done['compile_cache'] == str(tmp_path)
+
+
+def test_plain_sets_nothing():
+    done, flags = process("print(json.dumps([done, os.environ.get('XLA_FLAGS')]))", JAXDL_PLAIN='1')
+    assert done == {'plain': True} and flags is None
+
+
+def test_deterministic_flag_is_for_gpus_and_known(tmp_path):
+    done = process(
+        'import jax; jax.devices(); print(json.dumps(done))',
+        'deterministic=True',
+        JAXDL_CACHE=str(tmp_path),
+    )
+    assert '--xla_gpu_deterministic_ops=true' in done['xla_flags']
+
+
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
+    blocker = tmp_path / 'file'
+    blocker.write_text('')
+    done = process('print(json.dumps(done))', JAXDL_CACHE=str(blocker))
+    assert done['compile_cache'] is None
+
+
+def test_late_call_only_sets_the_allocator():
+    import jax  # noqa: F401
+
+    before = dict(os.environ)
+    done = runtime.prepare_process()
+    assert done['late'] and set(done) == {'allocator', 'late'}
+    assert dict(os.environ) == before
+
+
+def test_unknown_version_gets_no_flags(monkeypatch):
+    monkeypatch.setattr('jaxlib.version.__version__', '99.0')
+    assert runtime._flags_for(runtime._CPU_FLAGS) == ()
+
+
+def test_allocator_is_set_on_glibc():
+    if not (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc'):
+        assert runtime._set_allocator() is None
+    else:
+        assert runtime._set_allocator() == {k: v for k, (_, v) in runtime._MALLOPT.items()}
