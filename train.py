@@ -23,7 +23,9 @@ def main(argv):
     from jaxdl import trainer  # heavy; wrong command lines need not wait for it
 
     workdir = flags.FLAGS.workdir or cli.default_workdir(argv)
-    result = trainer.train(config, workdir, context={'environment': environment, 'started': STARTED})
+    result = trainer.train(
+        config, workdir, context={'environment': environment, 'started': STARTED}
+    )
     print(cli.summary(result.metrics, workdir), flush=True)
 
 

@@ -19,7 +19,13 @@ VARIANTS = ('', '96', 'resnet18')
 def get_config(variant: str = '') -> Config:
     epochs, batch_size, model, rate, decay = {
         '': (10, 1024, Airbench(views=6), 0.9, 5e-4),
-        '96': (32, 1024, Airbench(widths=(128, 512, 512), convs=3, momentum=0.9, views=6), 0.8, 5e-4),
+        '96': (
+            32,
+            1024,
+            Airbench(widths=(128, 512, 512), convs=3, momentum=0.9, views=6),
+            0.8,
+            5e-4,
+        ),
         'resnet18': (60, 256, ResNet(depth=18, stem='cifar'), 0.2, 5e-4),
     }[variant]
     epoch = 50_000 // batch_size
@@ -31,7 +37,9 @@ def get_config(variant: str = '') -> Config:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             label_smoothing=0.2 if variant != 'resnet18' else 0.1,
-            augmentations=(*augmentations, Cutout(size=12, fill=(125, 123, 114))) if variant == '96' else augmentations,
+            augmentations=(*augmentations, Cutout(size=12, fill=(125, 123, 114)))
+            if variant == '96'
+            else augmentations,
         ),
         data=Tfds('cifar10'),
         optimizer=Sgd(

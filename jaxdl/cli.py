@@ -75,7 +75,10 @@ def load_config(path: str) -> Config:
     """
     filename, _, variant = path.partition(':')
     if not os.path.isfile(filename):
-        known = sorted(glob.glob(os.path.join(os.path.dirname(filename) or '.', '*.py')) or glob.glob('configs/*.py'))
+        known = sorted(
+            glob.glob(os.path.join(os.path.dirname(filename) or '.', '*.py'))
+            or glob.glob('configs/*.py')
+        )
         known = [name for name in known if not name.endswith('__init__.py')]
         hint = nearest(filename, known)
         listed = ', '.join(known[:20]) or 'none here; call it from the root of the project'
@@ -104,8 +107,12 @@ def load_config(path: str) -> Config:
         config = get_config(variant) if takes else get_config()
     except (KeyError, ValueError) as error:
         names = getattr(module, 'VARIANTS', ())
-        allowed = f'; variants: {", ".join(names)}{nearest(variant, names)}' if names else f' ({error})'
-        raise UserError(f'--config={path}: {filename} has no variant {variant!r}{allowed}') from None
+        allowed = (
+            f'; variants: {", ".join(names)}{nearest(variant, names)}' if names else f' ({error})'
+        )
+        raise UserError(
+            f'--config={path}: {filename} has no variant {variant!r}{allowed}'
+        ) from None
     if not isinstance(config, Config):
         raise UserError(
             f'--config={path}: get_config returned {type(config).__name__}, not a jaxdl.config.Config'
@@ -137,15 +144,21 @@ def check_path(config: Config, path: str) -> None:
         if index:
             if not isinstance(node, tuple | list) or int(index) >= len(node):
                 size = len(node) if isinstance(node, tuple | list) else 0
-                raise UserError(f'--config.{path}: {walked} has {size} items, there is no [{index}]')
+                raise UserError(
+                    f'--config.{path}: {walked} has {size} items, there is no [{index}]'
+                )
             node, walked = node[int(index)], f'{walked}[{index}]'
             continue
         names = [field.name for field in config_lib.fields(node)]
         if name not in names:
             if not names:
-                raise UserError(f'--config.{path}: {walked} is a {type(node).__name__} and has no fields')
+                raise UserError(
+                    f'--config.{path}: {walked} is a {type(node).__name__} and has no fields'
+                )
             inner = [
-                p.removeprefix('config.') for p, *_ in config_lib.describe(config) if p.endswith('.' + name)
+                p.removeprefix('config.')
+                for p, *_ in config_lib.describe(config)
+                if p.endswith('.' + name)
             ]
             hint = f'; did you mean {inner[0]!r}?' if inner else nearest(name, names)
             raise UserError(
@@ -181,7 +194,9 @@ def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]])
     for path, text in overrides:
         words.append(f'--config.{path}' if text is None else f'--config.{path}={text}')
     try:
-        holder = config_flags.DEFINE_config_dataclass('config', config, flag_values=values, sys_argv=words)
+        holder = config_flags.DEFINE_config_dataclass(
+            'config', config, flag_values=values, sys_argv=words
+        )
         values(words)
         return holder.value
     except flags.IllegalFlagValueError as error:
@@ -290,7 +305,9 @@ def default_workdir(argv: Sequence[str]) -> str:
     parts = [
         f'{path}={text}'
         for path, text in sorted(overrides_in(argv), key=lambda item: item[0])
-        if not any(f'config.{path}' == free or f'config.{path}'.startswith(free + '.') for free in FREE)
+        if not any(
+            f'config.{path}' == free or f'config.{path}'.startswith(free + '.') for free in FREE
+        )
     ]
     label = ','.join([name, *(re.sub(r'[^\w.=,+-]', '_', part) for part in parts)])
     if len(label) > 120:

@@ -185,9 +185,7 @@ class Config:
             raise ValueError(f'seed={self.seed}: must be below 2**32')
         if not 0 <= self.ema < 1:
             raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
-        one_of(
-            self, compile=('jit', 'pmap'), placement=('auto', 'device', 'host', 'stream')
-        )
+        one_of(self, compile=('jit', 'pmap'), placement=('auto', 'device', 'host', 'stream'))
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f'accumulate={self.accumulate} does not divide batch_size={self.batch_size}; '
@@ -280,7 +278,7 @@ def check(config: Config) -> None:
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:
-    if typing.get_origin(kind) in (typing.Union, getattr(__import__('types'), 'UnionType')):
+    if typing.get_origin(kind) in (typing.Union, __import__('types').UnionType):
         options = typing.get_args(kind)
         if value is None and type(None) in options:
             return
@@ -309,7 +307,10 @@ def fields(node: Any) -> list[dataclasses.Field]:
 
 
 def _is_module(node: Any) -> bool:
-    return any(base.__name__ == 'Module' and base.__module__.startswith('flax.linen') for base in type(node).__mro__)
+    return any(
+        base.__name__ == 'Module' and base.__module__.startswith('flax.linen')
+        for base in type(node).__mro__
+    )
 
 
 def nodes(node: Any, path: str = 'config') -> Iterator[tuple[str, Any]]:
@@ -468,14 +469,20 @@ def describe(config: Config) -> list[tuple[str, str, str, str]]:
 
 
 def type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace('typing.', '')
+    return (
+        kind.__name__
+        if isinstance(kind, type) and not typing.get_args(kind)
+        else str(kind).replace('typing.', '')
+    )
 
 
 def attribute_meanings(cls: type) -> dict[str, str]:
     """The `Attributes:` section of a class's docstring, base classes included."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        section = re.search(r'Attributes:\n(.*?)(?:\n\s*\n|\Z)', inspect.cleandoc(base.__doc__ or ''), re.S)
+        section = re.search(
+            r'Attributes:\n(.*?)(?:\n\s*\n|\Z)', inspect.cleandoc(base.__doc__ or ''), re.S
+        )
         if section:
             name = None
             for line in section.group(1).splitlines():

@@ -15,7 +15,9 @@ from jaxdl import cli, runtime
 def main(argv):
     runtime.prepare_process()
     flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_integer('step', None, 'the checkpoint; the newest good one by default', lower_bound=0)
+    flags.DEFINE_integer(
+        'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
+    )
     flags.DEFINE_integer('batch_size', 0, "examples at a time; the run's by default", lower_bound=0)
     flags.DEFINE_boolean('json', False, 'print one JSON object')
     cli.parse_flags(argv, __doc__ or '', required=('workdir',))

@@ -158,7 +158,9 @@ class _Workers:
         workers = max(1, (os.cpu_count() or 2) - 1)
         data = grain.MapDataset.range(start, stop).map(produce)
         self._iterator = iter(
-            data.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers))
+            data.to_iter_dataset(
+                grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+            )
         )
 
     def next(self) -> Any:

@@ -67,7 +67,9 @@ class Watchdog:
         while not self._closed.wait(min(self.seconds / 4, 5.0)):
             last = self._last
             if last is not None and time.monotonic() - last > self.seconds:
-                reason = f'no step for {self.seconds:g} s (config.hang_timeout); all stacks are above'
+                reason = (
+                    f'no step for {self.seconds:g} s (config.hang_timeout); all stacks are above'
+                )
                 faulthandler.dump_traceback(all_threads=True)
                 print(f'ERROR: {reason}', file=sys.stderr, flush=True)
                 try:

@@ -115,7 +115,9 @@ class Optimizer:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f'no_decay: {pattern!r} is no regular expression: {error}') from None
+                raise ValueError(
+                    f'no_decay: {pattern!r} is no regular expression: {error}'
+                ) from None
 
     def rate(self, step: jax.Array, steps: int) -> jax.Array:
         """The learning rate of the update that follows `step` completed ones.

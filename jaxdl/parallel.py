@@ -77,7 +77,9 @@ def default_rules(mesh: jax.sharding.Mesh) -> tuple:
     return (('.*', 'largest:fsdp'),) if mesh.shape['fsdp'] > 1 else ()
 
 
-def state_shardings(abstract: Any, rules: Sequence[tuple[str, Any]], mesh: jax.sharding.Mesh) -> Any:
+def state_shardings(
+    abstract: Any, rules: Sequence[tuple[str, Any]], mesh: jax.sharding.Mesh
+) -> Any:
     """A tree of shardings for `abstract`: the first rule whose pattern matches a leaf's path.
 
     A rule's axes are a tuple with one entry a dimension (an axis, a tuple of axes or None), or
@@ -179,7 +181,12 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def compile_step(
-    function: Callable, arguments: tuple, out_shardings: Any, *, donate: bool, mesh: jax.sharding.Mesh
+    function: Callable,
+    arguments: tuple,
+    out_shardings: Any,
+    *,
+    donate: bool,
+    mesh: jax.sharding.Mesh,
 ) -> Callable:
     """Compiles `function` for arguments like these, once; a call with other shapes is an error.
 
@@ -192,7 +199,9 @@ def compile_step(
         return jitted.lower(*arguments).compile()
 
 
-def compile_pmap(function: Callable, *, donate: bool, mesh: jax.sharding.Mesh, stacked: bool) -> Callable:
+def compile_pmap(
+    function: Callable, *, donate: bool, mesh: jax.sharding.Mesh, stacked: bool
+) -> Callable:
     """The same step by jax.pmap, for pure data parallelism; takes and returns the same arrays."""
     devices = list(mesh.devices.flat)
     count = len(devices)

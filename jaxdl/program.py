@@ -56,7 +56,9 @@ class Program:
         try:
             shapes = self._scoped(jax.eval_shape)(self._plain.init, self._init_batch, self.hyper)
         except ValueError as error:
-            rows = ', '.join(f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items())
+            rows = ', '.join(
+                f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
+            )
             raise UserError(f'the model cannot take this data ({rows}): {error}') from error
         self.shardings = parallel.state_shardings(shapes, config.rules, mesh)
         self.abstract: TrainState = jax.tree.map(
@@ -146,7 +148,10 @@ class Program:
                     return inner(*args)
 
             return parallel.compile_pmap(
-                traced, donate=train, mesh=self.mesh, stacked=train and self.config.steps_per_call > 1
+                traced,
+                donate=train,
+                mesh=self.mesh,
+                stacked=train and self.config.steps_per_call > 1,
             )
         everywhere = parallel.replicated(self.mesh)
         out = (self.shardings, everywhere) if train else everywhere
@@ -161,5 +166,6 @@ class Program:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), tree
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
+        tree,
     )

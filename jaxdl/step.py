@@ -248,7 +248,11 @@ class Steps:
         if ema is not None:
             ema = self._averaged(config, state.step, ema, params, model_state)
         new = state.replace(
-            step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=ema,
         )
         # One sum over the gradient and one over the update see every non-finite number: both are
         # needed for the norm and the update anyway, so nothing more is read from memory.
@@ -360,4 +364,6 @@ class Steps:
 
 def _all_finite(tree: Any) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+    return (
+        jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+    )

@@ -116,7 +116,7 @@ class _Run:
         best = self.config.checkpoint.best
         if best and best.split('/')[1] not in sources:
             raise UserError(
-                f"--config.checkpoint.best={best!r}: there is no evaluation set {best.split('/')[1]!r}; "
+                f'--config.checkpoint.best={best!r}: there is no evaluation set {best.split("/")[1]!r}; '
                 f'the sets are {", ".join(sources) or "none"}'
             )
 
@@ -135,7 +135,9 @@ class _Run:
                         f'step {int(state.step)}; give at least that many, or another --workdir'
                     )
                 if int(state.step) == config.steps and self._complete(config.steps):
-                    print(f'already finished at step {config.steps} in {self.place.path}', flush=True)
+                    print(
+                        f'already finished at step {config.steps} in {self.place.path}', flush=True
+                    )
                     return Result(config.steps, self._last_row(), self.place)
                 self._begin(state)
                 self._open_logs(int(state.step))
@@ -276,7 +278,9 @@ class _Run:
             for index, vector in enumerate(vectors):
                 self._count(first + index, vector, batch, index, state)
 
-    def _count(self, step: int, vector: np.ndarray, batch: dict, index: int, state: TrainState) -> None:
+    def _count(
+        self, step: int, vector: np.ndarray, batch: dict, index: int, state: TrainState
+    ) -> None:
         finite = self.packing.unpack(vector)[FINITE][0] == 1
         if finite:
             self.in_a_row = 0
@@ -316,7 +320,9 @@ class _Run:
 
     def _aside(self) -> float:
         seconds = self.clock.read()
-        return sum(seconds.get(name, 0.0) for name in ('evaluation', 'checkpoint', 'log', 'compile'))
+        return sum(
+            seconds.get(name, 0.0) for name in ('evaluation', 'checkpoint', 'log', 'compile')
+        )
 
     def _mark(self, step: int) -> None:
         self._marked_step = step
@@ -411,7 +417,9 @@ class _Run:
 
     def _save(self, step: int, state: TrainState) -> bool:
         """Saves a state that is known to be finite: its steps' metrics were taken in before."""
-        best = self.metrics.get(self.config.checkpoint.best) if self.config.checkpoint.best else None
+        best = (
+            self.metrics.get(self.config.checkpoint.best) if self.config.checkpoint.best else None
+        )
         extra = {
             'sums': list(map(float, self.sums)) if self.counted else [],
             'counted': self.counted,

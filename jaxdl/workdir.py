@@ -98,7 +98,11 @@ class Workdir:
                     f'--workdir={self.path} holds a run but its config.json is missing; '
                     'put it back, or give another --workdir'
                 )
-            others = [p.name for p in self.path.iterdir() if p.name != '.lock'] if self.path.is_dir() else []
+            others = (
+                [p.name for p in self.path.iterdir() if p.name != '.lock']
+                if self.path.is_dir()
+                else []
+            )
             if others and not self.run.exists():
                 raise UserError(
                     f'--workdir={self.path} is not empty and holds no run (it has {", ".join(sorted(others)[:3])}); '
@@ -138,9 +142,7 @@ class Workdir:
         try:
             return json.loads(self.config.read_text())
         except FileNotFoundError:
-            raise UserError(
-                f'--workdir={self.path} holds no run: config.json is missing'
-            ) from None
+            raise UserError(f'--workdir={self.path} holds no run: config.json is missing') from None
         except (OSError, ValueError) as error:
             raise UserError(f'{self.config} cannot be read: {error}') from None
 

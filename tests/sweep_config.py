@@ -26,7 +26,9 @@ class Faulty:
         if self.fault == 'crash':
             raise RuntimeError('the disk is on fire')
         if self.fault == 'memory':
-            raise MemoryError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9e9 bytes')
+            raise MemoryError(
+                'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9e9 bytes'
+            )
         if self.fault == 'hang':
             time.sleep(3600)
         if self.fault == 'once' and not os.path.exists(self.mark):

@@ -243,7 +243,7 @@ def test_models_that_cannot_be_exchanged():
     ):
         with pytest.raises(UserError, match='cannot be exchanged'):
             interchange.layout(model)
-    with pytest.raises(UserError, match='Object|object'):
+    with pytest.raises(UserError, match=r'Object|object'):
         interchange.layout(object())
 
 

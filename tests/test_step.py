@@ -41,7 +41,9 @@ def test_the_step_is_traced_once():
 def test_several_steps_in_one_program_equal_single_steps():
     run = small.config()
     one, _, first = small.losses(run, 4)
-    made, feed, order = small.program(dataclasses.replace(run, steps_per_call=4, log_every=4, eval_every=4))
+    made, feed, order = small.program(
+        dataclasses.replace(run, steps_per_call=4, log_every=4, eval_every=4)
+    )
     step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
     stream = feed.training(order, 0, 4, ahead=1, calls=4)
     state = made.init(feed.source.fetch(order.batch(0)))
@@ -58,7 +60,9 @@ class Masked(Classification):
     """A loss in which an example counts only when its id is a multiple of 3: unequal masks."""
 
     def metrics(self, outputs, batch):
-        return super().metrics(outputs, {**batch, 'mask': (batch['id'] % 3 == 0).astype(jnp.float32)})
+        return super().metrics(
+            outputs, {**batch, 'mask': (batch['id'] % 3 == 0).astype(jnp.float32)}
+        )
 
 
 class Plain(Cnn):
@@ -148,7 +152,9 @@ def test_ema_follows_the_formula():
         state, _ = step(state, batch, feed.resident, made.place_hyper())
         decay = min(0.5, (2 + index) / (4 + index))
         expected = expected * decay + np.asarray(state.params['hidden']['kernel']) * (1 - decay)
-    np.testing.assert_allclose(state.ema['params']['hidden']['kernel'], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        state.ema['params']['hidden']['kernel'], expected, rtol=1e-5, atol=1e-7
+    )
     statistics = state.ema['model_state']['batch_stats']
     raw = state.model_state['batch_stats']
     assert any(
@@ -166,11 +172,15 @@ def test_a_step_that_is_not_finite_changes_nothing(policy, stands):
     state = made.init(feed.source.fetch(order.batch(0)))
     before = jax.tree.map(np.asarray, state)
     rows = feed.load(order.batch(0))
-    state, packed = step(state, feed.place({**rows, 'id': rows['id'] * 0}), feed.resident, made.place_hyper())
+    state, packed = step(
+        state, feed.place({**rows, 'id': rows['id'] * 0}), feed.resident, made.place_hyper()
+    )
     after = jax.tree.map(np.asarray, state)
     for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
         assert a.tobytes() == b.tobytes()
-    for a, b in zip(jax.tree.leaves(before.opt_state), jax.tree.leaves(after.opt_state), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(before.opt_state), jax.tree.leaves(after.opt_state), strict=True
+    ):
         assert a.tobytes() == b.tobytes()
     assert packing.means(np.asarray(packed))['_finite'] == 0
     assert int(after.step) == (0 if stands else 1) and int(after.health.skipped) == 1

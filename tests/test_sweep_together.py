@@ -28,7 +28,11 @@ def one_device(monkeypatch):
 def runs(**changes):
     """Three runs that differ in seed, learning rate, weight decay and dropout."""
     found = []
-    for seed, rate, decay, dropout in ((0, 0.05, 1e-4, 0.2), (1, 0.1, 1e-3, 0.1), (2, 0.02, 1e-4, 0.4)):
+    for seed, rate, decay, dropout in (
+        (0, 0.05, 1e-4, 0.2),
+        (1, 0.1, 1e-3, 0.1),
+        (2, 0.02, 1e-4, 0.4),
+    ):
         run = small.config(seed=seed, **changes)
         values = {'config.optimizer.learning_rate': rate, 'config.optimizer.weight_decay': decay}
         found.append(config_lib.with_values(run, {**values, 'config.model.dropout': dropout}))
@@ -37,9 +41,9 @@ def runs(**changes):
 
 def state_of(workdir, config):
     made, _, _ = small.program(config)
-    step, state, extra = Checkpoints(workdir / 'checkpoints', config.checkpoint, read_only=True).restore(
-        made.abstract
-    )
+    step, state, extra = Checkpoints(
+        workdir / 'checkpoints', config.checkpoint, read_only=True
+    ).restore(made.abstract)
     return step, jax.device_get(state), extra
 
 
@@ -50,8 +54,13 @@ def assert_same_run(a, b, config):
     for row, other in zip(rows, others, strict=True):
         names = [k for k in row if k.startswith(('train/', 'eval/')) or k == 'perf/epoch']
         assert names == [k for k in other if k.startswith(('train/', 'eval/')) or k == 'perf/epoch']
-        np.testing.assert_allclose([row[k] for k in names], [other[k] for k in names], rtol=1e-5, atol=1e-5)
-    (step, state, extra), (other_step, other, other_extra) = state_of(a, config), state_of(b, config)
+        np.testing.assert_allclose(
+            [row[k] for k in names], [other[k] for k in names], rtol=1e-5, atol=1e-5
+        )
+    (step, state, extra), (other_step, other, other_extra) = (
+        state_of(a, config),
+        state_of(b, config),
+    )
     assert step == other_step and extra['counted'] == other_extra['counted']
     for leaf, alone in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(leaf, alone, rtol=1e-5, atol=1e-5)
@@ -161,7 +170,8 @@ def test_groups():
 def test_runs_of_another_program_are_refused(tmp_path):
     with pytest.raises(UserError, match='do not share a compiled program'):
         together.train_together(
-            [small.config(), small.config(batch_size=24)], [str(tmp_path / 'a'), str(tmp_path / 'b')]
+            [small.config(), small.config(batch_size=24)],
+            [str(tmp_path / 'a'), str(tmp_path / 'b')],
         )
     rollback = small.config(divergence=Divergence(policy='rollback'))
     with pytest.raises(UserError, match='rollback'):

@@ -77,7 +77,9 @@ def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, n
         yield np.minimum(ids, examples - 1), mask
 
 
-def check_rows(rows: dict[str, np.ndarray], count: int, shapes: dict[str, Any] | None) -> dict[str, Any]:
+def check_rows(
+    rows: dict[str, np.ndarray], count: int, shapes: dict[str, Any] | None
+) -> dict[str, Any]:
     """Raises UserError where rows are missing or have another shape or dtype than the first ones."""
     found = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
     for name, value in rows.items():

@@ -39,7 +39,9 @@ class Classification:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
         if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels')
+            raise ValueError(
+                f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels'
+            )
         if min(self.std) <= 0:
             raise ValueError(f'std={self.std}: must be above 0')
 
