@@ -49,6 +49,13 @@ class Packing(abc.ABC):
     def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> Rows:
         """A Source of rows of `length` tokens; `train` is False for an evaluation set."""
 
+    def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
+        """One row of zeros with the shapes and dtypes of all; `sized`: token sizes are known."""
+        names = ('tokens', 'targets', 'segments', 'positions')
+        row = {name: np.zeros(length, np.int32) for name in names}
+        row['target_mask'] = np.zeros(length, np.bool_)
+        return {**row, 'bytes': np.zeros((), np.int32)} if sized else row
+
 
 @dataclasses.dataclass
 class Packed(Packing):

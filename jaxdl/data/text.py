@@ -6,16 +6,20 @@ A set has a tokenizer, a row length and a packing; `train_source` and `eval_sour
 import abc
 import dataclasses
 import re
+from collections.abc import Iterable
+
+import numpy as np
 
 from jaxdl.data.packing import Packed, Packing, Rows
-from jaxdl.data.text_cache import cache_root, corpora
+from jaxdl.data.text_cache import corpora
 from jaxdl.data.text_files import LINE_LIMIT, Files, Records, StdlibRecords
 from jaxdl.data.text_tfds import named_splits, tfds_records
+from jaxdl.data.tokenized import Tokenized
 from jaxdl.data.tokenizers import Bytes, Tokenizer
 
 
 @dataclasses.dataclass
-class TextSet(abc.ABC):
+class TextSet(Tokenized):
     """Documents as rows of tokens.
 
     Attributes:
@@ -35,21 +39,14 @@ class TextSet(abc.ABC):
             raise ValueError(f'length={self.length}: must be at least 2')
 
     @abc.abstractmethod
-    def train_records(self) -> Records:
-        """The training documents."""
-
-    @abc.abstractmethod
     def eval_records(self) -> dict[str, Records]:
         """The evaluation documents by name."""
 
-    def fit(self) -> None:
-        """Trains the tokenizer on the training documents, unless it is trained or loaded."""
-        records = self.train_records()
-        self.tokenizer.fit(
-            lambda: (record[0] for record in records),
-            key=records.key(),
-            cache=cache_root(self.cache) / 'tokenizers',
-        )
+    def training_texts(self, records: Records) -> Iterable[str]:
+        return (record[0] for record in records)
+
+    def example(self) -> dict[str, np.ndarray]:
+        return self.packing.example(self.length, sized=self.tokenizer.sized)
 
     def train_source(self) -> Rows:
         """Rows of the training documents."""
@@ -91,7 +88,9 @@ class Text(TextSet):
     def check(self):
         super().check()
         if not self.train:
-            raise ValueError("train='': give the path of a .txt, .jsonl or .tsv file, also .gz")
+            raise ValueError(
+                "train='': give the text, --config.data.train=FILE (.txt, .jsonl or .tsv, also .gz)"
+            )
         named(self.evals)
         if self.documents not in ('file', 'line', 'paragraph'):
             raise ValueError(

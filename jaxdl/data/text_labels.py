@@ -2,20 +2,23 @@
 
 import abc
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from jaxdl.data.packing import Rows, lay_out
 from jaxdl.data.text import named
-from jaxdl.data.text_cache import Corpus, cache_root, corpora
+from jaxdl.data.text_cache import Corpus, corpora
 from jaxdl.data.text_files import LINE_LIMIT, Files, Records
 from jaxdl.data.text_tfds import named_splits, tfds_records
+from jaxdl.data.tokenized import Tokenized
 from jaxdl.data.tokenizers import Bpe, Tokenizer
 from jaxdl.errors import UserError, nearest
 
 
 @dataclasses.dataclass
-class LabelSet(abc.ABC):
+class LabelSet(Tokenized):
     """Texts with a label; a row is [cls] text [sep], and a longer text keeps its beginning.
 
     Attributes:
@@ -39,21 +42,28 @@ class LabelSet(abc.ABC):
             raise ValueError(f'classes={self.classes}: a name is there twice')
 
     @abc.abstractmethod
-    def train_records(self) -> Records:
-        """The training pairs (text, label)."""
-
-    @abc.abstractmethod
     def eval_records(self) -> dict[str, Records]:
         """The evaluation pairs by name."""
 
-    def fit(self) -> None:
-        """Trains the tokenizer on the training texts, unless it is trained or loaded."""
-        records = self.train_records()
-        self.tokenizer.fit(
-            lambda: (record[0] for record in records),
-            key=records.key(),
-            cache=cache_root(self.cache) / 'tokenizers',
-        )
+    def training_texts(self, records: Records) -> Iterable[str]:
+        return (record[0] for record in records)
+
+    def example(self) -> dict[str, np.ndarray]:
+        return {
+            'tokens': np.zeros(self.length, np.int32),
+            'lengths': np.zeros((), np.int32),
+            'label': np.zeros((), np.int32),
+        }
+
+    def check_with(self, model: Any, task: Any) -> None:
+        """Raises UserError where the model has fewer classes than there are labels, or as above."""
+        super().check_with(model, task)
+        have, need = getattr(model, 'classes', None), len(self.classes) or self.num_classes
+        if have is not None and have < need:
+            raise UserError(
+                f'--config.model.classes={have}: the data has {need} labels; '
+                f'give --config.model.classes={need}'
+            )
 
     def train_source(self) -> Rows:
         self.fit()
@@ -101,7 +111,9 @@ class LabelledText(LabelSet):
         super().check()
         named(self.evals)
         if not self.train:
-            raise ValueError("train='': give the path of a .tsv or .jsonl file, also .gz")
+            raise ValueError(
+                "train='': give the texts, --config.data.train=FILE (.tsv or .jsonl, also .gz)"
+            )
         if len(self.columns) != 2 or len(self.fields) != 2:
             raise ValueError('columns and fields must name two: text and label')
 

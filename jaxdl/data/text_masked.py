@@ -53,6 +53,17 @@ class Masked(Packing):
             corpus, tokenizer, length, starts[keep], lengths[keep], owner[keep], self.seed
         )
 
+    def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
+        del sized
+        names = ('tokens', 'segments', 'positions')
+        row = {name: np.zeros(length, np.int32) for name in names}
+        row['maskable'] = np.zeros(length, np.bool_)
+        row['row'] = np.zeros((), np.int32)
+        if self.next_sentence:
+            row['token_types'] = np.zeros(length, np.int32)
+            row['next_sentence'] = np.zeros((), np.int32)
+        return row
+
 
 class MaskedRows(Rows):
     """'tokens', 'segments', 'positions' [batch, length], 'maskable' (bool: not special), 'row'."""

@@ -2,20 +2,22 @@
 
 import abc
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
 from jaxdl.data.packing import Rows, lay_out, pack, ranges
 from jaxdl.data.text import named
-from jaxdl.data.text_cache import Corpus, cache_root, corpora
+from jaxdl.data.text_cache import Corpus, corpora
 from jaxdl.data.text_files import LINE_LIMIT, Files, Records
 from jaxdl.data.text_tfds import named_splits, tfds_records
+from jaxdl.data.tokenized import Tokenized
 from jaxdl.data.tokenizers import Bpe, Tokenizer
 from jaxdl.errors import UserError
 
 
 @dataclasses.dataclass
-class PairSet(abc.ABC):
+class PairSet(Tokenized):
     """Sentence pairs; training packs several into a row, evaluation keeps each in its own.
 
     One tokenizer, trained on both languages, serves both sides. A source ends with `sep`; the
@@ -43,21 +45,19 @@ class PairSet(abc.ABC):
             raise ValueError(f"long={self.long!r}: must be 'error' or 'drop'")
 
     @abc.abstractmethod
-    def train_records(self) -> Records:
-        """The training pairs (source, target)."""
-
-    @abc.abstractmethod
     def eval_records(self) -> dict[str, Records]:
         """The evaluation pairs by name."""
 
-    def fit(self) -> None:
-        """Trains the tokenizer on both sides of the training pairs, unless it is trained."""
-        records = self.train_records()
-        self.tokenizer.fit(
-            lambda: (text for pair in records for text in pair),
-            key=records.key(),
-            cache=cache_root(self.cache) / 'tokenizers',
-        )
+    def training_texts(self, records: Records) -> Iterable[str]:
+        return (text for pair in records for text in pair)
+
+    def example(self) -> dict[str, np.ndarray]:
+        row = {'row': np.zeros((), np.int32)}
+        for side, length in (('source', self.source_length), ('target', self.target_length)):
+            for name in (side, f'{side}_segments', f'{side}_positions'):
+                row[name] = np.zeros(length, np.int32)
+        row['targets'] = np.zeros(self.target_length, np.int32)
+        return {**row, 'bytes': np.zeros((), np.int32)} if self.tokenizer.sized else row
 
     def train_source(self) -> Rows:
         """Packed rows of the training pairs."""
@@ -133,7 +133,9 @@ class Pairs(PairSet):
         super().check()
         named(self.evals)
         if not self.train:
-            raise ValueError("train='': give the path of a .tsv or .jsonl file, also .gz")
+            raise ValueError(
+                "train='': give the pairs, --config.data.train=FILE (.tsv or .jsonl, also .gz)"
+            )
         if len(self.columns) != 2 or len(self.fields) != 2:
             raise ValueError('columns and fields must name two: source and target')
 

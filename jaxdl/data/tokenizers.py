@@ -34,6 +34,16 @@ class Tokenizer(abc.ABC):
     cls: int
     mask: int
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it needs to learn nothing more."""
+        return True
+
+    @property
+    def sized(self) -> bool:
+        """Whether token_bytes gives a table."""
+        return True
+
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         """Learns from `texts()` unless already learned; `key` is a hash of those texts."""
         del texts, key, cache  # Bytes has nothing to learn.
@@ -169,6 +179,10 @@ class Bpe(Tokenizer):
         self._merges: list[tuple[str, str]] = []
         self._pieces: list[bytes] = []
 
+    @property
+    def fitted(self) -> bool:
+        return self._engine is not None
+
     def check(self):
         if not SPECIALS + 256 <= self.vocab_size <= 1 << 24:
             raise ValueError(f'vocab_size={self.vocab_size}: must be from 260 to 16777216')
@@ -278,6 +292,14 @@ class WordPiece(Tokenizer):
     def __post_init__(self):
         self._engine: Any = None
         self._tokens: list[str] = []
+
+    @property
+    def fitted(self) -> bool:
+        return self._engine is not None
+
+    @property
+    def sized(self) -> bool:
+        return False
 
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         if self._engine is not None:
