@@ -25,7 +25,7 @@ def one_device(monkeypatch):
     )
 
 
-def runs(**changes):
+def runs(scale=1.0, **changes):
     """Three runs that differ in seed, learning rate, weight decay and dropout."""
     found = []
     for seed, rate, decay, dropout in (
@@ -34,7 +34,10 @@ def runs(**changes):
         (2, 0.02, 1e-4, 0.4),
     ):
         run = small.config(seed=seed, **changes)
-        values = {'config.optimizer.learning_rate': rate, 'config.optimizer.weight_decay': decay}
+        values = {
+            'config.optimizer.learning_rate': rate * scale,
+            'config.optimizer.weight_decay': decay,
+        }
         found.append(config_lib.with_values(run, {**values, 'config.model.dropout': dropout}))
     return found
 
@@ -81,7 +84,7 @@ def test_each_run_is_the_run_alone(tmp_path, placement):
 
 
 def test_another_optimizer_and_no_ema(tmp_path):
-    configs = runs(ema=0.0, optimizer=AdamW(weight_decay=0.1, clip_norm=1.0))
+    configs = runs(scale=0.02, ema=0.0, optimizer=AdamW(weight_decay=0.1, clip_norm=1.0))
     together.train_together(configs, [str(tmp_path / f'together{i}') for i in range(3)])
     trainer.train(configs[1], str(tmp_path / 'alone'))
     assert_same_run(tmp_path / 'together1', tmp_path / 'alone', configs[1])

@@ -379,7 +379,7 @@ class _Run:
             host = jax.device_get(self.state)
             for index, lane in enumerate(self.lanes):
                 if not lane.over:
-                    mine = jax.tree.map(lambda x, i=index: np.ascontiguousarray(x[i]), host)
+                    mine = jax.tree.map(lambda x, i=index: np.array(x[i]), host)
                     good = lane.save(step, jax.device_put(mine, place)) and good
         return good
 
