@@ -35,13 +35,20 @@ def main(argv):
     evaluator = Evaluator(run.program, run.eval_sources)
     found = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+    generated = evaluator.generate(run.state, lambda: None, final=True)
+    notes = {}
+    if generated is not None:
+        numbers |= {f'eval/{name}': value for name, value in generated.scores.items()}
+        notes = {f'eval/{name}': text for name, text in generated.notes.items()}
     if values.json:
-        print(json.dumps({'step': run.step, **numbers}))
+        print(json.dumps({'step': run.step, **numbers, **notes}))
     else:
         print(f'step {run.step} of {run.workdir.path}')
         for name, value in numbers.items():
             count = name.endswith('/examples')
             print(f'  {name:<32} {f"{value:,.0f}" if count else f"{value:.6g}"}')
+        for name, text in notes.items():
+            print(f'  {name:<32} {text}')
 
 
 if __name__ == '__main__':

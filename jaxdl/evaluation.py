@@ -67,3 +67,36 @@ class Evaluator:
             found[f'eval/{name}/examples'] = count
             beat()
         return found
+
+    def generate(self, state: TrainState, beat: Callable[[], None], *, final: bool) -> Any:
+        """What the task lets the model write after an evaluation, or None where it has no `generate`.
+
+        Returns an object with `scores`, `texts` and `notes`; the scores are also evaluation metrics.
+        """
+        task = self.program.config.task
+        if not hasattr(task, 'generate'):
+            return None
+        variables = readable_variables(state)
+        if variables is None:
+            return None
+        return task.generate(
+            self.program.config.model,
+            variables,
+            self.program.config.data,
+            final=final,
+            beat=beat,
+        )
+
+
+def readable_variables(state: TrainState) -> dict | None:
+    """The variables that evaluation uses, on one device where each has them all.
+
+    None where they are spread over several processes: then `jaxdl.evaluate` must generate.
+    """
+    weights = {'params': state.params, 'model_state': state.model_state}
+    weights = weights if state.ema is None else state.ema
+    variables = {'params': weights['params'], **weights['model_state']}
+    leaves = jax.tree.leaves(variables)
+    if all(leaf.is_fully_replicated for leaf in leaves):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
+    return variables if all(leaf.is_fully_addressable for leaf in leaves) else None

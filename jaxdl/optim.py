@@ -319,7 +319,9 @@ def _scale_by_shape(updates, state, params=None):
         axes = _matrix_axes(path, update)
         if axes is None:
             return update
-        rows = math.prod(update.shape[a] for a in axes.reduction_axis)
+        reduced = axes.reduction_axis
+        assert isinstance(reduced, tuple) and isinstance(axes.output_axis, int)
+        rows = math.prod(update.shape[a] for a in reduced)
         return update * max(1.0, update.shape[axes.output_axis] / rows) ** 0.5
 
     return jax.tree_util.tree_map_with_path(scale, updates), state

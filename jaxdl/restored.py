@@ -35,11 +35,14 @@ class Restored:
     workdir: Workdir
 
 
-def open_run(path: str, *, step: int | None = None) -> Restored:
+def open_run(path: str, *, step: int | None = None, data: bool = True) -> Restored:
     """Opens a run's folder without changing anything in it.
 
     The config comes from config.json, so the folder is enough; the mesh of the run is used where it
     fits the devices that are here, and pure data parallelism otherwise.
+
+    With data=False the evaluation sets stay closed, and a data set that knows its shapes without
+    its files (`example`) is not read at all.
 
     Raises:
         UserError: no run, no good checkpoint, or its classes are gone.
@@ -62,9 +65,14 @@ def open_run(path: str, *, step: int | None = None) -> Restored:
         mesh = parallel.make_mesh(config.mesh)
     except UserError:
         mesh = parallel.make_mesh(config_lib.Mesh())
-    sources = config.data.eval_sources()
-    source = config.data.train_source() if not sources else next(iter(sources.values()))
-    example = Feed(source, parallel.batch_shards(mesh), mesh, placement='stream').example
+    if hasattr(config.data, 'recall'):
+        config.data.recall(workdir.path)
+    sources = config.data.eval_sources() if data else {}
+    if not data and hasattr(config.data, 'example'):
+        example = config.data.example()
+    else:
+        source = next(iter(sources.values())) if sources else config.data.train_source()
+        example = Feed(source, parallel.batch_shards(mesh), mesh, placement='stream').example
     program = Program(config, mesh, {k: v for k, v in example.items() if k != 'id'})
     found, state, _ = checkpoints.restore(program.abstract, step=step)
     checkpoints.close()

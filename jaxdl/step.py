@@ -109,7 +109,7 @@ RATE = 'learning_rate'
 COUNT = '_examples'  # examples under the mask of an evaluation batch
 
 
-def hyper_parameters(config: Config) -> dict[str, np.ndarray]:
+def hyper_parameters(config: Config) -> dict[str, Any]:
     """The arguments of a step that are numbers: the seed and the config's scalars."""
     values = {path: np.float32(value) for path, value in config_lib.scalars(config).items()}
     return {'seed': np.uint32(config.seed), **values}

@@ -98,6 +98,8 @@ class _Run:
                 )
                 sources = config.data.eval_sources()
             self._check_best(sources)
+            if hasattr(config.data, 'check_with'):
+                config.data.check_with(config.model, config.task)
             self.program = Program(config, self.mesh, self.feed.example)
             self.evaluator = Evaluator(self.program, sources)
             self.order = Order(len(self.feed.source), config.batch_size, config.seed)
@@ -105,6 +107,8 @@ class _Run:
             self.checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
             self.saved_before = place.saved_step()
             place.check_config(config)
+            if place.config.exists():
+                self._keep_data()
         self.context = context
         self.metrics: dict[str, float] = {}
         self.pending: collections.deque = collections.deque()
@@ -194,6 +198,7 @@ class _Run:
             return
         config = config_lib.to_json(self.config)
         logs.write_json_atomic(self.place.config, config)
+        self._keep_data()
         self.info = logs.RunInfo(
             self.place.run,
             from_step=int(state.step),
@@ -205,6 +210,12 @@ class _Run:
             saved=self.saved_before,
             **self.context,
         )
+
+    def _keep_data(self) -> None:
+        """Lets the data set save into the folder what the weights depend on, or compare it."""
+        keep = getattr(self.config.data, 'keep', None)
+        if self.chief and keep is not None:
+            keep(self.place.path)
 
     def _end(self, status: str, reason: str) -> None:
         if self.info is not None:
@@ -328,12 +339,15 @@ class _Run:
         self._marked_step = step
         self._marked_at, self._marked_aside = self.clock.total(), self._aside()
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
+    def _evaluate(self, step: int, state: TrainState, *, final: bool = False) -> dict[str, Any]:
         with self.clock('compile'):
             self.evaluator.compile()
         with self.clock('evaluation'):
             found = self.evaluator.run(state, self.hyper, self.beat)
+            generated = self.evaluator.generate(state, self.beat, final=final)
         row = {name: value for name, value in found.items() if isinstance(value, float)}
+        if generated is not None:
+            row |= {f'eval/{name}': value for name, value in generated.scores.items()}
         best = self.config.checkpoint.best
         if best and best not in row:
             known = sorted(row)
@@ -346,6 +360,11 @@ class _Run:
             for name, value in found.items():
                 if isinstance(value, np.ndarray) and value.ndim == 2:
                     self.tensorboard.image(step, name, logs.confusion_image(value, names))
+            if generated is not None:
+                for name, text in generated.texts.items():
+                    self.tensorboard.text(step, f'eval/{name}', text)
+                if generated.notes and self.info is not None:
+                    self.info.update(scores=generated.notes)
         return row
 
     # ---- what goes wrong ----
@@ -439,7 +458,7 @@ class _Run:
 
     def _finish(self, state: TrainState) -> Result:
         step = int(state.step)
-        row = self._evaluate(step, state) if self.evaluator.feeds else {}
+        row = self._evaluate(step, state, final=True) if self.evaluator.feeds else {}
         self._write(step, self._account())
         saved = self._save(step, state)
         with self.clock('checkpoint'):

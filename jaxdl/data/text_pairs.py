@@ -86,6 +86,10 @@ class PairSet(Tokenized):
             found[name] = self._rows(source, target, pairs, np.ones(len(pairs), np.int64))
         return found
 
+    def eval_names(self) -> list[str]:
+        """The names of the evaluation sets."""
+        return list(self.eval_records())
+
     def eval_texts(self, name: str) -> list[tuple[str, str]]:
         """The pairs (source, reference) of an evaluation set as text, in the order of its rows."""
         return [(pair[0], pair[1]) for pair in self.eval_records()[name]]

@@ -267,7 +267,8 @@ def lstm(
     """
     if platform() == 'cpu':
         projected = matmul(x.swapaxes(0, 1), w_input) + bias
-        outputs, *last = ops_rnn.lstm_scan(projected, *carry, w_hidden, lengths, reverse)
+        found: tuple = ops_rnn.lstm_scan(projected, *carry, w_hidden, lengths, reverse)
+        outputs, *last = found
         return outputs.swapaxes(0, 1), (last[0], last[1])
     projected = matmul(x, w_input) + bias
 
@@ -306,7 +307,8 @@ def gru(
     if platform() == 'cpu':
         projected = matmul(x.swapaxes(0, 1), w_input) + bias[: 3 * dim]
         inner = bias[3 * dim :]
-        outputs, last = ops_rnn.gru_scan(projected, carry, w_hidden, inner, lengths, reverse)
+        found: tuple = ops_rnn.gru_scan(projected, carry, w_hidden, inner, lengths, reverse)
+        outputs, last = found
         return outputs.swapaxes(0, 1), last
     projected = matmul(x, w_input) + bias[: 3 * dim]
 

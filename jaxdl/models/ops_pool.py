@@ -17,8 +17,10 @@ Pads = tuple[Pair, Pair]
 def explicit_pads(shape: tuple[int, ...], window: Pair, strides: Pair, padding) -> Pads:
     """Returns ((top, bottom), (left, right)) of `padding` for images [..., height, width, channels]."""
     if isinstance(padding, str):
-        return tuple(lax.padtype_to_pads(shape[-3:-1], window, strides, padding))
-    return tuple((int(low), int(high)) for low, high in padding)
+        rows, columns = lax.padtype_to_pads(shape[-3:-1], window, strides, padding)
+    else:
+        rows, columns = padding
+    return (int(rows[0]), int(rows[1])), (int(columns[0]), int(columns[1]))
 
 
 def _windows(x: Array, window: Pair, strides: Pair) -> list[Array]:
@@ -105,4 +107,5 @@ def _crop(x, pads):
 
 def avg_pool(x: Array, window: Pair, strides: Pair, pads: Pads) -> Array:
     """Returns the mean of each window of x [batch, height, width, channels], padding as zeros."""
-    return sum(_windows(_pad(x, pads, 0), window, strides)) / (window[0] * window[1])
+    first, *rest = _windows(_pad(x, pads, 0), window, strides)
+    return sum(rest, first) / (window[0] * window[1])

@@ -1,10 +1,13 @@
 """Language modelling: predict the next token."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from jaxdl.metrics import Mean
+from jaxdl.tasks import generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
 
 
@@ -14,7 +17,22 @@ class LanguageModel:
 
     The batch holds 'tokens', 'targets', 'segments', 'positions' int32 and 'target_mask' bool, all
     [batch, time], and, where the tokenizer knows them, 'bytes' [batch] of the marked targets.
+
+    Attributes:
+        sample_tokens: tokens of the text that the model writes at each evaluation, for TensorBoard; 0: none.
+        sample_prompt: what that text begins with.
+        sample_temperature: its temperature.
     """
+
+    sample_tokens: int = 0
+    sample_prompt: str = ''
+    sample_temperature: float = 0.8
+
+    def check(self):
+        if self.sample_tokens < 0:
+            raise ValueError(f'sample_tokens={self.sample_tokens}: must be at least 0')
+        if not self.sample_temperature >= 0:
+            raise ValueError(f'sample_temperature={self.sample_temperature}: must be at least 0')
 
     def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
         del rng
@@ -32,3 +50,28 @@ class LanguageModel:
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """perplexity: exp of the mean loss of a token; it depends on the tokenizer."""
         return {'perplexity': perplexity(means['loss'])} if 'loss' in means else {}
+
+    def generate(
+        self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
+    ) -> generation.Generated:
+        """Two sample texts, always from the same random numbers, so they compare over a run."""
+        del final, beat
+        if not self.sample_tokens:
+            return generation.Generated()
+        texts = generation.continue_text(
+            model,
+            variables,
+            data.tokenizer,
+            self.sample_prompt,
+            count=2,
+            length=self.sample_tokens,
+            sampling=generation.Sampling(temperature=self.sample_temperature),
+        )
+        shown = '\n\n'.join(generation.fenced(self.sample_prompt + text) for text in texts)
+        return generation.Generated(texts={'sample': shown})
+
+    def continue_text(
+        self, model: Any, variables: dict, data: Any, prompt: str, **options: Any
+    ) -> list[str]:
+        """Continuations of `prompt`; the options are those of generation.continue_text."""
+        return generation.continue_text(model, variables, data.tokenizer, prompt, **options)

@@ -1,12 +1,14 @@
 """Translation by an encoder and a decoder that is shown the right answer so far."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxdl.metrics import Mean
+from jaxdl.tasks import bleu, generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
 
 INPUTS = (
@@ -29,13 +31,23 @@ class Translation:
 
     Attributes:
         label_smoothing: share of the target spread evenly over the vocabulary (arXiv:1512.00567).
+        bleu_examples: pairs of each evaluation set, from its start, that are translated for BLEU and chrF in the final evaluation; 0: none.
+        beams: width of the search in translating; 1: greedy.
+        length_penalty: above 0 prefers longer translations.
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('label_smoothing',)
 
     label_smoothing: float = 0.1
+    bleu_examples: int = 0
+    beams: int = 4
+    length_penalty: float = 0.6
 
     def check(self):
+        if self.bleu_examples < 0:
+            raise ValueError(f'bleu_examples={self.bleu_examples}: must be at least 0')
+        if self.beams < 1:
+            raise ValueError(f'beams={self.beams}: must be at least 1 (greedy)')
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
 
@@ -61,3 +73,42 @@ class Translation:
         if smooth or 'loss' not in means:
             return {}
         return {'perplexity': perplexity(means['loss'])}
+
+    def generate(
+        self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
+    ) -> generation.Generated:
+        """In the final evaluation, BLEU and chrF of each evaluation set, and some translations."""
+        found = generation.Generated()
+        if not (final and self.bleu_examples):
+            return found
+        for name in data.eval_names():
+            pairs = data.eval_texts(name)[: self.bleu_examples]
+            sources = [source for source, _ in pairs]
+            references = [reference for _, reference in pairs]
+            written = self.translate(model, variables, data, sources, cut=True, beat=beat)
+            for key, value in bleu.corpus_scores(written, references).items():
+                if isinstance(value, str):
+                    found.notes[f'{name}/{key}'] = value
+                else:
+                    found.scores[f'{name}/{key}'] = value
+            rows = list(zip(sources, references, written, strict=True))[:10]
+            found.texts[f'{name}/translations'] = '\n\n'.join(
+                generation.fenced(f'source:    {a}\nreference: {b}\nmodel:     {c}')
+                for a, b, c in rows
+            )
+        return found
+
+    def translate(
+        self, model: Any, variables: dict, data: Any, sentences: Sequence[str], **options: Any
+    ) -> list[str]:
+        """Translations of `sentences`; the options are those of generation.translate."""
+        options = {'beams': self.beams, 'length_penalty': self.length_penalty, **options}
+        return generation.translate(
+            model,
+            variables,
+            data.tokenizer,
+            sentences,
+            length=data.target_length,
+            source_length=data.source_length,
+            **options,
+        )
