@@ -15,14 +15,13 @@ from absl import flags
 from jaxdl import cli, runtime
 from jaxdl.errors import UserError
 
-# Lines of standard input that are translated before the first of them is printed.
-CHUNK = 1024
-
 
 def main(argv):
     runtime.prepare_process()
     flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_integer('step', None, 'the checkpoint; the newest good one by default', lower_bound=0)
+    flags.DEFINE_integer(
+        'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
+    )
     flags.DEFINE_string('prompt', '', 'the text to continue')
     flags.DEFINE_integer('tokens', 200, 'most tokens to add', lower_bound=1)
     flags.DEFINE_integer('num', 1, 'how many continuations', lower_bound=1)
@@ -65,9 +64,7 @@ def main(argv):
 def _continue(task, model, variables, data, values) -> None:
     from jaxdl.models.decode import Sampling
 
-    sampling = Sampling(
-        temperature=values.temperature, top_k=values.top_k, top_p=values.top_p
-    )
+    sampling = Sampling(temperature=values.temperature, top_k=values.top_k, top_p=values.top_p)
     texts = task.continue_text(
         model,
         variables,
@@ -92,15 +89,14 @@ def _translate(task, model, variables, data, values) -> None:
         if (value := getattr(values, name)) is not None
     }
     try:
-        lines = sys.stdin.buffer.read().decode().splitlines()
+        text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise UserError(f'standard input is not UTF-8 ({error}); convert it first') from None
-    for start in range(0, len(lines), CHUNK):
-        part = [line.strip() for line in lines[start : start + CHUNK]]
-        written = task.translate(model, variables, data, part, **options)
-        for source, text in zip(part, written, strict=True):
-            shown = json.dumps({'source': source, 'text': text}, ensure_ascii=False)
-            print(shown if values.json else text, flush=True)
+    lines = [line.strip() for line in text.removesuffix('\n').split('\n')] if text else []
+    written = task.translate(model, variables, data, lines, **options)
+    for source, translation in zip(lines, written, strict=True):
+        record = {'source': source, 'text': translation}
+        print(json.dumps(record, ensure_ascii=False) if values.json else translation)
 
 
 if __name__ == '__main__':
