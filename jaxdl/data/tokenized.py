@@ -91,5 +91,3 @@ class Tokenized(abc.ABC):
                     f'--config.data.{field}={length}: the model has learned positions for '
                     f'max_length={limit}; give --config.model.max_length={length} or shorter rows'
                 )
-
-

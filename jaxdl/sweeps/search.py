@@ -4,7 +4,9 @@ The journal in the sweep's folder is the truth about what was asked, reported an
 that was killed goes on where it was. Optuna is imported only for sweeps that use it.
 """
 
+import itertools
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,8 @@ class Study:
         for _ in range(50):
             number = len(self._study.get_trials(deepcopy=False))
             self._study.sampler = self._sampler(number)
+            if self.search.sampler == 'grid' and not self._enqueue(len(known)):
+                return None
             asked = self._study.ask(self._distributions())
             point = self._point(asked.params)
             if all(point != earlier for _, earlier in known):
@@ -84,11 +88,22 @@ class Study:
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         return None  # 50 proposals in a row were known: the space holds nothing new
 
+    def _enqueue(self, number: int) -> bool:
+        """Makes point `number` of the grid the next one; False past its end."""
+        assert self.search is not None
+        columns = {field: self._labels(kind) for field, kind in self.search.space.items()}
+        rows = itertools.product(*columns.values())
+        row = next(itertools.islice(rows, number, None), None)
+        if row is None:
+            return False
+        self._study.enqueue_trial(dict(zip(columns, row, strict=True)))
+        return True
+
     def _sampler(self, number: int) -> Any:
         if self.search is None:
             return None
         # A fresh seed for each proposal, so that what is proposed does not depend on whether the
-        # search was interrupted. Sobol points and grids count in the journal themselves.
+        # search was interrupted. Sobol points are counted in the journal.
         seed = (self.search.seed * 1_000_003 + number) % 2**32
         samplers, name = self._optuna.samplers, self.search.sampler
         if name == 'tpe':
@@ -96,10 +111,9 @@ class Study:
         if name == 'gp':
             return samplers.GPSampler(seed=seed, n_startup_trials=self.search.startup)
         if name == 'quasi_random':
-            return samplers.QMCSampler(seed=self.search.seed, scramble=True)
-        if name == 'grid':
-            columns = {k: list(self._labels(v)) for k, v in self.search.space.items()}
-            return samplers.GridSampler(columns, seed=self.search.seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # it is marked experimental since 2022
+                return samplers.QMCSampler(seed=self.search.seed, scramble=True)
         return samplers.RandomSampler(seed=seed)
 
     def _distributions(self) -> dict[str, Any]:

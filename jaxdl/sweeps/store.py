@@ -86,8 +86,6 @@ class Store:
         lock.write(str(os.getpid()))
         lock.flush()
         self._lock = lock
-        for name in ('trials', 'logs', 'state'):
-            (self.path / name).mkdir(exist_ok=True)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -128,6 +126,9 @@ class Store:
                 ],
             },
         )
+        # After the plan, so that a folder with anything in it always holds one.
+        for name in ('trials', 'logs', 'state'):
+            (self.path / name).mkdir(exist_ok=True)
 
     def adopt(self, sweep: Sweep, trials: list[Trial], checked: dict[tuple, dict]) -> list[Trial]:
         """Gives `trials` the ids they have in this folder; new ones get the next numbers.
