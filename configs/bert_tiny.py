@@ -1,0 +1,37 @@
+"""BERT-tiny (arXiv:1908.08962), masked language modelling in minutes on a CPU.
+
+(default)  on the Python standard library's source, which every machine has;
+:files     on text of your own, --config.data.train=FILE [--config.data.evals="('valid=FILE',)"]
+"""
+
+from jaxdl.config import Checkpoint, Config
+from jaxdl.data.text import StdlibCode, Text
+from jaxdl.data.text_masked import Masked
+from jaxdl.data.tokenizers import Bpe
+from jaxdl.models.bert import bert_tiny
+from jaxdl.optim import AdamW, Linear
+from jaxdl.tasks.masked_lm import MaskedLM
+
+VARIANTS = ('', 'files')
+
+
+def get_config(variant: str = '') -> Config:
+    place = {'': StdlibCode, 'files': Text}[variant]
+    tokenizer = Bpe(vocab_size=8192)
+    return Config(
+        model=bert_tiny(vocab=tokenizer.vocab_size, max_length=128, dropout=0.0),
+        task=MaskedLM(vocab_size=tokenizer.vocab_size, mask_token=tokenizer.mask),
+        data=place(tokenizer=tokenizer, length=128, packing=Masked()),
+        optimizer=AdamW(
+            learning_rate=2e-3,
+            schedule=Linear(warmup=0.05),
+            weight_decay=0.01,
+            b2=0.98,
+            clip_norm=1.0,
+        ),
+        batch_size=64,
+        steps=4000,
+        log_every=100,
+        eval_every=1000,
+        checkpoint=Checkpoint(every=1000),
+    )

@@ -1,0 +1,47 @@
+"""A small Transformer language model on text of your own: --config.data.train=FILE (.txt, .jsonl, .gz …).
+
+    (default)  byte pairs, 8192 of them, for some tens of megabytes of text;
+    :bytes     bytes, for a few megabytes, such as some novels.
+Evaluation sets: --config.data.evals="('valid=FILE', 'test=FILE')".
+"""
+
+from jaxdl.config import Checkpoint, Config
+from jaxdl.data.packing import Packed, Stream
+from jaxdl.data.text import Text
+from jaxdl.data.tokenizers import Bpe, Bytes
+from jaxdl.models.transformer import modern
+from jaxdl.optim import Cosine, Muon
+from jaxdl.tasks.language_model import LanguageModel
+
+VARIANTS = ('', 'bytes')
+
+
+def get_config(variant: str = '') -> Config:
+    tokenizer, packing, steps, dropout = {
+        '': (Bpe(vocab_size=8192), Packed(context=128), 2000, 0.0),
+        'bytes': (Bytes(), Stream(context=128), 2000, 0.1),
+    }[variant]
+    return Config(
+        model=modern(
+            vocab=tokenizer.vocab_size,
+            width=256,
+            layers=4,
+            heads=4,
+            dropout=dropout,
+            head_chunks=0 if variant else 1,
+        ),
+        task=LanguageModel(sample_tokens=100),
+        data=Text(tokenizer=tokenizer, length=256, packing=packing),
+        optimizer=Muon(
+            learning_rate=0.02,
+            schedule=Cosine(warmup=0.03, final=0.02),
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        batch_size=16,
+        eval_batch_size=32,
+        steps=steps,
+        log_every=50,
+        eval_every=500,
+        checkpoint=Checkpoint(every=500),
+    )

@@ -1,0 +1,39 @@
+"""The Transformer (big) on WMT14, English to German, after arXiv:1706.03762; not run by this project.
+
+The text comes from TensorFlow Datasets: python -m jaxdl.data.prepare wmt14_translate/de-en
+At the end test/bleu is sacrebleu's on newstest2014; the paper's is tokenised and not the same.
+"""
+
+from jaxdl.config import Checkpoint, Config
+from jaxdl.data.text_pairs import TfdsPairs
+from jaxdl.data.tokenizers import Bpe
+from jaxdl.models.seq2seq import big
+from jaxdl.optim import AdamW, InverseSqrt
+from jaxdl.tasks.translation import Translation
+
+
+def get_config() -> Config:
+    return Config(
+        model=big(vocab=37000, vocab_multiple=128, dtype='bfloat16'),
+        task=Translation(label_smoothing=0.1, bleu_examples=5000),
+        data=TfdsPairs(
+            name='wmt14_translate/de-en',
+            tokenizer=Bpe(vocab_size=37000),
+            source_length=256,
+            target_length=256,
+            long='drop',
+        ),
+        optimizer=AdamW(
+            learning_rate=4.9e-4,
+            schedule=InverseSqrt(warmup=0.0133),
+            b2=0.98,
+            eps=1e-9,
+        ),
+        batch_size=128,  # rows, about 25,000 tokens of each language
+        accumulate=2,
+        steps=300_000,
+        ema=0.999,
+        log_every=100,
+        eval_every=5000,
+        checkpoint=Checkpoint(every=2500),
+    )

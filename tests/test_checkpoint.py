@@ -1,0 +1,144 @@
+"""Damage is found: flipped bytes, missing and cut files; a digest that no sharding changes."""
+
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdl import checkpoint, config, parallel
+from jaxdl.config import Mesh
+from jaxdl.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A folder with two good steps of a small state, and the abstract state."""
+    folder = tmp_path_factory.mktemp('saved') / 'checkpoints'
+    mesh = parallel.make_mesh(Mesh(), jax.devices()[:1])
+    place = parallel.replicated(mesh)
+    rng = np.random.default_rng(0)
+    state = {
+        'kernel': rng.normal(size=(37, 11)).astype(np.float32),
+        'half': rng.normal(size=(5, 3)).astype(jnp.bfloat16),
+        'step': np.int32(7),
+        'flag': np.array([True, False]),
+    }
+    store = checkpoint.Checkpoints(folder, config.Checkpoint(keep=5))
+    for step in (1, 2):
+        placed = jax.device_put({**state, 'step': np.int32(step)}, place)
+        assert store.save(step, placed, extra={'sums': [0.1, 2.5], 'counted': step})
+        assert store.wait()
+    store.close()
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=place), state
+    )
+    return folder, abstract, state
+
+
+def restore(folder, abstract):
+    store = checkpoint.Checkpoints(folder, config.Checkpoint(), read_only=True)
+    try:
+        return store.restore(abstract)
+    finally:
+        store.close()
+
+
+def same(state, expected, step) -> bool:
+    wanted = {**expected, 'step': np.int32(step)}
+    return all(np.asarray(state[k]).tobytes() == np.asarray(wanted[k]).tobytes() for k in wanted)
+
+
+def files(folder):
+    return sorted(p for p in folder.rglob('*') if p.is_file())
+
+
+def test_round_trip(saved):
+    folder, abstract, state = saved
+    step, found, extra = restore(folder, abstract)
+    assert step == 2 and same(found, state, 2) and extra == {'sums': [0.1, 2.5], 'counted': 2}
+
+
+def test_no_flipped_byte_changes_a_value_unseen(saved, tmp_path, capsys):
+    """Whatever byte of whatever file is flipped: the newest step is right, or the older one is used."""
+    folder, abstract, state = saved
+    rng = random.Random(0)
+    caught = 0
+    paths = files(folder / '2')
+    for trial in range(60):
+        copy = tmp_path / str(trial)
+        shutil.copytree(folder, copy)
+        path = copy / '2' / rng.choice(paths).relative_to(folder / '2')
+        data = bytearray(path.read_bytes())
+        if not data:
+            continue
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        step, found, extra = restore(copy, abstract)
+        assert same(found, state, step), f'{path} was damaged and nobody saw it'
+        assert extra == {'sums': [0.1, 2.5], 'counted': step}
+        caught += step == 1
+        shutil.rmtree(copy)
+    assert caught > 5
+    assert 'is damaged' in capsys.readouterr().err
+
+
+def test_missing_and_cut_files(saved, tmp_path):
+    folder, abstract, state = saved
+    for index, path in enumerate(files(folder / '2')):
+        for kind in ('missing', 'cut'):
+            copy = tmp_path / f'{index}{kind}'
+            shutil.copytree(folder, copy)
+            target = copy / '2' / path.relative_to(folder / '2')
+            if kind == 'missing':
+                target.unlink()
+            else:
+                target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+            step, found, _ = restore(copy, abstract)
+            assert same(found, state, step), f'{path} {kind}'
+            shutil.rmtree(copy)
+
+
+def test_none_good_says_what_was_tried(saved, tmp_path):
+    folder, abstract, _ = saved
+    copy = tmp_path / 'run' / 'checkpoints'
+    shutil.copytree(folder, copy)
+    for path in files(copy):
+        if path.name == '_CHECKPOINT_METADATA':
+            path.unlink()
+    store = checkpoint.Checkpoints(copy, config.Checkpoint())
+    with pytest.raises(UserError, match=r'step 2: .*step 1: '):
+        store.restore(abstract)
+    store.close()
+    assert sorted(p.name for p in (tmp_path / 'run' / 'damaged').iterdir()) == ['1', '2']
+
+
+def test_the_digest_depends_on_values_and_places_only():
+    mesh = parallel.make_mesh(Mesh(data=4, fsdp=2))
+    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    places = [PartitionSpec(), PartitionSpec('data'), PartitionSpec('fsdp', 'data')]
+    found = {
+        int(jax.jit(checkpoint.digest)([jax.device_put(x, NamedSharding(mesh, p))])[0])
+        for p in places
+    }
+    assert len(found) == 1
+    swapped = x.copy()
+    swapped[[0, 1]] = x[[1, 0]]
+    negative = x.copy()
+    negative[3, 3] *= -1
+    for other in (swapped, negative, x.T.copy()):
+        assert int(checkpoint.digest([jnp.asarray(other)])[0]) not in found
+
+
+def test_every_single_bit_counts():
+    x = np.zeros((3, 5), np.float32)
+    plain = int(checkpoint.digest([jnp.asarray(x)])[0])
+    words = x.view(np.uint32)
+    for place in range(words.size):
+        for bit in (0, 1, 15, 22, 23, 31):
+            words.flat[place] ^= np.uint32(1 << bit)
+            assert int(checkpoint.digest([jnp.asarray(words).view(jnp.float32)])[0]) != plain
+            words.flat[place] ^= np.uint32(1 << bit)
