@@ -103,12 +103,25 @@ class Checkpoints:
                         n=1,
                     )
                 )
-            self._checkpointer = ocp.training.Checkpointer(
-                self.folder,
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=not self.read_only,
-            )
+
+            def open_folder():
+                return ocp.training.Checkpointer(
+                    self.folder,
+                    save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    cleanup_tmp_directories=True,
+                )
+
+            try:
+                self._checkpointer = open_folder()
+            except ValueError:
+                # An older step, which nothing has read yet, may be damaged.
+                for step in self.steps():
+                    try:
+                        self._metadata(step)
+                    except Damaged as error:
+                        self._name_damage(step, error)
+                self._checkpointer = open_folder()
         return self._checkpointer
 
     # ---- saving ----
@@ -187,13 +200,7 @@ class Checkpoints:
                 return candidate, *self._load(candidate, abstract)
             except Damaged as error:
                 tried.append(f'step {candidate}: {error}')
-                print(
-                    f'WARNING: checkpoint {self.folder / str(candidate)} is damaged: {error}',
-                    file=sys.stderr,
-                    flush=True,
-                )
-                if step is None and not self.read_only:
-                    self._set_aside(candidate)
+                self._name_damage(candidate, error, keep=step is not None)
         raise UserError(
             f'no good checkpoint in {self.folder} (tried {"; ".join(tried) or "none: it is empty"}).\n'
             'Give another --workdir to start anew, or put back a good checkpoint folder'
@@ -202,11 +209,8 @@ class Checkpoints:
     def _load(self, step: int, abstract: Any) -> tuple[Any, dict]:
         if not (self.folder / str(step)).is_dir():
             raise Damaged('there is no such folder')
-        try:
-            checkpointer = self._open()
-            metadata = checkpointer.checkpointables_metadata(step).custom_metadata
-        except Exception as error:
-            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+        # Read by itself: one step with broken metadata keeps Orbax from opening the whole folder.
+        metadata = self._metadata(step)
         if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
             raise Damaged('its metadata is missing or incomplete')
         text = metadata['extra']
@@ -220,8 +224,10 @@ class Checkpoints:
             (len(names),), jnp.uint32, sharding=_like_replicated(jax.tree.leaves(abstract)[0])
         )
         try:
-            found = checkpointer.load_checkpointables(
-                step, {'state': abstract, 'digest': {'leaves': count}}
+            from orbax.checkpoint import v1 as ocp
+
+            found = ocp.load_checkpointables(
+                self.folder / str(step), {'state': abstract, 'digest': {'leaves': count}}
             )
         except Exception as error:
             raise Damaged(f'it cannot be read ({_first_line(error)})') from None
@@ -232,6 +238,20 @@ class Checkpoints:
             more = f' and {wrong.size - 1} more' if wrong.size > 1 else ''
             raise Damaged(f'the bytes of {names[wrong[0]]}{more} do not match their digest')
         return state, json.loads(text)
+
+    def _name_damage(self, step: int, error: Damaged, *, keep: bool = False) -> None:
+        place = self.folder / str(step)
+        print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
+        if not keep and not self.read_only:
+            self._set_aside(step)
+
+    def _metadata(self, step: int) -> Any:
+        from orbax.checkpoint import v1 as ocp
+
+        try:
+            return ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
+        except Exception as error:
+            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
 
     def _set_aside(self, step: int) -> None:
         target = self.folder.parent / 'damaged'
@@ -245,12 +265,13 @@ class Checkpoints:
         except OSError:
             pass  # a read-only folder: the next save of this step overwrites it
         if self._checkpointer is not None:
-            self._checkpointer.reload()
+            self._checkpointer.close()
+            self._checkpointer = None  # it listed this step when it was opened
 
 
 def _first_line(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or [''])[0]
-    return f'{type(error).__name__}: {text[:200]}'
+    return f'{type(error).__name__}: {text[:120]}'
 
 
 def _like_replicated(leaf: Any) -> Any:
