@@ -65,7 +65,7 @@ def main(argv: Any) -> int:
         raise UserError('--workdir is missing: the folder of the sweep')
     _check_flags(sweep)
     store = Store(values.workdir) if values.workdir else None
-    launcher = make_launcher(store.path if store else Path('.'))
+    launcher = make_launcher(sweep, store.path if store else Path('sweep').absolute())
     try:
         checked = check(sweep, store, launcher, words[0])
         if values.dry_run:
@@ -95,7 +95,7 @@ def _check_flags(sweep: Sweep) -> None:
         raise UserError('--launcher=slurm: Slurm chooses the GPUs; use --gpus_per_trial')
 
 
-def make_launcher(folder: Path) -> Any:
+def make_launcher(sweep: Sweep, folder: Path) -> Any:
     """The launcher that the flags ask for."""
     values = flags.FLAGS
     if values.launcher == 'slurm':
@@ -103,13 +103,15 @@ def make_launcher(folder: Path) -> Any:
 
         return Slurm(
             folder,
-            most=values.slots or None,
+            # A search looks at results before it proposes more, so not all at once.
+            most=values.slots or (8 if isinstance(sweep.points, Search) else None),
             partition=values.partition,
             hours=values.hours,
             gpus=values.gpus_per_trial,
             cpus=values.cpus_per_trial,
             memory_gb=values.memory_gb,
             options=values.slurm_options,
+            grace=sweep.grace,
         )
     gpus = slots.visible_gpus()
     if values.gpus or values.per_gpu != 1 or (gpus and not values.slots):

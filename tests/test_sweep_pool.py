@@ -38,6 +38,10 @@ class Fake:
     def __init__(self, folder, script=None, slots=2, value=lambda trial: 0.5):
         self.folder, self.script, self.slots, self.value = folder, script or {}, slots, value
         self.jobs, self.started, self.stopped, self.checked = {}, [], [], 0
+        self.remote = False
+
+    def adopt(self, trials):
+        return []
 
     def check(self, trials):
         self.checked += len(trials)

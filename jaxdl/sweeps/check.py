@@ -88,9 +88,9 @@ def why_alone(config: Config) -> str:
         return f'accumulate={config.accumulate} says that one run alone fills the memory'
     if config.steps_per_call > 1:
         return f'steps_per_call={config.steps_per_call}'
-    for axis in config_lib.fields(config.mesh):
-        if getattr(config.mesh, axis.name) > 1:
-            return f'mesh.{axis.name}={getattr(config.mesh, axis.name)}: it is trained on several devices'
+    for axis in config.mesh.AXES:
+        if getattr(config.mesh, axis) > 1:
+            return f'mesh.{axis}={getattr(config.mesh, axis)}: it is trained on several devices'
     return ''
 
 
@@ -104,7 +104,6 @@ def metric_names(path: str, words: list[str]) -> list[str]:
 
     from jaxdl import parallel
     from jaxdl.program import Program
-    from jaxdl.step import COUNT, FINITE
 
     jax.config.update('jax_platforms', 'cpu')
     config = read_config(path, words)
@@ -124,9 +123,7 @@ def metric_names(path: str, words: list[str]) -> list[str]:
     names: set[str] = set(LOOP_METRICS)
 
     def add(prefix: str, packing: Any) -> None:
-        scalars = [
-            k for k, shape in packing.shapes.items() if not shape and k not in (COUNT, FINITE)
-        ]
+        scalars = [k for k, shape in packing.shapes.items() if not shape and k[0] != '_']
         names.update(f'{prefix}/{k}' for k in (*scalars, *derived(dict.fromkeys(scalars, 1.0))))
 
     train = program.packing(program._plain.train_metrics, batch(rows, config.batch_size), {})

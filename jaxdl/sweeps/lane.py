@@ -105,7 +105,6 @@ class Lane:
     def log(self, step: int, seconds_per_step: float) -> dict[str, float]:
         """Ends the interval: its means become the row of `step`."""
         means = self.packing.means(self.sums) if self.counted else {}
-        means.pop(FINITE, None)
         derived = getattr(self.config.task, 'derived', None)
         if derived is not None and means:
             means |= derived({k: v for k, v in means.items() if isinstance(v, float)})

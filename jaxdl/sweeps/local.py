@@ -112,25 +112,16 @@ class Server:
         self._read.close()
 
 
-class Local:
-    """Starts jobs on slots of this machine.
+class Checks:
+    """Looks at trials in a process of their own, so that the sweep itself imports no config.
 
     Args:
-        folder: the sweep's.
-        slots: where jobs can run.
-        fork: fork trials from the server; otherwise each is a fresh process.
-        env: variables for all processes.
+        env: variables of that process.
     """
 
-    def __init__(self, folder: Path, slots: list[Slot], *, fork: bool, env: Mapping[str, str]):
-        self.folder, self.slots, self.fork = folder, slots, fork
-        self._env = dict(env)
-        self.server = Server(self._env)
+    def __init__(self, env: Mapping[str, str]):
+        self.server = Server(env)
         self.forks = True
-        self.jobs: dict[str, Job] = {}
-        self._taken: dict[str, Slot] = {}
-
-    # ---- before the start ----
 
     def check(self, trials: list[Trial]) -> list[dict]:
         """What check.check_trials says about these trials."""
@@ -149,6 +140,34 @@ class Local:
             return self.server.ask(message, 'names', 'error', 'unknown')
         except ServerGone:
             raise UserError('the check of the metric died; its last words are above') from None
+
+    def close(self) -> None:
+        self.server.close()
+
+
+class Local(Checks):
+    """Starts jobs on slots of this machine.
+
+    Args:
+        folder: the sweep's.
+        slots: where jobs can run.
+        fork: fork trials from the server; otherwise each is a fresh process.
+        env: variables for all processes.
+    """
+
+    remote = False
+
+    def __init__(self, folder: Path, slots: list[Slot], *, fork: bool, env: Mapping[str, str]):
+        super().__init__(env)
+        self.folder, self.slots, self.fork = folder, slots, fork
+        self._env = dict(env)
+        self.jobs: dict[str, Job] = {}
+        self._taken: dict[str, Slot] = {}
+
+    def adopt(self, trials: list[Trial]) -> list[Job]:
+        """None: jobs on this machine do not outlive the sweep."""
+        del trials
+        return []
 
     # ---- running ----
 
@@ -204,9 +223,6 @@ class Local:
             self.server.send({'do': 'signal', 'id': job.name, 'number': int(number), 'group': now})
         except ServerGone:
             pass
-
-    def close(self) -> None:
-        self.server.close()
 
 
 def trial_path(folder: Path, trial: Trial) -> Path:

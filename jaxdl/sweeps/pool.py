@@ -5,7 +5,6 @@ trains. It can be killed at any point: whatever matters is in the sweep's folder
 """
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from jaxdl import logs
 from jaxdl.errors import UserError
+from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
 from jaxdl.sweeps.local import Exit, Job, log_path, trial_path
 from jaxdl.sweeps.results import Results, value_of
@@ -24,18 +24,14 @@ TICK = 1.0  # seconds between two looks at the running trials' metrics
 LAST_LINES = 12
 LOST = 5  # times in a row that all processes may vanish at once before the sweep gives up
 
-# What XLA, CUDA, glibc and Python say when memory is not enough.
-_NO_MEMORY = re.compile(
-    r'RESOURCE_EXHAUSTED|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|std::bad_alloc|MemoryError'
-    r'|[Cc]annot allocate memory|oom.kill',
-)
-
 
 class Launcher(Protocol):
     """Starts jobs somewhere."""
 
     jobs: dict[str, Job]
+    remote: bool
 
+    def adopt(self, trials: list[Trial]) -> list[Job]: ...
     def check(self, trials: list[Trial]) -> list[dict]: ...
     def free(self) -> int: ...
     def start(self, jobs: list[Job]) -> None: ...
@@ -107,8 +103,10 @@ class Pool:
         """Runs until every trial is over, or a signal came; returns what results.json holds."""
         if self._searches:
             self._recall_points()
-        running = [t.id for t in self.trials if self.store.is_running(t.id)]
-        self.store.wait_for(running, self.sweep.grace, self.display.event)
+        adopted = {t.id for job in self.launcher.adopt(self.trials) for t in job.trials}
+        names = [t.id for t in self.trials if t.id not in adopted]
+        running = [name for name in names if self.store.is_running(name)]
+        self._wait_for(running)
         self._take_stock()
         old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -140,9 +138,21 @@ class Pool:
             self.signal = name
             os.write(2, f'\n{name}: the trials save and stop; a second one kills them\n'.encode())
 
+    def _wait_for(self, names: list[str]) -> None:
+        self.store.wait_for(
+            names, self.sweep.grace, self.display.event, kill=not self.launcher.remote
+        )
+
     def _take_stock(self) -> None:
-        """Which trials are to be run: those that are not over."""
+        """Which trials are to be run: those that are not over, nor still in a cluster's queue."""
+        adopted = set()
+        for job in self.launcher.jobs.values():
+            job.stopping = self.store.state(job.name).get('stopping', '')
+            self._alive[job.name] = time.time()
+            adopted |= {trial.id for trial in job.trials}
         for trial in self.trials:
+            if trial.id in adopted:
+                continue
             state = self.store.state(trial.id)
             if self.store.has_finished(trial):
                 if state['status'] != stores.FINISHED:
@@ -291,7 +301,7 @@ class Pool:
         if self._lost > LOST * max(1, len(self.trials)):
             raise RuntimeError('the process that starts the trials dies again and again')
         names = [trial.id for trial in job.trials]
-        self.store.wait_for(names, self.sweep.grace, self.display.event)
+        self._wait_for(names)
         for trial in job.trials:
             if self.store.has_finished(trial):
                 self._conclude(trial, stores.FINISHED)
@@ -307,18 +317,20 @@ class Pool:
         elif stopping.startswith(stores.PRUNED):
             self._conclude(trial, stores.PRUNED, stopping)
         elif diverged:
-            self._conclude(trial, stores.DIVERGED, self._last_words(trial, 'diverged'))
+            self._conclude(
+                trial, stores.DIVERGED, endings.last_words(self.store, trial, 'diverged')
+            )
         elif stopping == 'sweep':
             self._requeue(trial, 'stopped with the sweep')
         elif code == 2:
-            self._conclude(trial, stores.MISTAKE, self._last_words(trial, 'error'))
+            self._conclude(trial, stores.MISTAKE, endings.last_words(self.store, trial, 'error'))
         else:
             self._broke(trial, job, code, stopping)
 
     def _broke(self, trial: Trial, job: Job, code: int, stopping: str) -> None:
-        tail = self._tail(trial)
+        tail = endings.tail(self.store, trial)
         lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
-        short_of_memory = bool(_NO_MEMORY.search(tail)) and code != 75
+        short_of_memory = endings.short_of_memory(tail) and code != 75
         if len(job.trials) > 1:
             if short_of_memory and trial is job.trials[0]:
                 self.together = max(1, len(job.trials) // 2)
@@ -326,10 +338,12 @@ class Pool:
                     f'{len(job.trials)} trials in one program need too much memory; trying {self.together}'
                 )
             self.store.note(trial.id, broken=0 if short_of_memory or code == 75 else 1)
-            self._requeue(trial, f'its program ended with {_code(code)}')
+            self._requeue(trial, f'its program ended with {endings.exit_name(code)}')
             return
         if short_of_memory:
-            self._conclude(trial, stores.MEMORY, f'out of memory ({_code(code)})\n{lines}')
+            self._conclude(
+                trial, stores.MEMORY, f'out of memory ({endings.exit_name(code)})\n{lines}'
+            )
             return
         state = self.store.state(trial.id)
         progressed = self.store.saved(trial.id) > state.get('saved', -1)
@@ -338,7 +352,7 @@ class Pool:
             self._requeue(trial, 'stopped by a signal after saving')
             return
         reason = stopping or {0: 'it ended before its last step', 75: 'stopped by a signal'}.get(
-            code, _code(code)
+            code, endings.exit_name(code)
         )
         if broken > self.sweep.retries:
             self._conclude(trial, stores.FAILED, f'{reason}\n{lines}')
@@ -468,33 +482,3 @@ class Pool:
             elif again and job.name in self._kill_at:
                 self._kill_at.pop(job.name)
                 self.launcher.stop(job, now=True)
-
-    # ---- what a process said ----
-
-    def _tail(self, trial: Trial) -> str:
-        """The end of what the last attempt printed."""
-        state = self.store.state(trial.id)
-        try:
-            with open(self.store.path / 'logs' / state['log'], 'rb') as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(state['log_from'], size - 16384))
-                lines = file.read().decode(errors='replace').splitlines()
-        except (OSError, KeyError):
-            return ''
-        return '\n'.join(line.rstrip() for line in lines if line.strip())
-
-    def _last_words(self, trial: Trial, kind: str) -> str:
-        """The message of an exit 2 or 3."""
-        info = self.store.run_info(trial.id)
-        found = re.findall(rf'^{kind}: (.*)', self._tail(trial), re.M)
-        return found[-1] if found else str(info.get('reason', '')) or kind
-
-
-def _code(code: int) -> str:
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        return f'killed by {name}'
-    return f'exit code {code}'

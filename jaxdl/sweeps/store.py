@@ -221,10 +221,12 @@ class Store:
         except OSError:
             return False
 
-    def wait_for(self, names: list[str], grace: float, say: Callable[[str], None]) -> None:
+    def wait_for(
+        self, names: list[str], grace: float, say: Callable[[str], None], *, kill: bool = True
+    ) -> None:
         """Waits for processes that a killed sweep left behind; those that take too long are killed.
 
-        They were told to save and stop when the sweep died.
+        They were told to save and stop when the sweep died. `kill`: they are on this machine.
         """
         left = [name for name in names if self.is_running(name)]
         if left:
@@ -233,7 +235,7 @@ class Store:
         while left and time.monotonic() < end:
             time.sleep(0.1)
             left = [name for name in left if self.is_running(name)]
-        for name in left:
+        for name in left if kill else ():
             try:
                 owner = int((self.path / 'trials' / name / '.lock').read_text().strip())
                 os.killpg(owner, signal.SIGKILL)

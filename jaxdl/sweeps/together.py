@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import config as config_lib
-from jaxdl import logs, parallel
+from jaxdl import divergence, logs, parallel
 from jaxdl.config import Config
 from jaxdl.data.pipeline import Prefetch
 from jaxdl.efficiency.clock import Clock
@@ -265,7 +265,7 @@ class _Run:
                         self.state, batch, self.feed.resident, self.hyper
                     )
                     packed.copy_to_host_async()
-                self.pending.append((step, packed, batch))
+                self.pending.append((step, packed))
                 self._take_in(IN_FLIGHT)
                 evaluate = config.eval_every and step % config.eval_every == 0
                 save = config.checkpoint.every and step % config.checkpoint.every == 0
@@ -283,13 +283,13 @@ class _Run:
 
     def _take_in(self, leave: int) -> None:
         while len(self.pending) > leave:
-            step, packed, batch = self.pending.popleft()
+            step, packed = self.pending.popleft()
             with self.clock('device'):
                 vectors = np.asarray(packed, np.float64)
             self.watchdog.beat()
             for index, lane in enumerate(self.lanes):
                 if not lane.over and not lane.count(vectors[index]):
-                    self._diverge(step, index, batch)
+                    self._diverge(step, index, vectors[index])
             if step % self.config.log_every == 0:
                 self._log(step)
 
@@ -346,25 +346,22 @@ class _Run:
     def _means(self, name: str, packing: Packing, total: np.ndarray) -> dict[str, float]:
         """The row of one evaluation set, as jaxdl.evaluation makes it."""
         means = packing.means(total)
-        means.pop(COUNT)
         derived = getattr(self.config.task, 'derived', None)
         if derived is not None:
             means |= derived({k: v for k, v in means.items() if isinstance(v, float)})
         row = {f'eval/{name}/{key}': v for key, v in means.items() if isinstance(v, float)}
         return {**row, f'eval/{name}/examples': float(packing.unpack(total)[COUNT][0])}
 
-    def _diverge(self, step: int, index: int, batch: dict) -> None:
-        """Ends one run. Its state stands still since the step before, so it can be looked at."""
+    def _diverge(self, step: int, index: int, vector: np.ndarray) -> None:
+        """Ends one run; its state stands still since the step before."""
         lane = self.lanes[index]
-        state, rows, hyper = jax.tree.map(lambda x: x[index], (self.state, batch, self.hyper))
-        found = self.program.blame(state, rows, self.feed.resident, hyper)
-        culprit = next((name for name, good in found if not good), 'an update of the optimizer')
-        ids = lane.order.batch(step - 1 + lane.offset)
-        shown = ', '.join(map(str, ids[:8])) + (f', … ({len(ids)} in all)' if len(ids) > 8 else '')
-        message = (
-            f'the run diverged: step {step}: not finite; sample ids {shown}; '
-            f"first non-finite: {culprit} (policy '{lane.config.divergence.policy}')"
+        found = divergence.describe(
+            step,
+            self.packing.unpack(vector),
+            self.program.steps.suspects(self.program.abstract),
+            lane.order.batch(step - 1 + lane.offset),
         )
+        message = f"the run diverged: {found} (policy '{lane.config.divergence.policy}')"
         lane.over = 'diverged'
         lane.end('failed', message, exit=3)
         self.progress.message(f'{lane.place.path.name}: {message}')
