@@ -106,7 +106,7 @@ def load_config(path: str) -> Config:
             raise UserError(f'--config={path}: {filename} has no variants')
         config = get_config(variant) if takes else get_config()
     except (KeyError, ValueError) as error:
-        names = getattr(module, 'VARIANTS', ())
+        names = [name for name in getattr(module, 'VARIANTS', ()) if name]
         allowed = (
             f'; variants: {", ".join(names)}{nearest(variant, names)}' if names else f' ({error})'
         )
@@ -266,7 +266,10 @@ def parse_config(argv: Sequence[str], usage: str) -> Config:
             skip = '=' not in word and not follows.startswith('-')
         else:
             rest.append(word)
-    left = flags.FLAGS(rest)
+    try:
+        left = flags.FLAGS(rest)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname, config)) from None
     if len(left) > 1:
         raise UserError(
             f'{left[1]!r} is not a flag; overrides are written --config.FIELD=VALUE (see --help)'
@@ -274,6 +277,13 @@ def parse_config(argv: Sequence[str], usage: str) -> Config:
     config = apply_overrides(config, overrides)
     config_lib.check(config)
     return config
+
+
+def _unknown_flag(name: str, config: Config) -> str:
+    paths = [path for path, *_ in config_lib.describe(config)]
+    if f'config.{name}' in paths:
+        return f'--{name}: there is no such flag; a field of the config is set by --config.{name}=…'
+    return f'--{name}: there is no such flag{nearest(name, [*paths, *flags.FLAGS])}'
 
 
 def _config_word(words: Sequence[str]) -> str:

@@ -20,8 +20,15 @@ class Preempted(Exception):
 
 
 def nearest(name: str, options) -> str:
-    """Returns "; did you mean 'x'?" for the closest of `options`, or ''."""
+    """Returns "; did you mean 'x'?" for the closest of `options`, or ''.
+
+    Close means few letters changed, or an abbreviation: 'lr' is learning_rate, 'wd' weight_decay.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    options = [str(option) for option in options]
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if not close and name:
+        initials = [o for o in options if ''.join(w[:1] for w in o.split('_')) == name.lower()]
+        close = initials or [o for o in options if o.startswith(name.lower())]
     return f'; did you mean {close[0]!r}?' if close else ''

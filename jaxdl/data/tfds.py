@@ -64,6 +64,16 @@ class Tfds:
         """Returns the evaluation sets by name."""
         return {name: self._source(expression) for name, expression in map(split_name, self.evals)}
 
+    def check_with(self, model: Any, task: Any) -> None:
+        """Raises UserError where the task has another number of classes than this data set."""
+        del model
+        names, wanted = self.class_names(), getattr(task, 'num_classes', None)
+        if names and wanted is not None and wanted != len(names):
+            raise UserError(
+                f'--config.task.num_classes={wanted}: {self.name} has {len(names)} classes; '
+                f'set the task and the model to {len(names)}'
+            )
+
     def class_names(self, feature: str = 'label') -> tuple[str, ...]:
         """Returns the names of the classes of a label feature, () if it has none."""
         spec = self._image_set()

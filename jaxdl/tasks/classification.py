@@ -59,7 +59,16 @@ class Classification:
         return {'images': (images - mean) / std}
 
     def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-        """loss, accuracy, and top5_accuracy from 20 classes on."""
+        """loss, accuracy, and top5_accuracy from 20 classes on.
+
+        Raises:
+            ValueError: `outputs` are not [batch, num_classes].
+        """
+        if outputs.shape[-1] != self.num_classes:
+            raise ValueError(
+                f'the model gives {outputs.shape[-1]} logits an image, but the task has '
+                f'num_classes={self.num_classes}; give both the same number'
+            )
         labels, mask = batch['label'], batch.get('mask')
         loss, predicted = token_losses(outputs, labels, self.label_smoothing)
         if 'mix' in batch:
