@@ -78,6 +78,12 @@ class Meter:
             )
             self._thread.start()
 
+    def go_on(self, previous: Mapping[str, float] | None) -> None:
+        """Continues a run whose parts so far took `previous` joules, as the argument of that name."""
+        with self._lock:
+            for name, part in self._parts.items():
+                part.before = 0.0 if previous is None else previous.get(name)
+
     def _poll(self, period: float) -> None:
         while not self._stop.wait(period):
             self.update()
@@ -227,6 +233,13 @@ def _gpu_sensors(nvml: Any, environ: Mapping[str, str], local: Sequence[int] | N
         except nvml.NVMLError as error:
             raise Unavailable(f'the GPU reports neither energy nor power ({error})') from None
     return sensors, f'NVML {kind}, {len(handles)} GPU{"s" if len(handles) > 1 else ""}'
+
+
+def local_gpus() -> list[int]:
+    """The places, among the visible GPUs, of those that jax uses in this process; [] for none."""
+    import jax
+
+    return [d.local_hardware_id for d in jax.local_devices() if d.platform == 'gpu']
 
 
 def visible_devices(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
