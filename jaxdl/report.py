@@ -152,8 +152,9 @@ def write(runs: Sequence[Run], folders: Sequence[str | os.PathLike], output: Pat
     shown = _shown(groups)
     panels = report_plots.panels(shown)
     shares = [(item.name, times) for item in runs if (times := _times(item))][:40]
+    sweep, figures = _sweep_sections(folders, runs)
     sections = [
-        *_sweep_sections(folders, runs),
+        *sweep,
         report_page.Section('Runs' if len(runs) > 1 else 'Run', _runs_body(runs, groups, shown)),
     ]
     differences = differing(runs)
@@ -169,7 +170,7 @@ def write(runs: Sequence[Run], folders: Sequence[str | os.PathLike], output: Pat
             body += report_page.legend([group.name for group in shown])
         body += report_page.curves(chosen, f'p{index}-')
         sections.append(report_page.Section(title, body))
-    figures = {panel.name: report_plots.draw(panel, legend=True) for panel in panels}
+    figures |= {panel.name: report_plots.draw(panel, legend=True) for panel in panels}
     if len(panels) > 1:
         figures['overview'] = report_plots.overview(panels)
     if shares:
@@ -216,9 +217,12 @@ def _shown(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if id(group) in best]
 
 
-def _sweep_sections(folders: Sequence[str | os.PathLike], runs: Sequence[Run]) -> list:
-    """The sections of jaxdl.report_sweep for each folder that holds a sweep's results.json."""
-    sections = []
+def _sweep_sections(
+    folders: Sequence[str | os.PathLike], runs: Sequence[Run]
+) -> tuple[list, dict[str, Any]]:
+    """The sections and figures of jaxdl.report_sweep for each folder that holds a sweep."""
+    sections: list = []
+    figures: dict[str, Any] = {}
     for folder in folders:
         path = Path(folder) / 'results.json'
         try:
@@ -230,8 +234,13 @@ def _sweep_sections(folders: Sequence[str | os.PathLike], runs: Sequence[Run]) -
         if isinstance(results, dict) and results.get('trials'):
             from jaxdl import report_sweep
 
-            sections += report_sweep.sections(Path(folder), results, runs)
-    return sections
+            of = f' of {Path(folder).resolve().name}' if sections else ''
+            found, drawn = report_sweep.sections(Path(folder), results, runs)
+            for section in found:
+                section.title += of
+            sections += found
+            figures |= {f'{name}{"_" * bool(of)}': figure for name, figure in drawn.items()}
+    return sections, figures
 
 
 def _runs_body(runs: Sequence[Run], groups: Sequence[Group], shown: Sequence[Group]) -> str:

@@ -66,6 +66,11 @@ box-shadow:0 4px 16px #0003;max-width:520px;font-variant-numeric:tabular-nums}
 #tip span{overflow:hidden;text-overflow:ellipsis}
 #tip i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
 .bars{max-width:1000px}.bars svg{width:100%;height:auto}
+.sweeps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(560px,100%),1fr));gap:18px 28px}
+.sweeps .note{grid-column:1/-1}.sweep.wide{grid-column:1/-1;max-width:1100px}
+.sweep svg{display:block;width:100%;height:auto}
+.sweep .dim{opacity:.08}tr.lit td{background:var(--soft)}
+.status.pruned{background:#56b4e933}.status.diverged,.status.out_of_memory,.status.mistake{background:#d55e0040}
 .pictures{display:flex;flex-wrap:wrap;gap:18px}
 .picture{max-width:100%}
 .picture img{max-width:min(440px,100%);min-width:160px;height:auto;border-radius:4px;
@@ -179,6 +184,39 @@ all('figure.plot').forEach(f => {
   });
   function leave() { tip.style.display = 'none'; cross.style.display = 'none'; }
   svg.addEventListener('mouseleave', leave);
+});
+const marks = all('.sweep [id*="-trial-"]').map(e => [e, e.id.split('-trial-')[1].split('-')]);
+const trials = new Map(all('tr[data-trial]').map(r => [r.dataset.trial, r]));
+function bring(ids) {
+  marks.forEach(([e, mine]) => e.classList.toggle('dim', ids !== null && !ids.some(i => mine.includes(i))));
+  trials.forEach((row, id) => row.classList.toggle('lit', ids !== null && ids.includes(id)));
+}
+marks.forEach(([e, mine]) => {
+  all('path', e).forEach(p => {  // a thin line is hard to point at
+    const wide = p.cloneNode();
+    wide.setAttribute('style', 'fill:none;stroke:transparent;stroke-width:9');
+    e.appendChild(wide);
+  });
+  e.addEventListener('mouseenter', event => {
+    bring(mine);
+    tip.replaceChildren();
+    mine.filter(id => trials.has(id)).forEach(id => {
+      const row = document.createElement('div'), cells = [...trials.get(id).cells];
+      const heads = all('th', trials.get(id).closest('table')).map(h => h.textContent);
+      row.textContent = cells.map((c, i) => heads[i] + ' ' + c.textContent).slice(0, -2).join(' · ');
+      row.style.whiteSpace = 'normal';
+      tip.appendChild(row);
+    });
+    tip.style.display = 'block';
+    const box = tip.getBoundingClientRect();
+    tip.style.left = Math.max(4, Math.min(event.clientX + 18, innerWidth - box.width - 8)) + 'px';
+    tip.style.top = Math.min(event.clientY + 14, innerHeight - box.height - 6) + 'px';
+  });
+  e.addEventListener('mouseleave', () => { bring(null); tip.style.display = 'none'; });
+});
+trials.forEach((row, id) => {
+  row.addEventListener('mouseenter', () => bring([id]));
+  row.addEventListener('mouseleave', () => bring(null));
 });
 all('table.sortable').forEach(table => {
   const heads = all('th', table), body = table.tBodies[0];

@@ -79,8 +79,12 @@ def table(
     rows: Sequence[Sequence[Any]],
     *,
     styles: Sequence[int | None] | None = None,
+    trials: Sequence[str] | None = None,
 ) -> str:
-    """A sortable table of texts, numbers and Cells; `styles` ties rows to the curves of a style."""
+    """A sortable table of texts, numbers and Cells.
+
+    `styles` ties rows to the curves of a style, `trials` to what a sweep's plots show of a trial.
+    """
     parts = ['<div class="scroll"><table class="sortable"><thead><tr>']
     for column, name in enumerate(head):
         numeric = ' class="number"' if any(_is_number(row[column]) for row in rows) else ''
@@ -89,6 +93,7 @@ def table(
     for index, row in enumerate(rows):
         style = styles[index] if styles is not None else None
         tie = f' data-style="{style}"' if style is not None else ''
+        tie += f' data-trial="{escape(trials[index])}"' if trials is not None else ''
         parts.append(f'<tr{tie}>' + ''.join(map(_cell, row)) + '</tr>')
     parts.append('</tbody></table></div>')
     return ''.join(parts)

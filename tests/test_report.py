@@ -338,7 +338,7 @@ def test_a_sweep_gets_its_own_sections(tmp_path, monkeypatch):
         from jaxdl.report_page import Section
 
         seen.update(folder=folder, results=results, names=[run.name for run in runs])
-        return [Section('Sweep', '<p>trials</p>')]
+        return [Section('Sweep', '<p>trials</p>')], {}
 
     fake = types.ModuleType('jaxdl.report_sweep')
     fake.sections = sections
