@@ -5,13 +5,10 @@ named after the config and its overrides. --help with a --config lists the confi
 """
 
 import sys
-import time
 
 from absl import flags
 
 from jaxdl import cli, runtime
-
-STARTED = time.monotonic()
 
 
 def main(argv):
@@ -24,7 +21,7 @@ def main(argv):
 
     workdir = flags.FLAGS.workdir or cli.default_workdir(argv)
     result = trainer.train(
-        config, workdir, context={'environment': environment, 'started': STARTED}
+        config, workdir, context={'environment': environment, 'started': runtime.process_started()}
     )
     print(cli.summary(result.metrics, workdir), flush=True)
 

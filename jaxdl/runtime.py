@@ -7,6 +7,7 @@ turns all of them off for comparison.
 import ctypes
 import os
 import sys
+import time
 
 # XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
 _CPU_FLAGS = {
@@ -50,6 +51,18 @@ def prepare_process(*, deterministic: bool = False, platform: str | None = None)
     done['xla_flags'] = _add_flags(flags)
     _set_compile_cache(done)
     return done
+
+
+def process_started() -> float:
+    """The time.monotonic() at which this process began; now, where the system does not tell."""
+    now = time.monotonic()
+    try:
+        with open('/proc/self/stat', encoding='utf-8') as file:
+            ticks = int(file.read().rpartition(')')[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf('SC_CLK_TCK')
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now
+    return now - max(age, 0.0)
 
 
 def _set_allocator() -> dict | None:
