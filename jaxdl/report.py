@@ -358,9 +358,17 @@ def _cards(item: Run) -> str:
         values.append(('time', duration(item.seconds), item.devices()))
     if _rate(item):
         values.append(('examples/s', _rate(item), 'median'))
-    joules = item.last('energy/joules')
-    if joules is not None:
-        values.append(('energy', f'{number(joules / 1000)} kJ', 'measured'))
+    mfu = item.series('perf/mfu')[1]
+    if len(mfu):
+        remark = 'model FLOPs utilisation, median'
+        values.append(('MFU', f'{100 * sorted(mfu)[len(mfu) // 2]:.0f} %', remark))
+    joules = {part: item.last(f'energy/{part}_joules') for part in ('gpu', 'cpu')}
+    parts = [part.upper() for part, value in joules.items() if value is not None]
+    if parts:
+        total = sum(value for value in joules.values() if value is not None)
+        values.append(('energy', f'{number(total / 1000)} kJ', f'measured: {", ".join(parts)}'))
+    elif item.info.get('energy'):
+        values.append(('energy', 'unavailable', str(item.info['energy'])))
     return cards(values)
 
 
