@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,14 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that are complete as far as their folders say, oldest first."""
         try:
-            return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+            names = [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(
+                f'{self.folder} cannot be read ({error.strerror}); it must be a folder of checkpoints'
+            ) from None
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def _open(self) -> Any:
         if self._checkpointer is None:
@@ -132,10 +138,10 @@ class Checkpoints:
         `extra` is JSON that comes back with the state. A failed save never ends the training: the
         older checkpoints stay as they are, and the reason is in `failed`.
         """
+        self.wait()  # if the save before this one failed it is named, and this one may work
         try:
             checkpointer = self._open()
-            checkpointer.wait()
-            text = json.dumps(extra)
+            text, names = json.dumps(extra), leaf_names(state)
             checkpointer.save_checkpointables_async(
                 step,
                 {'state': state, 'digest': {'leaves': _digest(state)}},
@@ -143,8 +149,8 @@ class Checkpoints:
                 metrics=None if best is None else {'best': best},
                 custom_metadata={
                     'extra': text,
-                    'sha256': hashlib.sha256(text.encode()).hexdigest(),
-                    'leaves': leaf_names(state),
+                    'sha256': _checksum(text, names),
+                    'leaves': names,
                 },
             )
             return True
@@ -188,68 +194,122 @@ class Checkpoints:
     def restore(self, abstract: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
         """The newest good (step, state, extra), on the shardings that `abstract` carries.
 
-        Damaged steps are named on stderr and, unless read_only, moved to `../damaged`.
+        Damaged steps are named on stderr; once a good one is found and unless read_only, they are
+        moved to `../damaged`. With several processes all use the same step.
 
         Raises:
             UserError: there is none that is good; the message says what was tried.
         """
+        return self._newest_good(lambda shapes: abstract, step=step, whole=True)
+
+    def restore_part(
+        self, choose: Callable[[dict[str, jax.ShapeDtypeStruct]], Any], *, step: int | None = None
+    ) -> tuple[int, Any, dict]:
+        """The same for the part of the state that `choose` wants.
+
+        `choose` gets the shapes of all saved leaves, {'params/…': shape}, and returns the abstract
+        tree with shardings of those to load; only these are read.
+        """
+        return self._newest_good(choose, step=step, whole=False)
+
+    def _newest_good(
+        self, choose: Callable, *, step: int | None, whole: bool
+    ) -> tuple[int, Any, dict]:
         steps = self.steps() if step is None else [step]
-        tried = []
+        tried = {}
         for candidate in reversed(steps):
             try:
-                return candidate, *self._load(candidate, abstract)
+                state, extra = self._load(candidate, choose, whole=whole)
             except Damaged as error:
-                tried.append(f'step {candidate}: {error}')
-                self._name_damage(candidate, error, keep=step is not None)
+                tried[candidate] = error
+                continue
+            for damaged, error in tried.items():
+                self._name_damage(damaged, error)
+            return candidate, state, extra
+        reasons = '; '.join(f'step {number}: {error}' for number, error in tried.items())
         raise UserError(
-            f'no good checkpoint in {self.folder} (tried {"; ".join(tried) or "none: it is empty"}).\n'
+            f'no good checkpoint in {self.folder} (tried {reasons or "none: it is empty"}).\n'
             'Give another --workdir to start anew, or put back a good checkpoint folder'
         )
 
-    def _load(self, step: int, abstract: Any) -> tuple[Any, dict]:
-        if not (self.folder / str(step)).is_dir():
-            raise Damaged('there is no such folder')
-        # Read by itself: one step with broken metadata keeps Orbax from opening the whole folder.
-        metadata = self._metadata(step)
-        if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
-            raise Damaged('its metadata is missing or incomplete')
-        text = metadata['extra']
-        if hashlib.sha256(str(text).encode()).hexdigest() != metadata['sha256']:
-            raise Damaged('its metadata does not match its checksum')
-        names = leaf_names(abstract)
-        if names != metadata['leaves']:
-            odd = sorted(set(names) ^ set(map(str, metadata['leaves'])))
-            raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
+    def _load(self, step: int, choose: Callable, *, whole: bool) -> tuple[Any, dict]:
+        names, text, abstract, error = [], '', None, None
+        try:
+            names, text, shapes = self._read_metadata(step)
+            abstract = choose(shapes)
+            wanted = leaf_names(abstract)
+            if (names != wanted) if whole else not set(wanted) <= set(names):
+                odd = sorted(set(wanted) ^ set(names))
+                raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
+        except Damaged as found:
+            error = found
+        _agree(error)  # before all processes start to read together
+        try:
+            state = self._read_state(step, abstract, names)
+        except Damaged as found:
+            error = found
+        _agree(error)
+        return state, json.loads(text)
+
+    def _read_state(self, step: int, abstract: Any, names: list[str]) -> Any:
+        from orbax.checkpoint import v1 as ocp
+
+        wanted = leaf_names(abstract)
         count = jax.ShapeDtypeStruct(
             (len(names),), jnp.uint32, sharding=_like_replicated(jax.tree.leaves(abstract)[0])
         )
+        context = ocp.Context()
+        context.pytree.loading.partial_load = len(wanted) < len(names)
         try:
-            from orbax.checkpoint import v1 as ocp
-
-            found = ocp.load_checkpointables(
-                self.folder / str(step), {'state': abstract, 'digest': {'leaves': count}}
-            )
+            with context:
+                found = ocp.load_checkpointables(
+                    self.folder / str(step), {'state': abstract, 'digest': {'leaves': count}}
+                )
         except Exception as error:
             raise Damaged(f'it cannot be read ({_first_line(error)})') from None
         state = found['state']
-        expected = np.asarray(jax.device_get(found['digest']['leaves']))
+        places = [names.index(name) for name in wanted]
+        expected = np.asarray(jax.device_get(found['digest']['leaves']))[places]
         wrong = np.flatnonzero(np.asarray(jax.device_get(_digest(state))) != expected)
         if wrong.size:
             more = f' and {wrong.size - 1} more' if wrong.size > 1 else ''
-            raise Damaged(f'the bytes of {names[wrong[0]]}{more} do not match their digest')
-        return state, json.loads(text)
+            raise Damaged(f'the bytes of {wanted[wrong[0]]}{more} do not match their digest')
+        return state
 
-    def _name_damage(self, step: int, error: Damaged, *, keep: bool = False) -> None:
+    def _name_damage(self, step: int, error: Damaged) -> None:
         place = self.folder / str(step)
-        print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
-        if not keep and not self.read_only:
+        if jax.process_index() == 0:
+            print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
+        if not self.read_only:
             self._set_aside(step)
+
+    def _read_metadata(self, step: int) -> tuple[list[str], str, dict[str, jax.ShapeDtypeStruct]]:
+        """(leaf names, the text of `extra`, the shapes of the leaves) of a step."""
+        if not (self.folder / str(step)).is_dir():
+            raise Damaged('there is no such folder')
+        # Read by itself: one step with broken metadata keeps Orbax from opening the whole folder.
+        found = self._metadata(step)
+        metadata = found.custom_metadata
+        if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
+            raise Damaged('its metadata is missing or incomplete')
+        names, text = list(map(str, metadata['leaves'])), str(metadata['extra'])
+        if _checksum(text, names) != metadata['sha256']:
+            raise Damaged('its metadata does not match its checksum')
+        try:
+            leaves = jax.tree_util.tree_leaves_with_path(found.metadata['state'])
+            shapes = {
+                path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                for path, leaf in leaves
+            }
+        except Exception as error:
+            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+        return names, text, shapes
 
     def _metadata(self, step: int) -> Any:
         from orbax.checkpoint import v1 as ocp
 
         try:
-            return ocp.checkpointables_metadata(self.folder / str(step)).custom_metadata
+            return ocp.checkpointables_metadata(self.folder / str(step))
         except Exception as error:
             raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
 
@@ -267,6 +327,22 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None  # it listed this step when it was opened
+
+
+def _checksum(text: str, names: list[str]) -> str:
+    return hashlib.sha256('\n'.join([text, *names]).encode()).hexdigest()
+
+
+def _agree(error: Damaged | None) -> None:
+    """Raises Damaged on every process where it happened on one: all must use the same step."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        good = np.asarray(multihost_utils.process_allgather(np.asarray(error is None)))
+        if error is None and not good.all():
+            raise Damaged(f'process {int(np.argmin(good.ravel()))} cannot read it')
+    if error is not None:
+        raise error
 
 
 def _first_line(error: BaseException) -> str:

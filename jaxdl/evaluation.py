@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxdl import parallel
 from jaxdl.config import Config
+from jaxdl.errors import UserError, nearest
 from jaxdl.feed import Feed
 from jaxdl.program import Program
 from jaxdl.step import COUNT, Packing, TrainState
@@ -32,21 +33,40 @@ class Evaluator:
             name: Feed(source, size, program.mesh, placement=config.placement)
             for name, source in sources.items()
         }
-        self._compiled: dict[str, tuple[Callable, Packing]] = {}
+        self.packings: dict[str, Packing] = {
+            name: program.eval_packing(feed.abstract(mask=True), feed.resident)
+            for name, feed in self.feeds.items()
+        }
+        self._compiled: dict[str, Callable] = {}
 
     def compile(self) -> None:
         for name, feed in self.feeds.items():
             if name not in self._compiled:
                 self._compiled[name] = self.program.compile_eval(
-                    feed.abstract(mask=True), feed.resident
+                    feed.abstract(mask=True), feed.resident, self.packings[name]
                 )
+
+    def names(self) -> list[str]:
+        """The scalar metrics that `run` will give; nothing is compiled or run."""
+        found = []
+        for name, packing in self.packings.items():
+            means = packing.means(np.ones(packing.size))
+            floats = [key for key, value in means.items() if isinstance(value, float)]
+            found += [f'eval/{name}/{key}' for key in (*floats, *self._derived(means), 'examples')]
+        return sorted(found)
+
+    def _derived(self, means: dict[str, Any]) -> dict[str, float]:
+        """What the task computes from the means of a whole set, such as a perplexity."""
+        derived = getattr(self.program.config.task, 'derived', None)
+        floats = {name: value for name, value in means.items() if isinstance(value, float)}
+        return derived(floats) if derived is not None else {}
 
     def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> dict[str, Any]:
         """{'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
         self.compile()
         found: dict[str, Any] = {}
         for name, feed in self.feeds.items():
-            step, packing = self._compiled[name]
+            step, packing = self._compiled[name], self.packings[name]
             total = np.zeros(packing.size, np.float64)
             waiting: list[jax.Array] = []
             for batch in feed.evaluation(ahead=self.program.config.prefetch):
@@ -58,11 +78,8 @@ class Evaluator:
             for packed in waiting:
                 total += np.asarray(packed, np.float64)
             means = packing.means(total)
-            means.pop(COUNT)
             count = float(packing.unpack(total)[COUNT][0])
-            derived = getattr(self.program.config.task, 'derived', None)
-            if derived is not None:
-                means |= derived({k: v for k, v in means.items() if isinstance(v, float)})
+            means |= self._derived(means)
             found |= {f'eval/{name}/{key}': value for key, value in means.items()}
             found[f'eval/{name}/examples'] = count
             beat()
@@ -85,6 +102,15 @@ class Evaluator:
             self.program.config.data,
             final=final,
             beat=beat,
+        )
+
+
+def check_best(best: str, names: list[str]) -> None:
+    """Raises UserError unless `best` (config.checkpoint.best) is empty or one of `names`."""
+    if best and best not in names:
+        raise UserError(
+            f'--config.checkpoint.best={best!r} is no metric of an evaluation'
+            f'{nearest(best, names)}; allowed: {", ".join(names) or "none"}'
         )
 
 

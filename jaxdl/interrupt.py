@@ -6,9 +6,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interrupted(Exception):
+    """A signal broke off what was under way and can be done again."""
 
 
 class StopRequest:
@@ -26,7 +31,8 @@ class StopRequest:
 
     def __exit__(self, *_):
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # None: it was installed in C (jax.distributed does), and Python cannot put it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, frame):
         del frame
@@ -57,8 +63,17 @@ class Watchdog:
         self._last = time.monotonic()
 
     def rest(self) -> None:
-        """Stops watching until the next beat (compiling, for example, may take long)."""
+        """Stops watching until the next beat."""
         self._last = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not watch inside: compiling, for example, may take long."""
+        self.rest()
+        try:
+            yield
+        finally:
+            self.beat()
 
     def close(self) -> None:
         self._closed.set()

@@ -18,6 +18,7 @@ import optax
 from jaxdl import config as config_lib
 from jaxdl.config import Config
 from jaxdl.metrics import Mean
+from jaxdl.optim import path_name
 
 
 @flax.struct.dataclass
@@ -96,16 +97,23 @@ class Packing:
         return found
 
     def means(self, vector: np.ndarray) -> dict[str, Any]:
-        """{name: total / weight}: floats, and arrays for matrix-valued metrics."""
+        """{name: total / weight}: floats, and arrays for matrix-valued metrics.
+
+        Names that start with '_' are for the loop, and are left out.
+        """
         found = {}
         for name, (total, weight) in self.unpack(np.asarray(vector, np.float64)).items():
+            if name.startswith('_'):
+                continue
             value = total / weight if weight else total * 0
             found[name] = float(value) if not value.shape else value
         return found
 
 
 FINITE = '_finite'  # 1 where the update was applied; the trainer reads it, nobody logs it
+FIRST = '_first'  # the place in Steps.suspects of the first leaf that is not finite
 RATE = 'learning_rate'
+STOP = '_stop'  # how many devices' processes were asked to stop; only with several processes
 COUNT = '_examples'  # examples under the mask of an evaluation batch
 
 
@@ -118,7 +126,7 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
 def gather(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Fetches the rows batch['id'] of a data set that lives on the device."""
     if not resident:
-        return batch
+        return dict(batch)
     rows = {name: jnp.take(values, batch['id'], axis=0) for name, values in resident.items()}
     return {**rows, **batch}
 
@@ -155,15 +163,23 @@ class Steps:
         )
         params = variables['params']
         model_state = {k: v for k, v in variables.items() if k != 'params'}
-        ema = {'params': params, 'model_state': model_state} if config.ema else None
+        opt_state, ema = self._rest(config, params, model_state)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=config.optimizer.build(config.steps).init(params),
-            ema=jax.tree.map(jnp.copy, ema),
+            opt_state=opt_state,
+            ema=ema,
             health=Health.fresh(),
         )
+
+    def rest(self, params: Any, model_state: Any, hyper: dict) -> tuple[Any, Any]:
+        """The fresh (opt_state, ema) of a state that has these weights."""
+        return self._rest(self._config(hyper), params, model_state)
+
+    def _rest(self, config: Config, params: Any, model_state: Any) -> tuple[Any, Any]:
+        ema = {'params': params, 'model_state': model_state} if config.ema else None
+        return config.optimizer.build(config.steps).init(params), jax.tree.map(jnp.copy, ema)
 
     # ---- training ----
 
@@ -232,14 +248,18 @@ class Steps:
         if self.axis:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
         batch = gather(batch, resident)
+        stop = batch.pop(STOP, None)
         grads, model_state, metrics = self._accumulated(config, state, batch, key)
+        if stop is not None:
+            metrics = {**metrics, STOP: Mean(stop.sum(), jnp.ones((), jnp.float32))}
         grads, metrics = self._sum((grads, metrics))
         if self.axis:
             # Each replica normalised with its own running statistics of the shared batch mean.
             model_state = jax.lax.pmean(model_state, self.axis)
         weight = jnp.maximum(metrics['loss'].weight, 1e-9)
         grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
-        grad_norm = optax.tree.norm(grads)
+        sizes = _squares(grads)
+        grad_norm = jnp.sqrt(sum(sizes))
 
         optimizer = config.optimizer.build(config.steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -254,14 +274,12 @@ class Steps:
             opt_state=opt_state,
             ema=ema,
         )
-        # One sum over the gradient and one over the update see every non-finite number: both are
-        # needed for the norm and the update anyway, so nothing more is read from memory.
-        finite = (
-            jnp.isfinite(metrics['loss'].total)
-            & jnp.isfinite(grad_norm)
-            & jnp.isfinite(optax.tree.norm(updates))
-            & _all_finite(model_state)
+        # A sum over each gradient and each update sees every non-finite number: they are needed for
+        # the norm and the update anyway, so nothing more is read from memory. `suspects` names them.
+        good = jnp.isfinite(
+            jnp.stack([*sizes, *_sums(model_state), metrics['loss'].total, *_squares(updates)])
         )
+        finite = good.all()
         new = self._guarded(state, new, finite)
         one = jnp.ones((), jnp.float32)
         metrics = {
@@ -269,8 +287,25 @@ class Steps:
             'grad_norm': Mean(grad_norm, one),
             RATE: Mean(jnp.float32(config.optimizer.rate(state.step, config.steps)), one),
             FINITE: Mean(finite.astype(jnp.float32), one),
+            FIRST: Mean(jnp.argmin(good).astype(jnp.float32), one),
         }
         return new, metrics
+
+    @staticmethod
+    def suspects(state: TrainState) -> list[str]:
+        """The names of what each step checks, in the order in which FIRST counts them."""
+        params = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        statistics = [
+            path_name(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.model_state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        return [
+            *(f'gradient of params/{name}' for name in params),
+            *(f'model_state/{name}' for name in statistics),
+            'loss',
+            *(f'update of params/{name}' for name in params),
+        ]
 
     def _averaged(self, config, step, ema, params, model_state):
         # Young averages forget faster, or the random start would linger (decay from 1/2 upwards).
@@ -347,23 +382,13 @@ class Steps:
 
         return eval_step
 
-    def blame(self, state: TrainState, batch: dict, resident: dict, hyper: dict) -> dict:
-        """{leaf: whether it is finite}, of the metrics, gradients and statistics of one step."""
-        config = self._config(hyper)
-        key = jax.random.fold_in(
-            jax.random.key(hyper['seed']), state.step + state.health.data_offset + 2
-        )
-        batch = gather(batch, resident)
-        grads, model_state, metrics = self._accumulated(config, state, batch, key)
-        weight = jnp.maximum(metrics['loss'].weight, 1e-9)
-        totals = {name: metric.total for name, metric in metrics.items()}
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        trees = {'train': totals, 'gradient of params': grads, 'model_state': model_state}
-        return jax.tree.map(lambda x: jnp.isfinite(x).all(), trees)
+
+def _squares(tree: Any) -> list[jax.Array]:
+    """The sum of the squares of each leaf."""
+    return [optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(tree)]
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def _sums(tree: Any) -> list[jax.Array]:
+    """The sum of each floating leaf: finite unless the leaf is not (or nearly overflows)."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return (
-        jnp.all(jnp.asarray([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
-    )
+    return [x.astype(jnp.float32).sum() for x in leaves]

@@ -74,7 +74,7 @@ class Workdir:
         try:
             lock.seek(0)
             lock.truncate()
-            lock.write(str(os.getpid()))
+            lock.write(f'{os.getpid()} on {os.uname().nodename}')
             lock.flush()
         except OSError:
             pass  # a full disk: the lock itself holds all the same
@@ -99,7 +99,7 @@ class Workdir:
                     'put it back, or give another --workdir'
                 )
             others = (
-                [p.name for p in self.path.iterdir() if p.name != '.lock']
+                [p.name for p in self.path.iterdir() if not p.name.startswith('.')]
                 if self.path.is_dir()
                 else []
             )
@@ -128,10 +128,20 @@ class Workdir:
 
     def saved_step(self) -> int | None:
         """The newest step that run.json knows a complete checkpoint of."""
+        saved = self.read_run().get('saved')
+        return saved if isinstance(saved, int) else None
+
+    def status(self) -> str:
+        """How run.json says the run stands; '' where there is none."""
+        return str(self.read_run().get('status', ''))
+
+    def read_run(self) -> dict:
+        """What run.json holds; {} where there is none."""
         try:
-            return json.loads(self.run.read_text()).get('saved')
-        except (OSError, ValueError, AttributeError):
-            return None
+            found = json.loads(self.run.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def read_config(self) -> dict:
         """The JSON tree of config.json.

@@ -182,7 +182,11 @@ def test_a_step_that_is_not_finite_changes_nothing(policy, stands):
         jax.tree.leaves(before.opt_state), jax.tree.leaves(after.opt_state), strict=True
     ):
         assert a.tobytes() == b.tobytes()
-    assert packing.means(np.asarray(packed))['_finite'] == 0
+    found = packing.unpack(np.asarray(packed))
+    assert found['_finite'][0] == 0
+    assert made.steps.suspects(made.abstract)[int(found['_first'][0])].startswith(
+        'gradient of params/'
+    )
     assert int(after.step) == (0 if stands else 1) and int(after.health.skipped) == 1
     state, packed = step(state, feed.place(rows), feed.resident, made.place_hyper())
     assert int(state.step) == (0 if stands else 2), 'after a stop the state stands still'
