@@ -187,16 +187,21 @@ def compile_step(
     *,
     donate: bool,
     mesh: jax.sharding.Mesh,
+    look: Callable[[Any], None] | None = None,
 ) -> Callable:
     """Compiles `function` for arguments like these, once; a call with other shapes is an error.
 
-    Compiled ahead of time, so a changed shape cannot silently compile a second program.
+    Compiled ahead of time, so a changed shape cannot silently compile a second program. `look` is
+    called with the jaxpr.
     """
     with jax.set_mesh(mesh):
         jitted = jax.jit(
             function, out_shardings=out_shardings, donate_argnums=(0,) if donate else ()
         )
-        return jitted.lower(*arguments).compile()
+        traced = jitted.trace(*arguments)
+        if look is not None:
+            look(traced.jaxpr)
+        return traced.lower().compile()
 
 
 def compile_pmap(

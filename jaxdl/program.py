@@ -67,6 +67,7 @@ class Program:
             self.shardings,
         )
         self.traces: list[str] = []
+        self._train_jaxpr: Any = None
 
     def _scoped(self, function: Callable) -> Callable:
         """Runs `function` (which traces) where models find the mesh and the logical axes."""
@@ -111,6 +112,13 @@ class Program:
                 for k, v in batch.items()
             }
         return self._compile(make(packing), batch, resident, train=True), packing
+
+    def train_jaxpr(self, batch: dict, resident: dict) -> Any:
+        """The jaxpr of a call of the compiled training step, on all devices together."""
+        if self._train_jaxpr is not None:
+            return self._train_jaxpr
+        count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # what pmap compiles
+        return count(self.abstract, batch, _abstract(resident), self.hyper)
 
     def compile_eval(self, batch: dict, resident: dict) -> tuple[Callable, Packing]:
         """(state, batch, resident, hyper) → packed."""
@@ -159,8 +167,12 @@ class Program:
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=everywhere), self.hyper
         )
         arguments = (self.abstract, batch, _abstract(resident), hyper)
+
+        def look(jaxpr):
+            self._train_jaxpr = jaxpr if train else self._train_jaxpr
+
         return self._scoped(parallel.compile_step)(
-            traced, arguments, out, donate=train, mesh=self.mesh
+            traced, arguments, out, donate=train, mesh=self.mesh, look=look
         )
 
 
