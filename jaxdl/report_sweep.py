@@ -11,7 +11,7 @@ from jaxdl import report_sweep_plots as plots
 from jaxdl.logs_display import duration, number
 from jaxdl.report_data import Run
 from jaxdl.report_plots import to_svg
-from jaxdl.sweeps.spec import short, text
+from jaxdl.sweeps.spec import short, shown, text
 
 FEWEST = 6  # points from which importance is estimated
 MOST_AXES = 8  # hyper-parameters that are drawn
@@ -41,15 +41,16 @@ class Data:
 
     def value(self, item: dict[str, Any], axis: plots.Axis) -> Any:
         """The value of a hyper-parameter in a trial or a point."""
-        value = shown_value(item['varied'].get(axis.field, UNSET))
+        value = axis_value(axis.field, item)
         return value if axis.numeric else str(value)
 
 
-def shown_value(value: Any) -> Any:
-    """A value as an axis takes it: numbers stay, everything else is text."""
+def axis_value(field: str, item: dict[str, Any]) -> Any:
+    """The value of a field in a trial or a point: numbers stay, everything else is text."""
+    value = item['varied'].get(field, UNSET)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    return text(value)
+    return shown(field, value)
 
 
 def arrange(folder: Path, results: dict[str, Any], runs: Sequence[Run]) -> Data:
@@ -65,7 +66,7 @@ def arrange(folder: Path, results: dict[str, Any], runs: Sequence[Run]) -> Data:
     names = [short(field) for field in fields]
     axes = []
     for field, name in zip(fields, names, strict=True):
-        values = [shown_value(trial['varied'].get(field, UNSET)) for trial in trials]
+        values = [axis_value(field, trial) for trial in trials]
         if len(set(values)) > 1:
             axes.append(plots.axis(field, field if names.count(name) > 1 else name, values))
     sign = 1 if results['mode'] == 'max' else -1
@@ -193,7 +194,9 @@ def _best(results: dict[str, Any]) -> str:
     best = results['best']
     if not best:
         return '<p class="note">No trial has finished yet.</p>'
-    label = ', '.join(f'{k} = {text(v)}' for k, v in best['varied'].items()) or 'the base config'
+    label = (
+        ', '.join(f'{k} = {shown(k, v)}' for k, v in best['varied'].items()) or 'the base config'
+    )
     return (
         f'<h3>Best: {html.escape(label)} (trials {html.escape(", ".join(best["trials"]))})</h3>'
         + html.command(best['command'])

@@ -4,7 +4,8 @@ A second call with the same workdir resumes: finished trials are skipped, broken
 their checkpoints. Ctrl-C saves and stops all.
 
   --workdir=DIR      the folder of the sweep
-  --dry_run          print the trials, what differs, and an estimate of the hours; start none
+  --dry_run          print the trials, what differs, and an estimate of the hours; start none.
+                     The estimate takes a few real steps; --noestimate leaves it out
   --gpus=0,1         the GPUs to use; all by default
   --per_gpu=K        trials on one GPU at a time, each with its share of the memory
   --slots=N          trials at a time, on the CPU (or jobs at a time with --launcher=slurm)
@@ -37,6 +38,7 @@ from jaxdl.sweeps.store import Store
 def define_flags() -> None:
     flags.DEFINE_string('workdir', '', 'the folder of the sweep')
     flags.DEFINE_bool('dry_run', False, 'print the trials and an estimate of the hours; start none')
+    flags.DEFINE_bool('estimate', True, 'estimate the hours, with --dry_run')
     flags.DEFINE_string('gpus', '', 'the GPUs to use, such as 0,1; all by default')
     flags.DEFINE_integer('per_gpu', 1, 'trials on one GPU at a time')
     flags.DEFINE_integer('slots', 0, 'trials at a time on the CPU')
@@ -222,6 +224,8 @@ def dry_run(sweep: Sweep, store: Store | None, launcher: Any, trials: list[Trial
         print(f'{total} trials, {len({t.group for t in trials})} compiled programs')
     fixed = ', '.join(f'{k}={text(v)}' for k, v in sweep.overrides.items())
     print(f'base {sweep.config}{" with " + fixed if fixed else ""}; {sweep.mode} of {sweep.metric}')
+    if not values.estimate:
+        return 0
     if values.launcher != 'local':
         print('no estimate of the hours: the cluster is not this machine')
         return 0

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jaxdl.sweeps import store as stores
-from jaxdl.sweeps.spec import Trial, short, text
+from jaxdl.sweeps.spec import Trial, short, shown
 
 if TYPE_CHECKING:
     from jaxdl.sweeps.pool import Pool
@@ -78,18 +78,52 @@ def table(pool: 'Pool', elapsed: float) -> list[str]:
         parts.append(f'about {clock(left)} left')
     lines = [' · '.join(parts)]
     running = [(job, trial) for job in pool.launcher.jobs.values() for trial in job.trials]
-    for job, trial in running[:MOST_ROWS]:
-        rows = pool.rows.get(trial.id, [])
-        step = rows[-1]['step'] if rows else 0
-        value = next((r[pool.sweep.metric] for r in reversed(rows) if pool.sweep.metric in r), None)
-        shown = '' if value is None else f'{value:.4g}'
-        what = f' ({job.stopping})' if job.stopping else ''
-        lines.append(
-            f'  {job.place:<12} {trial.id}  {step:>7}/{trial.steps:<7} {shown:>10}  {trial.label()}{what}'
-        )
+    rows = [['where', 'trial', 'state', 'step', 'now', 'best', 'left', '']]
+    rows += [_row(pool, job, trial) for job, trial in running[:MOST_ROWS]]
+    if running:
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        for row in rows:
+            cells = [
+                text.ljust(width) if column in (0, 1, 2) else text.rjust(width)
+                for column, (text, width) in enumerate(zip(row[:7], widths, strict=True))
+            ]
+            lines.append(f'  {"  ".join(cells)}  {row[7]}'.rstrip())
     if len(running) > MOST_ROWS:
         lines.append(f'  … and {len(running) - MOST_ROWS} more')
     return lines
+
+
+def _row(pool: 'Pool', job: Any, trial: Trial) -> list[str]:
+    """One running trial: where, id, state, step, the metric now and at its best, time left, values."""
+    rows = pool.rows.get(trial.id, [])
+    step = rows[-1]['step'] if rows else 0
+    values = [
+        row[pool.sweep.metric]
+        for row in rows
+        if isinstance(row.get(pool.sweep.metric), int | float)
+    ]
+    best = (max if pool.sweep.mode == 'max' else min)(values, default=None)
+    state = 'stopping' if job.stopping else 'running' if rows else 'starting'
+    left = seconds_left(rows, trial.steps)
+    return [
+        job.place,
+        trial.id,
+        state if job.started else 'waiting',
+        f'{step}/{trial.steps}',
+        '' if not values else f'{values[-1]:.4g}',
+        '' if best is None else f'{best:.4g}',
+        '' if left is None else clock(left),
+        trial.label() + (f' ({job.stopping})' if job.stopping else ''),
+    ]
+
+
+def seconds_left(rows: list[dict[str, Any]], steps: int) -> float | None:
+    """Until a run's last step, at the pace of its last rows; None before it has one."""
+    timed = [row for row in rows if isinstance(row.get('time'), int | float)][-20:]
+    if len(timed) < 2 or timed[-1]['step'] <= timed[0]['step']:
+        return None
+    pace = (timed[-1]['time'] - timed[0]['time']) / (timed[-1]['step'] - timed[0]['step'])
+    return max(0.0, pace * (steps - timed[-1]['step']))
 
 
 def expected(pool: 'Pool') -> int:
@@ -121,7 +155,10 @@ def time_left(pool: 'Pool') -> float | None:
 
 
 def points_label(varied: dict[str, Any]) -> str:
-    return ', '.join(f'{short(field)}={text(value)}' for field, value in varied.items()) or 'base'
+    return (
+        ', '.join(f'{short(field)}={shown(field, value)}' for field, value in varied.items())
+        or 'base'
+    )
 
 
 def clock(seconds: float) -> str:
@@ -139,7 +176,7 @@ def listing(trials: list[Trial]) -> list[str]:
     rows = [['trial', *names, *(['seed'] if seeds else []), 'program']]
     groups = list(dict.fromkeys(trial.group for trial in trials))
     for trial in trials:
-        values = [text(trial.varied[f]) if f in trial.varied else '·' for f in fields]
+        values = [shown(f, trial.varied[f]) if f in trial.varied else '·' for f in fields]
         seed = [str(trial.seed)] if seeds else []
         rows.append([trial.id, *values, *seed, str(groups.index(trial.group) + 1)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

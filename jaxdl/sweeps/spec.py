@@ -226,7 +226,7 @@ class Trial:
 
     def label(self) -> str:
         """Its differences in a few words."""
-        parts = [f'{short(field)}={text(value)}' for field, value in self.varied.items()]
+        parts = [f'{short(field)}={shown(field, value)}' for field, value in self.varied.items()]
         return (
             ', '.join([*parts, *([f'seed={self.seed}'] if self.seed is not None else [])]) or 'base'
         )
@@ -235,6 +235,12 @@ class Trial:
 def short(field: str) -> str:
     """The last part of a field's path."""
     return field.rpartition('.')[2]
+
+
+def shown(field: str, value: Any) -> str:
+    """A value for a reader: of another config only its name and variant."""
+    words = text(value)
+    return re.sub(r'^.*/|\.py(?=:|$)', '', words) if field == 'config' else words
 
 
 def text(value: Any) -> str:
