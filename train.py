@@ -2,6 +2,8 @@
 
 A second call with the same workdir resumes. Without --workdir the run goes to runs/, into a folder
 named after the config and its overrides. --help with a --config lists the config's fields.
+--profile=100:110 traces these steps and prints the operations that take the time; the signal
+SIGUSR2 does so for the next steps of a running job.
 """
 
 import sys
@@ -9,6 +11,7 @@ import sys
 from absl import flags
 
 from jaxdl import cli, runtime
+from jaxdl.efficiency import profiler
 
 
 def main(argv):
@@ -16,13 +19,14 @@ def main(argv):
     environment = runtime.prepare_process(deterministic=cli.is_true(argv, 'deterministic'))
     flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
     flags.DEFINE_string('workdir', '', 'the folder of the run')
+    flags.DEFINE_string('profile', '', 'START:STOP, the steps to trace')
     config = cli.parse_config(argv, __doc__ or '')
+    profile = profiler.parse(flags.FLAGS.profile)
     from jaxdl import trainer  # heavy; wrong command lines need not wait for it
 
     workdir = flags.FLAGS.workdir or cli.default_workdir(argv)
-    result = trainer.train(
-        config, workdir, context={'environment': environment, 'started': runtime.process_started()}
-    )
+    context = {'environment': environment, 'started': runtime.process_started()}
+    result = trainer.train(config, workdir, context=context, profile=profile)
     print(cli.summary(result.metrics, workdir), flush=True)
 
 

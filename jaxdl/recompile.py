@@ -29,6 +29,10 @@ class OneProgram:
             for name, leaf in batch.items()
         }
 
+    def text(self) -> str:
+        """The compiled program as text, '' where it is compiled at its first call (pmap)."""
+        return self.step.as_text() if hasattr(self.step, 'as_text') else ''
+
     def __call__(self, state: Any, batch: dict[str, jax.Array], resident: dict, hyper: dict) -> Any:
         try:
             result = self.step(state, batch, resident, hyper)

@@ -24,6 +24,7 @@ from jaxdl.efficiency import flops
 from jaxdl.efficiency.account import Account, Work
 from jaxdl.efficiency.clock import Clock
 from jaxdl.efficiency.energy import Meter, local_gpus
+from jaxdl.efficiency.profiler import Profiler
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.evaluation import Evaluator, check_best
 from jaxdl.feed import Feed, Stream
@@ -58,20 +59,27 @@ class Result:
     workdir: Workdir
 
 
-def train(config: Config, workdir: str, *, context: dict | None = None) -> Result:
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    context: dict | None = None,
+    profile: tuple[int, int] | None = None,
+) -> Result:
     """Trains `config` in `workdir`, or goes on with the run that is there.
 
     Args:
         config: the run.
         workdir: its folder.
         context: what run.json shall also say (command, environment, 'started': time.monotonic()).
+        profile: completed steps between which a trace is taken, (start, stop).
 
     Raises:
         UserError: config, data set or folder are wrong; nothing was changed.
         Diverged: the divergence policy ended the run.
         Preempted: a signal came; a checkpoint was saved.
     """
-    context = dict(context or {})
+    context = {'profile': profile, **(context or {})}
     clock = Clock(context.pop('started', None))
     clock.move('other', 'import', clock.seconds['other'])
     config_lib.check(config)
@@ -158,6 +166,11 @@ class _Run:
     def run(self) -> Result:
         config = self.config
         self.watchdog = Watchdog(config.hang_timeout, self._hung)
+        self.profiler = Profiler(
+            self.place.path / 'profile',
+            self.context.pop('profile', None) if self.chief else None,
+            lambda: self.train_step.text(),
+        )
         self.peers.report = lambda reason: self.record.end('failed', reason)
         try:
             state = self._first_state()
@@ -190,6 +203,7 @@ class _Run:
         finally:
             self.watchdog.close()
             self.account.close()
+            self.profiler.close()
             self.record.close()
             self.checkpoints.close()
 
@@ -295,6 +309,8 @@ class _Run:
             while step < config.steps:
                 if self.stop_agreed or (self.stop.name and self.flag.alone):
                     self._preempt(step, state)
+                if self.profiler.due(step):
+                    self._profile(step)
                 with clock('data_wait'):
                     rows = self._next_rows(stream, step, state)
                 with clock('transfer'):
@@ -315,10 +331,18 @@ class _Run:
                     if save:
                         self._save(step, state)
             self._take_in(0)
+            if self.profiler.tracing:
+                self._profile(step)
             return state
         finally:
             stream.close()
             self.record.stop_progress()
+
+    def _profile(self, step: int) -> None:
+        """Starts or ends a trace, with nothing under way."""
+        self._take_in(0)
+        with self.clock('profile'), self.watchdog.paused():
+            self.record.message(self.profiler.turn(step))
 
     def _next_rows(self, stream: Stream, step: int, state: TrainState) -> dict[str, np.ndarray]:
         try:
