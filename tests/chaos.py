@@ -2,9 +2,10 @@
 
     python -m tests.chaos --config=configs/digits_cnn.py --kills=20 --seed=0 [--config.FIELD=VALUE …]
 
-Real subprocesses, `kill -9`, at random moments and, every third time, in the middle of a save. At
-the end parameters, optimizer state, averages and statistics must be equal bit for bit, the sample
-ids of every step the same, and every line of metrics.jsonl too (but for times). Exit 0: equal.
+Real subprocesses, `kill -9`, in turn at a random moment of the start-up, at a random step, in the
+middle of a save and in the middle of an evaluation. At the end parameters, optimizer state, averages
+and statistics must be equal bit for bit, the sample ids of every step the same, and every line of
+metrics.jsonl too (but for times). Exit 0: equal, after as many kills as were asked for.
 """
 
 import argparse
@@ -75,11 +76,30 @@ def samples(workdir: Path) -> list[dict]:
 
 
 def last_sample(workdir: Path) -> int:
+    """The step whose batch was sent to the device last."""
     try:
-        rows = (workdir / 'samples.jsonl').read_bytes().splitlines()
-        return json.loads(rows[-1])['step'] if rows else 0
+        with open(workdir / 'samples.jsonl', 'rb') as file:
+            file.seek(max(0, file.seek(0, 2) - 2**16))
+            whole = file.read().split(b'\n')[:-1]
+        return json.loads(whole[-1])['step'] if whole else 0
     except (OSError, ValueError):
         return 0
+
+
+def evaluated(workdir: Path, step: int) -> bool:
+    """Whether metrics.jsonl holds an evaluation of `step`."""
+    try:
+        rows = (workdir / 'metrics.jsonl').read_bytes().splitlines()
+    except OSError:
+        return False
+    found = [json.loads(row) for row in rows if row.startswith(b'{"step": %d,' % step)]
+    return any(name.startswith('eval/') for row in found for name in row)
+
+
+def complete(workdir: Path) -> int:
+    """The newest complete checkpoint."""
+    names = [p.name for p in (workdir / 'checkpoints').glob('*')]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -90,48 +110,71 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def saving(workdir: Path) -> bool:
+def unfinished(workdir: Path) -> set:
+    """The saves that are under way or were broken off."""
     try:
-        return any('tmp' in p.name for p in (workdir / 'checkpoints').iterdir())
+        return {
+            (p.name, p.stat().st_ino)
+            for p in (workdir / 'checkpoints').iterdir()
+            if 'tmp' in p.name
+        }
     except OSError:
-        return False
+        return set()
 
 
-def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random) -> dict:
-    """Runs `words` to the end through `kills` kills; returns what happened."""
+KINDS = ('start-up', 'step', 'save', 'evaluation')
+
+
+def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random, like: Path) -> dict:
+    """Runs `words` to the end through `kills` kills; returns what happened.
+
+    `like` is the folder of the unbroken run, which says how many steps there are.
+    """
+    config = json.loads((like / 'config.json').read_text())
+    steps, every = config['steps'], config['eval_every']
     log = workdir.parent / 'broken.log'
-    done = {'kills': 0, 'resumes': 0, 'in_a_save': 0, 'redone': 0}
-    began = time.monotonic()
-    process = start(words, log)
-    while not (workdir / 'metrics.jsonl').exists() and process.poll() is None:
-        time.sleep(0.02)
-    startup = time.monotonic() - began
-    while True:
-        if done['kills'] >= kills:
-            code = process.wait()
-            if code:
-                raise SystemExit(f'the run ended with {code}:\n{log.read_text()[-2000:]}')
-            return done
-        aim_at_save = done['kills'] % 3 == 2
-        deadline = time.monotonic() + rng.uniform(0.2, 2.0) * startup
-        while process.poll() is None and time.monotonic() < deadline + 10 * aim_at_save:
-            if aim_at_save and saving(workdir):
-                done['in_a_save'] += 1
-                break
-            time.sleep(0.002 if aim_at_save else 0.01)
-        if process.poll() is not None:
-            if process.returncode:
-                raise SystemExit(
-                    f'the run ended with {process.returncode}:\n{log.read_text()[-2000:]}'
-                )
-            return done  # finished before it could be killed often enough
-        before = last_sample(workdir)
-        kill(process)
-        done['kills'] += 1
-        steps = [int(p.name) for p in (workdir / 'checkpoints').glob('*') if p.name.isdigit()]
-        done['redone'] += max(0, before - max(steps, default=0))
+    done = {**dict.fromkeys(KINDS, 0), 'resumes': 0, 'redone': 0}
+    startup = 10.0
+    for index in range(kills):
+        kind = KINDS[index % 4]
+        old, resumed, began = unfinished(workdir), complete(workdir), time.monotonic()
         process = start(words, log)
-        done['resumes'] += 1
+        done['resumes'] += index > 0
+        # Kill by kill a little further, so that the run does not end before the last one.
+        target = rng.randint(resumed + 1, max(resumed + 1, steps * (index + 1) // (kills + 1)))
+        moment = began + rng.uniform(0.1, 1.0) * startup
+        while process.poll() is None:
+            step = last_sample(workdir)
+            if kind == 'start-up' and time.monotonic() > moment:
+                break
+            if kind == 'step' and step >= target and step > resumed:
+                break
+            if kind == 'save' and unfinished(workdir) - old:
+                break
+            if kind == 'evaluation' and step > resumed and every and step % every == 0:
+                if not evaluated(workdir, step):
+                    break
+            if kind == 'start-up' and step > resumed:
+                startup = min(startup, time.monotonic() - began)
+            time.sleep(0.001 if step > resumed else 0.01)
+        if process.poll() is not None:
+            raise SystemExit(
+                f'the run ended with {process.returncode} after {index} kills, while waiting for '
+                f'kill {index + 1} ({kind}); raise --config.steps:\n{log.read_text()[-2000:]}'
+            )
+        kill(process)
+        step = last_sample(workdir)
+        if kind == 'save' and not unfinished(workdir) - old:
+            kind = 'step'  # it was complete before the kill arrived
+        if kind == 'evaluation' and (step % every or evaluated(workdir, step)):
+            kind = 'step'
+        done[kind] += 1
+        done['redone'] += max(0, step - complete(workdir))
+    process = start(words, log)
+    done['resumes'] += 1
+    if process.wait():
+        raise SystemExit(f'the run ended with {process.returncode}:\n{log.read_text()[-2000:]}')
+    return done
 
 
 def compare(unbroken: Path, broken: Path) -> list[str]:
@@ -170,11 +213,13 @@ def main() -> int:
             print((folder / 'unbroken.log').read_text()[-3000:])
             return 1
         rng = random.Random(arguments.seed)
-        done = break_run(command(arguments.config, broken, overrides), broken, arguments.kills, rng)
+        words = command(arguments.config, broken, overrides)
+        done = break_run(words, broken, arguments.kills, rng, unbroken)
         wrong = compare(unbroken, broken)
         print(
-            f'{done["kills"]} kills ({done["in_a_save"]} in a save), {done["resumes"]} resumes, '
-            f'{done["redone"]} steps redone, {len(samples(broken))} steps'
+            f'{arguments.kills} kills ({", ".join(f"{done[kind]} in {kind}" for kind in KINDS)}), '
+            f'{done["resumes"]} resumes, {done["redone"]} steps redone, '
+            f'{len(samples(broken))} steps'
         )
         for name, place in (('unbroken', unbroken), ('broken', broken)):
             print(f'{name:9} {fingerprint(newest_state(place)[1])}')
