@@ -217,17 +217,19 @@ def read(folder: Path, text: str) -> Trace:
 def _events(data: Any) -> Iterable[tuple[Any, str]]:
     """(event, device) of all lines on which a device's operations are."""
     for plane in data.planes:
-        gpu = plane.name.startswith('/device:')
-        for line in plane.lines:
-            if gpu and line.name.startswith(('XLA Modules', 'Steps', 'Framework', 'Source')):
-                continue  # the same time once more, at a higher level
-            for event in line.events:
-                if gpu:
+        lines = list(plane.lines)
+        if plane.name.startswith('/device:'):
+            # The streams hold the kernels; other lines show the same time at a higher level.
+            streams = [line for line in lines if line.name.startswith('Stream')]
+            for line in streams or [line for line in lines if line.name == 'XLA Ops']:
+                for event in line.events:
                     yield event, plane.name
-                elif not event.name.startswith('end: '):
-                    ordinal = [v for k, v in event.stats if k == 'device_ordinal']
-                    if ordinal:
-                        yield event, str(ordinal[0])
+            continue
+        for line in lines:
+            for event in line.events:
+                ordinal = [value for key, value in event.stats if key == 'device_ordinal']
+                if ordinal:
+                    yield event, str(ordinal[0])
 
 
 def _known(text: str) -> dict[str, Operation]:
