@@ -6,8 +6,12 @@ resumed run needs only its step, on any number of processes, and no example is d
 """
 
 import dataclasses
+import gc
+import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -48,14 +52,16 @@ class Order:
         self._epochs: dict[int, np.ndarray] = {}
 
     def epoch(self, number: int) -> np.ndarray:
-        """The permutation of epoch `number`."""
-        if number not in self._epochs:
-            if len(self._epochs) > 2:
-                self._epochs.pop(min(self._epochs))
+        """The permutation of epoch `number`; several threads may ask at once."""
+        found = self._epochs.get(number)
+        if found is None:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             dtype = np.int32 if self.examples < 2**31 else np.int64
-            self._epochs[number] = generator.permutation(np.arange(self.examples, dtype=dtype))
-        return self._epochs[number]
+            found = generator.permutation(np.arange(self.examples, dtype=dtype))
+            for old in sorted(self._epochs)[:-2]:
+                self._epochs.pop(old, None)
+            self._epochs[number] = found
+        return found
 
     def batch(self, index: int) -> np.ndarray:
         """The ids of batch `index`, int64 [batch_size]."""
@@ -138,3 +144,85 @@ class Prefetch:
         while not self._queue.empty():
             self._queue.get_nowait()
         self._thread.join(timeout=10)
+
+
+@dataclasses.dataclass
+class Load:
+    """Fetches the rows of batch i from a source; it can be sent to another process.
+
+    Attributes:
+        source: the examples.
+        order: which of them make a batch.
+        mine: places in the batch that this process of the run holds, int64 [rows].
+        shapes: what the rows must look like, as `check_rows` gives it.
+    """
+
+    source: Source
+    order: Order
+    mine: np.ndarray
+    shapes: dict[str, Any]
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        ids = self.order.batch(int(index))[self.mine]
+        rows = {'id': ids.astype(np.int32), **self.source.fetch(ids)}
+        check_rows(rows, len(ids), self.shapes)
+        return rows
+
+
+class Workers:
+    """The same as `Prefetch` by Grain: in threads, or in worker processes where there are any.
+
+    Batches come in order, whatever the number of workers. An error in a worker is raised by the
+    call that would have returned its result.
+
+    Args:
+        load: makes batch i.
+        start: the first batch.
+        stop: the one after the last.
+        ahead: batches prepared early, at least.
+        workers: processes; 0: threads of this process.
+    """
+
+    def __init__(self, load: Load, start: int, stop: int, *, ahead: int, workers: int = 0):
+        import absl.flags
+        import grain
+
+        if not absl.flags.FLAGS.is_parsed():
+            absl.flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it starts workers
+        workers = min(workers, max(stop - start, 0))
+        # A source decodes one batch in several threads; a second batch fills their gaps.
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(2, ahead))
+        if workers:
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        data = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
+        if workers:
+            each = max(1, -(-ahead // workers))
+            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+            data = data.mp_prefetch(processes, worker_init_fn=_begin_worker)
+        self._iterator: Any = iter(data)
+
+    def next(self) -> Any:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends threads and processes and frees what they hold."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+            del iterator
+            gc.collect()  # the shared memory of batches that nobody took
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals to the process that trains, and ends when that is gone."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name='parent', daemon=True).start()
