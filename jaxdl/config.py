@@ -137,6 +137,7 @@ class Config:
         placement: where the training set lives: 'device', 'host', 'stream', or 'auto' by its size.
         steps_per_call: optimizer steps in one compiled program.
         prefetch: batches prepared ahead of the device.
+        workers: processes that read and decode when placement is 'stream'; 0: threads of this process.
         deterministic: bit-identical runs on a GPU too (slower there; a CPU always is).
         record_samples: also write samples.jsonl with the ids of every batch trained on.
         hang_timeout: seconds without a step after which all stacks are printed and the run ends; 0: never.
@@ -163,6 +164,7 @@ class Config:
     placement: str = 'auto'
     steps_per_call: int = 1
     prefetch: int = 2
+    workers: int = 0
     deterministic: bool = False
     record_samples: bool = False
     hang_timeout: float = 1800.0
@@ -179,6 +181,7 @@ class Config:
             accumulate=1,
             steps_per_call=1,
             prefetch=1,
+            workers=0,
             hang_timeout=0,
         )
         if self.seed >= 2**32:

@@ -1,12 +1,11 @@
 """From ids to a batch on the mesh: the one place where data meets devices.
 
 `Feed` decides once where a set lives. On the device: a batch is its ids alone, and the step gathers
-the rows. In host memory or on disk: rows are fetched ahead in a thread or in worker processes and
+the rows. In host memory or on disk: rows are fetched ahead in threads or in worker processes and
 placed on the mesh. Every way gives the same batches in the same order.
 """
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -100,15 +99,32 @@ class Feed:
     # ---- the streams ----
 
     def training(
-        self, order: pipeline.Order, start: int, stop: int, *, ahead: int, calls: int = 1
+        self,
+        order: pipeline.Order,
+        start: int,
+        stop: int,
+        *,
+        ahead: int,
+        calls: int = 1,
+        workers: int = 0,
     ) -> 'Stream':
-        """Batches start, start + 1, … stop - 1; `calls` of them stacked on a new first axis."""
+        """Batches start, start + 1, … stop - 1; `calls` of them stacked on a new first axis.
+
+        `ahead` calls are prepared early; of a streamed set by `workers` processes, 0: by threads.
+        """
+        if self.placement == 'stream':
+            ids = np.zeros(1, np.int64)
+            shapes = pipeline.check_rows(self.host_rows(ids), 1, None)
+            load = pipeline.Load(self.source, order, self.rows.mine, shapes)
+            return Stream(
+                self,
+                pipeline.Workers(load, start, stop, ahead=ahead * calls, workers=workers),
+                calls,
+            )
 
         def produce(index: int) -> dict[str, np.ndarray]:
             return self.load(order.batch(index))
 
-        if self.placement == 'stream':
-            return Stream(self, _Workers(produce, start, stop), calls)
         return Stream(self, pipeline.Prefetch(produce, start, stop, ahead * calls), calls)
 
     def evaluation(self, *, ahead: int) -> Iterator[dict[str, jax.Array]]:
@@ -144,32 +160,6 @@ class Stream:
 
     def close(self) -> None:
         self.fetch.close()
-
-
-class _Workers:
-    """The same as pipeline.Prefetch with Grain's worker processes, for decoding from disk."""
-
-    def __init__(self, produce: Callable[[int], Any], start: int, stop: int):
-        import absl.flags
-        import grain
-
-        if not absl.flags.FLAGS.is_parsed():
-            absl.flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it starts workers
-        workers = max(1, (os.cpu_count() or 2) - 1)
-        data = grain.MapDataset.range(start, stop).map(produce)
-        self._iterator = iter(
-            data.to_iter_dataset(
-                grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
-            )
-        )
-
-    def next(self) -> Any:
-        return next(self._iterator)
-
-    def close(self) -> None:
-        close = getattr(self._iterator, 'close', None)
-        if close:
-            close()
 
 
 def _choose(arrays: dict[str, np.ndarray] | None, mesh: jax.sharding.Mesh) -> str:

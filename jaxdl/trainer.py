@@ -302,7 +302,12 @@ class _Run:
         if self.unevaluated and start < config.steps:
             self._evaluate(start, state)
         stream = self.feed.training(
-            self.order, start + offset, config.steps + offset, ahead=config.prefetch, calls=calls
+            self.order,
+            start + offset,
+            config.steps + offset,
+            ahead=config.prefetch,
+            calls=calls,
+            workers=config.workers,
         )
         step = start
         try:

@@ -24,6 +24,7 @@ FREE = (
     'config.placement',
     'config.steps_per_call',
     'config.prefetch',
+    'config.workers',
     'config.hang_timeout',
     'config.record_samples',
     'config.deterministic',
