@@ -184,7 +184,7 @@ def _cards(results: dict[str, Any]) -> str:
         seeds = len(best['trials'])
         remark = f'± {number(best["deviation"])} over {seeds} seeds' if best['deviation'] else ''
         values.append((f'best {results["metric"]}', number(best['mean']), remark))
-    values.append(('training time', duration(results['seconds']), 'all trials together'))
+    values.append(('time', duration(results['wall']), 'of all processes together'))
     if results['joules'] is not None:
         values.append(('energy', f'{number(results["joules"] / 1000)} kJ', 'where measured'))
     return html.cards(values)

@@ -294,7 +294,7 @@ def run(sweep: Sweep, store: Store, launcher: Any, file: str, trials: list[Trial
 def report(found: dict, store: Store) -> int:
     """Prints the counts, the best point and its command; 1 if a trial could not be run."""
     counts = ', '.join(f'{n} {name}' for name, n in sorted(found['counts'].items()))
-    print(f'done: {counts}; {clock(found["seconds"])} of training in {store.path}')
+    print(f'done: {counts}; {clock(found["wall"])} of processes in {store.path}')
     best = found['best']
     if best:
         spread = f' ± {best["deviation"]:.2g}' if best['deviation'] is not None else ''

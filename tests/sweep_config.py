@@ -17,10 +17,12 @@ class Faulty:
     Attributes:
         fault: 'crash', 'memory', 'hang', 'once' (crashes the first time) or ''.
         mark: file by which 'once' remembers.
+        delay: seconds that every batch takes longer.
     """
 
     fault: str = ''
     mark: str = ''
+    delay: float = 0.0
 
     def train_source(self):
         if self.fault == 'crash':
@@ -34,10 +36,28 @@ class Faulty:
         if self.fault == 'once' and not os.path.exists(self.mark):
             Path(self.mark).touch()
             raise RuntimeError('a passing trouble')
-        return Tfds('digits').train_source()
+        source = Tfds('digits').train_source()
+        return Slow(source, self.delay) if self.delay else source
 
     def eval_sources(self):
         return Tfds('digits').eval_sources()
+
+
+class Slow:
+    """A source that takes `delay` seconds more for every batch."""
+
+    def __init__(self, source, delay):
+        self.source, self.delay = source, delay
+
+    def __len__(self):
+        return len(self.source)
+
+    def in_memory(self):
+        return None
+
+    def fetch(self, ids):
+        time.sleep(self.delay)
+        return self.source.fetch(ids)
 
 
 def get_config(variant: str = '') -> Config:

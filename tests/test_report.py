@@ -387,6 +387,7 @@ document.documentElement.dataset.probe = JSON.stringify(out);
 </script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 def test_the_page_works_in_a_browser(three, tmp_path):
     page = tmp_path / 'page.html'

@@ -38,7 +38,7 @@ class Pool:
                 {'step': 30, 'time': 110.0, METRIC: 0.6},
             ]
         }
-        entry = {'status': 'finished', 'seconds': 50.0}
+        entry = {'status': 'finished', 'seconds': 40.0, 'wall': 50.0}
         self.summary = {'trials': [entry], 'best': {'mean': 0.9, 'varied': {'x': 1}}}
 
 

@@ -63,7 +63,7 @@ class Fake:
             return []
         name = next(iter(self.jobs))
         job = self.jobs.pop(name)
-        code = 0
+        job.seconds, code = 3.0, 0
         for trial in job.trials:
             steps = self.script.get(trial.id, [])
             code = self._act(trial, job, steps.pop(0) if steps else 'finish', code)
@@ -152,6 +152,7 @@ def test_crashes_are_retried_and_then_recorded_with_their_last_lines(tmp_path):
     found = pool.run()
     assert statuses(found) == ['failed', 'finished', 'finished', 'finished']
     assert launcher.started.count(['0000']) == 3 and launcher.started.count(['0001']) == 3
+    assert [t['wall'] for t in found['trials']] == [9.0, 9.0, 3.0, 3.0]
     assert 'exit code 1' in found['trials'][0]['reason']
     assert 'no luck' in found['trials'][0]['reason'] and found['trials'][0]['attempts'] == 3
     # A new call tries it again.
@@ -227,8 +228,9 @@ def test_together_without_enough_memory_fewer_are_tried(tmp_path):
 
 def test_together_one_diverges(tmp_path):
     pool, launcher = make(tmp_path, {'0001': [('exit', 3)]}, together=4)
-    assert statuses(pool.run()) == ['finished', 'diverged', 'finished', 'finished']
-    assert launcher.started == [['0000', '0001', '0002', '0003']]
+    found = pool.run()
+    assert statuses(found) == ['finished', 'diverged', 'finished', 'finished']
+    assert launcher.started == [['0000', '0001', '0002', '0003']] and found['wall'] == 3.0
 
 
 def test_the_server_dies(tmp_path):

@@ -135,9 +135,9 @@ def expected(pool: 'Pool') -> int:
 def time_left(pool: 'Pool') -> float | None:
     """Seconds until the end, from the trials that finished; None before the first."""
     seconds = [
-        entry['seconds']
+        entry['wall'] or entry['seconds']
         for entry in pool.summary.get('trials', [])
-        if entry['status'] == stores.FINISHED and entry['seconds']
+        if entry['status'] == stores.FINISHED and (entry['wall'] or entry['seconds'])
     ]
     if not seconds:
         return None
@@ -149,9 +149,9 @@ def time_left(pool: 'Pool') -> float | None:
     left = (expected(pool) - over) * each
     for job in pool.launcher.jobs.values():
         if job.started:
-            left -= sum(min(each, time.monotonic() - job.started) for _ in job.trials)
-    at_once = sum(len(job.trials) for job in pool.launcher.jobs.values()) + pool.launcher.free()
-    return max(0.0, left) / max(1, at_once)
+            left -= min(each * len(job.trials), time.monotonic() - job.started)
+    at_once = len(pool.launcher.jobs) + max(0, pool.launcher.free())
+    return max(0.0, left) / max(1, min(at_once, expected(pool) - over))
 
 
 def points_label(varied: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ class Job:
         place: where it runs, for the table.
         started: time.monotonic() of its start.
         stopping: why it was told to stop, or ''.
+        seconds: how long its process lived, set when it has ended.
         handle: what the launcher knows it by.
     """
 
@@ -33,6 +34,7 @@ class Job:
     place: str = ''
     started: float = 0.0
     stopping: str = ''
+    seconds: float = 0.0
     handle: Any = None
 
     @property
@@ -213,7 +215,9 @@ class Local(Checks):
                 self.jobs[message['started']].handle = message['pid']
             if 'exited' in message and message['exited'] in self.jobs:
                 del self._taken[message['exited']]
-                found.append(Exit(self.jobs.pop(message['exited']), message['code']))
+                job = self.jobs.pop(message['exited'])
+                job.seconds = message['seconds']
+                found.append(Exit(job, message['code']))
         return found
 
     def stop(self, job: Job, *, now: bool = False) -> None:

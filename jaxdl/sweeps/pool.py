@@ -292,6 +292,9 @@ class Pool:
             return
         self._lost = 0
         for trial in job.trials:
+            before = self.store.state(trial.id).get('wall', 0.0)
+            share = job.seconds / len(job.trials)
+            self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
             self._judge(trial, job, code)
         self.summary = self.results.write(self.trials)
 

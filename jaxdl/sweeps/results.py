@@ -67,6 +67,7 @@ def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
         'steps': trial.steps,
         'attempts': state['attempts'],
         'seconds': info.get('seconds'),
+        'wall': state.get('wall'),
         'joules': joules_of(rows),
         'place': state.get('place', ''),
         'metrics': {k: v for k, v in last.items() if k not in ('step', 'time')},
@@ -158,6 +159,7 @@ class Results:
             'config': self.sweep.config,
             'counts': counts,
             'seconds': sum(e['seconds'] or 0.0 for e in entries),
+            'wall': sum(e['wall'] or 0.0 for e in entries),
             'joules': sum(joules) if joules else None,
             'best': best_of(points, entries),
             'points': points,
@@ -175,7 +177,7 @@ class Results:
 def _write_csv(path: Path, trials: list[dict[str, Any]]) -> None:
     fields = sorted({field for trial in trials for field in trial['varied']})
     metrics = sorted({name for trial in trials for name in trial['metrics']})
-    fixed = ['status', 'value', 'value_step', 'step', 'attempts', 'seconds', 'joules']
+    fixed = ['status', 'value', 'value_step', 'step', 'attempts', 'seconds', 'wall', 'joules']
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator='\n')
     writer.writerow(['id', 'point', *fields, 'seed', *fixed, *metrics, 'reason'])

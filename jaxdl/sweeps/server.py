@@ -10,7 +10,7 @@ It reads one JSON object a line from stdin and answers on stdout:
     {"do": "names", "config": …, "words": […]}      → {"names": […]} or {"error": …}
     {"do": "start", "id", "module", "argv", "env", "cpus", "log", "fork"} → {"started": id, "pid": …}
     {"do": "signal", "id", "number", "group"}
-    when a trial ends                               → {"exited": id, "code": …}
+    when a trial ends                               → {"exited": id, "code": …, "seconds": …}
 At the end of stdin it tells all trials to stop (they save) and waits for them; if it is killed
 itself, the kernel tells them.
 """
@@ -37,6 +37,7 @@ class Server:
     def __init__(self, commands: int, answers: int):
         self.commands, self.answers = commands, answers
         self.running: dict[int, str] = {}
+        self.started: dict[int, float] = {}
         self.buffer = b''
         self.libc = ctypes.CDLL(None, use_errno=True)
         # A child that ends makes the loop's select return.
@@ -80,8 +81,10 @@ class Server:
             _kill_group(ended.si_pid, signal.SIGKILL)
             _, status = os.waitpid(ended.si_pid, 0)
             name = self.running.pop(ended.si_pid, None)
+            seconds = time.monotonic() - self.started.pop(ended.si_pid, time.monotonic())
             if name is not None:
-                self.say({'exited': name, 'code': os.waitstatus_to_exitcode(status)})
+                code = os.waitstatus_to_exitcode(status)
+                self.say({'exited': name, 'code': code, 'seconds': round(seconds, 3)})
 
     def end(self) -> None:
         """The sweep is gone: its trials save and stop; nobody is left to hear how they ended."""
@@ -115,7 +118,7 @@ class Server:
         self.say(json.loads(text) if text else {'unknown': 'the check was killed'})
 
     def do_start(self, message: dict) -> None:
-        parent = os.getpid()
+        parent, now = os.getpid(), time.monotonic()
         pid = os.fork()
         if not pid:
             code = 1
@@ -129,7 +132,7 @@ class Server:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        self.running[pid] = message['id']
+        self.running[pid], self.started[pid] = message['id'], now
         self.say({'started': message['id'], 'pid': pid})
 
     def do_signal(self, message: dict) -> None:

@@ -173,8 +173,13 @@ class Slurm(Checks):
                 continue  # not all of it is there yet
             if outcome != 'success':
                 self._say(job, str(result))
-            found.append(Exit(self.jobs.pop(name), result if outcome == 'success' else 1))
+            found.append(self._end(name, result if outcome == 'success' else 1))
         return found
+
+    def _end(self, name: str, code: int) -> Exit:
+        job = self.jobs.pop(name)
+        job.seconds = time.monotonic() - job.started if job.started else 0.0
+        return Exit(job, code)
 
     def _look(self) -> list[Exit]:
         """Asks the queue, not too often; jobs that are gone without a result have ended too."""
@@ -196,7 +201,7 @@ class Slurm(Checks):
             self._missing[name] = self._missing.get(name, 0) + 1
             if self._missing[name] >= GONE:
                 self._missing.pop(name)
-                found.append(Exit(self.jobs.pop(name), self._code(job)))
+                found.append(self._end(name, self._code(job)))
         return found
 
     def _queue(self) -> dict[str, tuple[str, str]]:
@@ -289,13 +294,15 @@ class Task:
             return 75
         before = self._saved()
         with open(self.log, 'a') as log:
+            log.write(f'{self._where()}\n')
+            log.flush()
             process = subprocess.Popen(
                 self.words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
             code = process.wait()
             preempted = bool(asked) or (code == 75 and self._saved() > before)
             if code not in (0, 2, 3) and preempted and not self._told_to_stop():
-                log.write(f'{self._job_id()}: stopped by Slurm, goes back into the queue\n')
+                log.write(f'Slurm job {_own_id()}: told to stop, goes back into the queue\n')
                 log.flush()
                 self._requeue()
         return code
@@ -303,14 +310,18 @@ class Task:
     def _requeue(self) -> None:
         """Puts the job back into the queue; returns only if Slurm refuses."""
         for _ in range(3):
-            if _call('scontrol', 'requeue', self._job_id()):
+            if _call('scontrol', 'requeue', _own_id()):
                 time.sleep(600)  # Slurm ends this process
             time.sleep(2)
 
-    def _job_id(self) -> str:
-        array = os.environ.get('SLURM_ARRAY_JOB_ID')
-        index = os.environ.get('SLURM_ARRAY_TASK_ID')
-        return f'{array}_{index}' if array and index else os.environ.get('SLURM_JOB_ID', '')
+    def _where(self) -> str:
+        environ = os.environ
+        words = [f'Slurm job {_own_id()} on {environ.get("SLURMD_NODENAME", "?")}']
+        if environ.get('CUDA_VISIBLE_DEVICES'):
+            words.append(f'GPU {environ["CUDA_VISIBLE_DEVICES"]}')
+        if environ.get('SLURM_RESTART_COUNT', '0') != '0':
+            words.append(f'restart {environ["SLURM_RESTART_COUNT"]}')
+        return ', '.join(words)
 
     def _told_to_stop(self) -> bool:
         """Whether the sweep itself has told these trials to stop."""
@@ -333,6 +344,13 @@ class Task:
                 continue
             steps += [int(entry) for entry in found if entry.isdigit()]
         return max(steps)
+
+
+def _own_id() -> str:
+    """The id of the job that this process is part of."""
+    array = os.environ.get('SLURM_ARRAY_JOB_ID')
+    index = os.environ.get('SLURM_ARRAY_TASK_ID')
+    return f'{array}_{index}' if array and index else os.environ.get('SLURM_JOB_ID', '')
 
 
 def _executor(folder: Path) -> Any:
