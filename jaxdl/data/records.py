@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,39 @@ class RecordSource:
         else:
             list(_pool().map(decode, starts))
         return out
+
+    def stages(self, ids: np.ndarray) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
+        """(name, function) of what `fetch` does with the rows `ids`, in one thread.
+
+        Each function does its stage once and returns (records, bytes).
+        """
+        raw = getattr(self._records, 'data_source', None)
+        features = getattr(getattr(self._records, 'dataset_info', None), 'features', None)
+        if not self._batched or raw is None or features is None:
+            return
+        wanted = [int(i) for i in ids]
+
+        def read() -> tuple[int, int]:
+            return len(wanted), sum(map(len, raw.__getitems__(wanted)))
+
+        yield 'read', read
+        texts = raw.__getitems__(wanted)
+
+        def decode() -> tuple[int, int]:
+            for text in texts:
+                features.deserialize_example_np(text)
+            return len(wanted), sum(map(len, texts))
+
+        yield 'decode', decode
+        examples = [features.deserialize_example_np(text) for text in texts]
+        out = self._layout.empty(len(wanted))
+
+        def transform() -> tuple[int, int]:
+            for place, example in enumerate(examples):
+                self._layout.write(out, place, example)
+            return len(wanted), sum(array.nbytes for array in out.values())
+
+        yield 'transform', transform
 
     def _failure(self, ids: list[int], error: Exception) -> UserError:
         """Finds the row that cannot be read, and its file."""
