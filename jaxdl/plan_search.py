@@ -20,8 +20,12 @@ from jaxdl.plan_text import count, duration, table
 from jaxdl.planning import RESERVE, gib, has_field
 
 REMAT = 'config.model.remat'
+SCAN = 'config.model.scan_layers'
 LAYERS = ('config.model.layers', 'config.model.depth', 'config.model.num_layers')
-_PARTS = (2, 4, 8, 16, 32)
+_PARTS = (2, 4, 8, 16, 32, 64, 128)
+# Layouts run the same kernels on the same rows and differ in what they wait for: where that is less
+# than this share of the step, another layout cannot be worth more.
+IDLE = 0.02
 
 
 class Asker:
@@ -79,6 +83,7 @@ class Candidate:
         seconds: the bound on its step, None where it has no plan.
         missing: bytes that are too many; negative: that are left.
         mfu_bound: see Plan.
+        exposed: the share of the step that waits for collectives.
         error: why there is no plan.
     """
 
@@ -86,6 +91,7 @@ class Candidate:
     seconds: float | None = None
     missing: float | None = None
     mfu_bound: float | None = None
+    exposed: float | None = None
     error: str = ''
 
     @property
@@ -104,29 +110,38 @@ class Found:
     Attributes:
         best: the fastest candidate that fits, or None.
         tried: all of them.
+        spared: layouts that were not tried, because they could not be faster.
     """
 
     best: Candidate | None
     tried: tuple[Candidate, ...]
+    spared: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def text(self) -> str:
-        rows = [('layout', 'least time', 'MFU at most', 'memory')]
+        rows = [('layout', 'least time', 'MFU at most', 'waits', 'memory')]
         order = sorted(self.tried, key=lambda c: (not c.fits, c.seconds or float('inf')))
         for one in order:
             if one.missing is None:
-                rows.append((one.flags(), '', '', one.error[:80]))
+                rows.append((one.flags(), '', '', '', one.error[:80]))
                 continue
             left = f'{gib(abs(one.missing))} {"left" if one.fits else "too much"}'
+            waits = f'{one.exposed or 0:.1%}'
             rows.append(
-                (one.flags(), duration(one.seconds or 0), f'{one.mfu_bound or 0:.1%}', left)
+                (one.flags(), duration(one.seconds or 0), f'{one.mfu_bound or 0:.1%}', waits, left)
             )
         if self.best is None:
             end = 'Nothing fits: use more GPUs, larger ones, a smaller batch or a smaller model.'
         else:
             end = f'The fastest that fits, by its bound:\n  {self.best.flags()}'
+            if self.spared:
+                end += (
+                    f'\n{self.spared} other layouts were not tried: this one waits '
+                    f'{self.best.exposed or 0:.1%} of the time for collectives, and no layout could '
+                    'save more'
+                )
         return f'{table(rows)}\n\n{end}'
 
 
@@ -149,21 +164,63 @@ def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
     """Plans layouts with as little rematerialisation and accumulation as fits.
 
     The global batch stays as it is. For each layout: first neither; if that does not fit,
-    rematerialisation by degrees, and accumulation in ever more parts.
+    rematerialisation by degrees, and accumulation in ever more parts. The fastest is then planned
+    again with layers scanned, or written out, and with more rematerialisation, which may also move
+    fewer bytes.
     """
+    meshes = layouts(cluster)
+    tried: list[Candidate] = []
+    done = 0
     with concurrent.futures.ThreadPoolExecutor(asker.workers) as pool:
-        tried = [
-            one
-            for several in pool.map(lambda mesh: _layout(config, mesh, asker), layouts(cluster))
-            for one in several
-        ]
+        while done < len(meshes) and not _hardly_waits(_fastest(tried)):
+            several = meshes[done : done + asker.workers]
+            for found in pool.map(lambda mesh: _layout(config, mesh, asker), several):
+                tried += found
+            done += len(several)
+    tried += _variants(config, _fastest(tried), tried, asker)
+    return Found(_fastest(tried), tuple(tried), len(meshes) - done)
+
+
+def _fastest(tried: list[Candidate]) -> Candidate | None:
     fitting = [one for one in tried if one.fits]
-    best = min(fitting, key=lambda one: one.seconds or float('inf'), default=None)
-    return Found(best, tuple(tried))
+    return min(fitting, key=lambda one: one.seconds or float('inf'), default=None)
+
+
+def _hardly_waits(one: Candidate | None) -> bool:
+    """Whether no other layout can be faster: it waits for nothing and computes nothing twice."""
+    return (
+        one is not None
+        and (one.exposed or 0.0) <= IDLE
+        and one.overrides.get(REMAT, 'none') == 'none'
+    )
+
+
+def _variants(
+    config: Config, best: Candidate | None, tried: list[Candidate], asker: Asker
+) -> list[Candidate]:
+    """The same layout with other ways to run the layers."""
+    if best is None:
+        return []
+    found: list[Candidate] = []
+    scanned = getattr(config.model, 'scan_layers', False)
+    changes: list[dict[str, Any]] = []
+    if has_field(config, SCAN):
+        changes.append({SCAN: not scanned})
+    if has_field(config, REMAT):
+        changes += [{REMAT: remat} for remat in ('none', 'dots', 'full')]
+    known = [one.overrides for one in tried]
+    for change in changes:
+        overrides = {**(_fastest([best, *found]) or best).overrides, **change}
+        if overrides not in known:
+            known.append(overrides)
+            found.append(_candidate(overrides, asker.ask(overrides)))
+    return found
 
 
 def _layout(config: Config, mesh: dict[str, int], asker: Asker) -> list[Candidate]:
     base = {f'config.mesh.{axis}': size for axis, size in mesh.items()}
+    others = ('pipe', 'context')
+    base |= {f'config.mesh.{axis}': 1 for axis in others if getattr(config.mesh, axis) != 1}
     remats = ['none', 'dots', 'full'] if has_field(config, REMAT) else [None]
     shards = mesh['data'] * mesh['fsdp']
     parts = [p for p in _PARTS if config.batch_size % (shards * p) == 0]
@@ -199,8 +256,13 @@ def _layout(config: Config, mesh: dict[str, int], asker: Asker) -> list[Candidat
 def _candidate(overrides: dict[str, Any], found: dict[str, Any]) -> Candidate:
     if 'error' in found:
         return Candidate(overrides, error=found['error'])
+    seconds = found['time']['seconds']
     return Candidate(
-        overrides, found['time']['seconds'], found['memory']['missing'], found['mfu_bound']
+        overrides,
+        seconds,
+        found['memory']['missing'],
+        found['mfu_bound'],
+        found['time']['exposed'] / seconds,
     )
 
 

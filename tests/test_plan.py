@@ -212,8 +212,8 @@ class FakeAsker:
     workers = 1
     card = 80 * 2**30
 
-    def __init__(self, state=100, activations=64):
-        self.state, self.activations, self.asked = state, activations, []
+    def __init__(self, state=100, activations=64, exposed=0.1):
+        self.state, self.activations, self.exposed, self.asked = state, activations, exposed, []
 
     def ask(self, overrides):
         self.asked.append(overrides)
@@ -226,12 +226,14 @@ class FakeAsker:
         active = self.activations * 2**30 * kept / overrides.get('config.accumulate', 1)
         missing = arguments + active + planning.RESERVE - self.card
         seconds = 1.0 + (1 - kept) / 3 + overrides.get('config.accumulate', 1) / 100 + tensor / 10
+        seconds -= 0.3 * (overrides.get(plan_search.SCAN) is False)
         return {
             'memory': {
                 'peak': arguments + active, 'activations': active, 'arguments': arguments,
                 'card': self.card, 'missing': missing, 'fits': missing <= 0,
             },
-            'time': {'seconds': seconds}, 'mfu_bound': 0.5 / seconds,
+            'time': {'seconds': seconds, 'exposed': self.exposed * seconds},
+            'mfu_bound': 0.5 / seconds,
             'parameters': 10**9, 'devices': 'made up',
         }  # fmt: skip
 
@@ -266,6 +268,30 @@ def test_search_uses_parts_and_rematerialisation_where_needed():
     assert found.best.overrides['config.accumulate'] > 1
     # Parts that could not have been enough were not compiled.
     assert {o['config.accumulate'] for o in asker.asked} == {1, 2, 8, 16}
+
+
+def test_search_stops_where_no_layout_can_be_faster():
+    asker = FakeAsker(state=10, activations=10, exposed=0.01)
+    found = plan_search.search(config(), CLUSTER, asker)
+    assert {o['config.mesh.data'] for o in asker.asked} == {8}
+    assert found.spared == len(plan_search.layouts(CLUSTER)) - 1
+    assert f'{found.spared} other layouts were not tried' in found.text()
+    # A layout that has to compute twice may be beaten by one that splits its state instead.
+    asker = FakeAsker(state=10, activations=1000, exposed=0.01)
+    assert plan_search.search(config(batch_size=8), CLUSTER, asker).spared == 0
+
+
+def test_search_also_writes_scanned_layers_out():
+    class Scanned(Mlp):
+        scan_layers: bool = True
+
+    asker = FakeAsker(state=10, activations=10)
+    found = plan_search.search(config(model=Scanned()), CLUSTER, asker)
+    assert found.best is not None
+    assert found.best.overrides[plan_search.SCAN] is False
+    assert f'--{plan_search.SCAN}=False' in found.best.flags()
+    # Only the best of the layouts is planned again with its layers written out.
+    assert sum(plan_search.SCAN in o for o in asker.asked) <= 3
 
 
 def test_search_may_find_nothing():
