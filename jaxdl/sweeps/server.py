@@ -24,10 +24,14 @@ import signal
 import sys
 import time
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPT = ROOT / 'train.py'
+# Read once, like the modules: who edits the code while a sweep runs does not mix two versions.
+_SOURCE = SCRIPT.read_bytes()
 _PR_SET_PDEATHSIG = 1
 
 
@@ -194,7 +198,7 @@ def _can_fork() -> bool:
 
 def _run(message: dict) -> int:
     """Runs a program in this process, or in its place; returns its exit code."""
-    script = str(ROOT / 'train.py') if message['module'] == 'train' else ''
+    script = str(SCRIPT) if message['module'] == 'train' else ''
     if not message['fork']:
         program = [script] if script else ['-m', message['module']]
         os.execv(sys.executable, [sys.executable, *program, *message['argv']])
@@ -203,7 +207,10 @@ def _run(message: dict) -> int:
     sys.orig_argv = [sys.executable, *shown, *message['argv']]
     try:
         if script:
-            runpy.run_path(script, run_name='__main__')
+            # Not by runpy, which reads the file again; worker processes find it by __file__.
+            main = sys.modules['__main__'] = types.ModuleType('__main__')
+            main.__file__ = script
+            exec(compile(_SOURCE, script, 'exec'), main.__dict__)
         else:
             runpy.run_module(message['module'], run_name='__main__', alter_sys=True)
     except SystemExit as error:

@@ -287,9 +287,10 @@ class Task:
     def __call__(self) -> int:
         """The exit code of the command; does not return if the job was put back into the queue."""
         asked: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
-            # Slurm signals all processes of the job, so the trial hears it as well.
+        # Slurm signals all processes of the job, so the trial hears these as well.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(signal.SIGUSR2, lambda number, frame: None)  # it asks the trial for a profile
         if self._told_to_stop():
             return 75
         before = self._saved()

@@ -5,14 +5,11 @@ The sweep starts it: python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from absl import flags
 
 from jaxdl import cli, runtime
-
-STARTED = time.monotonic()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +25,9 @@ def main(argv: Sequence[str]) -> None:
     trials = {trial.id: trial for trial in Store(folder).trials()}
     configs = [read_config(trials[name].config, trials[name].words()) for name in names]
     places = [os.path.join(folder, 'trials', name) for name in names]
-    train_together(configs, places, context={'environment': environment, 'started': STARTED})
+    train_together(
+        configs, places, context={'environment': environment, 'started': runtime.process_started()}
+    )
 
 
 if __name__ == '__main__':

@@ -104,7 +104,12 @@ CONF
 
 stop() {
     local munged
-    SLURM_CONF=$dir/slurm.conf scancel --user="$(id -un)" 2>/dev/null || true
+    export SLURM_CONF=$dir/slurm.conf
+    scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 50); do # or the jobs outlive the daemons
+        [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+        sleep 0.2
+    done
     end "$dir/slurmd.pid"
     end "$dir/slurmctld.pid"
     munged=$(cat "$dir/munge.at" 2>/dev/null) || return 0
