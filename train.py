@@ -3,7 +3,8 @@
 A second call with the same workdir resumes. Without --workdir the run goes to runs/, into a folder
 named after the config and its overrides. --help with a --config lists the config's fields.
 --profile=100:110 traces these steps and prints the operations that take the time; the signal
-SIGUSR2 does so for the next steps of a running job.
+SIGUSR2 does so for the next steps of a running job. --plan refuses a run whose step needs more memory
+than the devices have.
 """
 
 import sys
@@ -20,10 +21,15 @@ def main(argv):
     flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
     flags.DEFINE_string('workdir', '', 'the folder of the run')
     flags.DEFINE_string('profile', '', 'START:STOP, the steps to trace')
+    flags.DEFINE_bool('plan', False, 'start only what fits the memory of the devices')
     config = cli.parse_config(argv, __doc__ or '')
     profile = profiler.parse(flags.FLAGS.profile)
     from jaxdl import trainer  # heavy; wrong command lines need not wait for it
 
+    if flags.FLAGS.plan:
+        from jaxdl import planning
+
+        print(planning.require_fit(config), flush=True)
     workdir = flags.FLAGS.workdir or cli.default_workdir(argv)
     context = {'environment': environment, 'started': runtime.process_started()}
     result = trainer.train(config, workdir, context=context, profile=profile)
