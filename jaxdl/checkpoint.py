@@ -295,6 +295,8 @@ class Checkpoints:
         names, text = list(map(str, metadata['leaves'])), str(metadata['extra'])
         if _checksum(text, names) != metadata['sha256']:
             raise Damaged('its metadata does not match its checksum')
+        if found.metadata.get('state') is None:
+            raise Damaged('the description of its arrays cannot be read')
         try:
             leaves = jax.tree_util.tree_leaves_with_path(found.metadata['state'])
             shapes = {

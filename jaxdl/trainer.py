@@ -388,13 +388,18 @@ class _Run:
             self.in_a_row += 1
             self.skipped += 1
             ids = self.order.batch(step - 1 + self.offset)
-            warning = divergence.judge(
-                self.config.divergence,
-                step,
-                divergence.describe(step, metrics, self.suspects, ids),
-                in_a_row=self.in_a_row,
-                rollbacks=self.rollbacks,
-            )
+            message = divergence.describe(step, metrics, self.suspects, ids)
+            try:
+                warning = divergence.judge(
+                    self.config.divergence,
+                    step,
+                    message,
+                    in_a_row=self.in_a_row,
+                    rollbacks=self.rollbacks,
+                )
+            except Diverged:
+                self._write(step, {'train/skipped': float(self.skipped)})
+                raise
             self.record.message(warning)
         if step % self.config.log_every == 0:
             self._log(step)

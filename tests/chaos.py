@@ -65,10 +65,11 @@ def fingerprint(arrays: dict[str, np.ndarray]) -> str:
 def lines(workdir: Path) -> list[dict]:
     """The lines of metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    return [
+    kept = [
         {k: v for k, v in row.items() if k != 'time' and not k.startswith(('perf/', 'energy/'))}
         for row in rows
     ]
+    return [row for row in kept if len(row) > 1]
 
 
 def samples(workdir: Path) -> list[dict]:
