@@ -128,6 +128,7 @@ class Config:
         eval_batch_size: examples of one evaluation step; 0: batch_size.
         accumulate: parts a batch is cut into, one after the other, to save memory.
         ema: decay of the moving average of the weights that is evaluated; 0: none.
+        loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
         divergence: what happens when a value is not finite.
         init_from: parameters to start from.
@@ -155,6 +156,7 @@ class Config:
     eval_batch_size: int = 0
     accumulate: int = 1
     ema: float = 0.0
+    loss_scale: float = 0.0
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     divergence: Divergence = dataclasses.field(default_factory=Divergence)
     init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
@@ -188,6 +190,16 @@ class Config:
             raise ValueError(f'seed={self.seed}: must be below 2**32')
         if not 0 <= self.ema < 1:
             raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
+        if self.loss_scale and not 1 <= self.loss_scale <= 2**24:
+            raise ValueError(
+                f'loss_scale={self.loss_scale}: must be 0 (off) or from 1 to 16777216; 65536 is usual'
+            )
+        half = next((p for p, n in nodes(self) if getattr(n, 'dtype', '') == 'float16'), None)
+        if half and not self.loss_scale:
+            raise ValueError(
+                f"{half}.dtype='float16' needs a loss scale, or small gradients vanish; "
+                "set loss_scale=65536, or use 'bfloat16'"
+            )
         one_of(self, compile=('jit', 'pmap'), placement=('auto', 'device', 'host', 'stream'))
         if self.batch_size % self.accumulate:
             raise ValueError(

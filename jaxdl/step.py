@@ -7,7 +7,7 @@ small vector of sums and weights (`Packing` names its places), so a step costs o
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
@@ -43,6 +43,39 @@ class Health:
 
 
 @flax.struct.dataclass
+class LossScale:
+    """The factor on the loss of a float16 run, found while it trains (arXiv:1710.03740).
+
+    Gradients that overflow halve it and their update is dropped; GROWTH good steps double it.
+
+    Attributes:
+        factor: float32, on the mean loss.
+        good: int32, steps since it changed.
+    """
+
+    GROWTH: ClassVar[int] = 1000
+    MOST: ClassVar[float] = 2.0**24
+
+    factor: jax.Array
+    good: jax.Array
+
+    @classmethod
+    def start(cls, factor: float) -> 'LossScale | None':
+        """None where `factor` is 0: off."""
+        if not factor:
+            return None
+        return cls(jnp.full((), factor, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def after(self, finite: jax.Array) -> 'LossScale':
+        grown = self.good + 1 >= self.GROWTH
+        larger = jnp.where(grown, jnp.minimum(2 * self.factor, self.MOST), self.factor)
+        return LossScale(
+            jnp.where(finite, larger, jnp.maximum(self.factor / 2, 1.0)),
+            jnp.where(finite & ~grown, self.good + 1, 0),
+        )
+
+
+@flax.struct.dataclass
 class TrainState:
     """Exactly what a checkpoint holds.
 
@@ -53,6 +86,7 @@ class TrainState:
         opt_state: the optimizer's state.
         ema: moving averages of params and model_state, or None.
         health: what was skipped.
+        loss_scale: of a float16 run, else None.
     """
 
     step: jax.Array
@@ -61,6 +95,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     health: Health
+    loss_scale: LossScale | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +206,7 @@ class Steps:
             opt_state=opt_state,
             ema=ema,
             health=Health.fresh(),
+            loss_scale=LossScale.start(config.loss_scale),
         )
 
     def rest(self, params: Any, model_state: Any, hyper: dict) -> tuple[Any, Any]:
@@ -184,9 +220,19 @@ class Steps:
     # ---- training ----
 
     def gradients(
-        self, config: Config, params: Any, model_state: Any, batch: dict, key: jax.Array
+        self,
+        config: Config,
+        params: Any,
+        model_state: Any,
+        batch: dict,
+        key: jax.Array,
+        scale: jax.Array | None = None,
     ) -> tuple[Any, Any, dict[str, Mean]]:
-        """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics."""
+        """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics.
+
+        `scale` is put on the mean loss of the part and taken off the gradient of each parameter,
+        which is float32: what is float16 between them neither vanishes nor overflows.
+        """
 
         def total_loss(params):
             outputs, new_state = config.model.apply(
@@ -197,9 +243,15 @@ class Steps:
                 mutable=list(model_state),
             )
             metrics = config.task.metrics(outputs, batch)
-            return metrics['loss'].total, (new_state, metrics)
+            total, factor = metrics['loss'].total, None
+            if scale is not None:
+                factor = scale / jnp.maximum(jax.lax.stop_gradient(metrics['loss'].weight), 1.0)
+                total = total * factor
+            return total, (new_state, metrics, factor)
 
-        grads, (new_state, metrics) = jax.grad(total_loss, has_aux=True)(params)
+        grads, (new_state, metrics, factor) = jax.grad(total_loss, has_aux=True)(params)
+        if factor is not None:
+            grads = jax.tree.map(lambda g: g / factor, grads)
         return grads, new_state, metrics
 
     def _accumulated(self, config, state, batch, key):
@@ -207,8 +259,9 @@ class Steps:
         augment_key, key = jax.random.split(key)
         # The whole batch at once: how it is cut into parts must not change the data.
         batch = config.task.augment(batch, augment_key)
+        scale = None if state.loss_scale is None else state.loss_scale.factor
         if config.accumulate == 1:
-            return self.gradients(config, state.params, state.model_state, batch, key)
+            return self.gradients(config, state.params, state.model_state, batch, key, scale)
 
         # Part j takes rows j, j + parts, …: each device keeps its own rows, so nothing moves.
         parts = jax.tree.map(
@@ -217,7 +270,7 @@ class Steps:
 
         def one(model_state, j, part):
             return self.gradients(
-                config, state.params, model_state, part, jax.random.fold_in(key, j)
+                config, state.params, model_state, part, jax.random.fold_in(key, j), scale
             )
 
         first = jax.tree.map(lambda x: x[0], parts)
@@ -280,13 +333,22 @@ class Steps:
             jnp.stack([*sizes, *_sums(model_state), metrics['loss'].total, *_squares(updates)])
         )
         finite = good.all()
-        new = self._guarded(state, new, finite)
         one = jnp.ones((), jnp.float32)
         metrics = {
             **metrics,
             'grad_norm': Mean(grad_norm, one),
             RATE: Mean(jnp.float32(config.optimizer.rate(state.step, config.steps)), one),
-            FINITE: Mean(finite.astype(jnp.float32), one),
+        }
+        tried = jnp.zeros((), bool)
+        if state.loss_scale is not None:
+            # Too large a factor is found by trying: such a step is no sign of a divergence.
+            tried = ~finite & (state.loss_scale.factor > 1)
+            metrics = jax.tree.map(lambda x: jnp.where(tried, 0, x), metrics)
+            metrics['loss_scale'] = Mean(state.loss_scale.factor, one)
+            metrics['overflow'] = Mean(tried.astype(jnp.float32), one)
+        new = self._guarded(state, new, finite, tried)
+        metrics |= {
+            FINITE: Mean((finite | tried).astype(jnp.float32), one),
             FIRST: Mean(jnp.argmin(good).astype(jnp.float32), one),
         }
         return new, metrics
@@ -316,8 +378,13 @@ class Steps:
             {'params': params, 'model_state': model_state},
         )
 
-    def _guarded(self, old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
-        """Drops a non-finite update; after `patience` of them in a row the state stands still."""
+    def _guarded(
+        self, old: TrainState, new: TrainState, finite: jax.Array, tried: jax.Array
+    ) -> TrainState:
+        """Drops a non-finite update; after `patience` of them in a row the state stands still.
+
+        One that was `tried` with too large a loss scale is dropped and does not count.
+        """
         health = old.health
         halted = health.in_a_row > self.patience
         keep = finite & ~halted
@@ -325,8 +392,13 @@ class Steps:
         def choose(a, b):
             return jax.tree.map(lambda x, y: jnp.where(keep, x, y), a, b)
 
-        dropped = (~finite & ~halted).astype(jnp.int32)
-        in_a_row = jnp.where(halted, health.in_a_row, jnp.where(finite, 0, health.in_a_row + 1))
+        dropped = (~finite & ~tried & ~halted).astype(jnp.int32)
+        counted = jnp.where(tried, health.in_a_row, health.in_a_row + 1)
+        in_a_row = jnp.where(halted, health.in_a_row, jnp.where(finite, 0, counted))
+        scale = old.loss_scale
+        if scale is not None:
+            after = scale.after(finite)
+            scale = jax.tree.map(lambda x, y: jnp.where(halted, y, x), after, scale)
         stands = in_a_row > self.patience
         return TrainState(
             step=jnp.where(stands, old.step, new.step),
@@ -335,6 +407,7 @@ class Steps:
             opt_state=choose(new.opt_state, old.opt_state),
             ema=None if old.ema is None else choose(new.ema, old.ema),
             health=health.replace(in_a_row=in_a_row, skipped=health.skipped + dropped),
+            loss_scale=scale,
         )
 
     def train_step(self, packing: Packing) -> Callable:

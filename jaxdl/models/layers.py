@@ -26,7 +26,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What torch.nn.Linear and torch.nn.Conv2d do: uniform in ±1/sqrt(fan_in).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'float16')  # float16 needs config.loss_scale
 
 
 def check_dtype(dtype: str) -> None:
