@@ -21,6 +21,7 @@ from jaxdl.planning import RESERVE, gib, has_field
 
 REMAT = 'config.model.remat'
 SCAN = 'config.model.scan_layers'
+ZERO = 'config.mesh.zero'
 LAYERS = ('config.model.layers', 'config.model.depth', 'config.model.num_layers')
 _PARTS = (2, 4, 8, 16, 32, 64, 128)
 # Layouts run the same kernels on the same rows and differ in what they wait for: where that is less
@@ -165,8 +166,8 @@ def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
 
     The global batch stays as it is. For each layout: first neither; if that does not fit,
     rematerialisation by degrees, and accumulation in ever more parts. The fastest is then planned
-    again with layers scanned, or written out, and with more rematerialisation, which may also move
-    fewer bytes.
+    again with the optimizer's state split, with layers scanned or written out, and with more
+    rematerialisation, which may also move fewer bytes.
     """
     meshes = layouts(cluster)
     tried: list[Candidate] = []
@@ -204,6 +205,8 @@ def _variants(
     found: list[Candidate] = []
     scanned = getattr(config.model, 'scan_layers', False)
     changes: list[dict[str, Any]] = []
+    if has_field(config, ZERO) and best.overrides['config.mesh.data'] > 1:
+        changes.append({ZERO: not config.mesh.zero})
     if has_field(config, SCAN):
         changes.append({SCAN: not scanned})
     if has_field(config, REMAT):

@@ -9,6 +9,8 @@ import pathlib
 import sys
 from typing import Any
 
+import numpy as np
+
 from jaxdl.data import catalogue, store
 from jaxdl.data.arrays import slices
 from jaxdl.data.originals import ImageSet
@@ -63,6 +65,16 @@ class Tfds:
     def eval_sources(self) -> dict[str, Source]:
         """Returns the evaluation sets by name."""
         return {name: self._source(expression) for name, expression in map(split_name, self.evals)}
+
+    def example(self) -> dict[str, np.ndarray] | None:
+        """One example of zeros, known without the files; None: the set itself has to be read."""
+        if self._image_set() is not None:
+            return None
+        from jaxdl.data import prepare, records
+
+        features = prepare.official_builder(self._full_name(), self._root()).info.features
+        layout = records.layout_of(features, self.features, self.image_size, dataset=self.name)
+        return {n: np.zeros(layout.shapes[n], layout.dtypes[n]) for n in layout.shapes}
 
     def check_with(self, model: Any, task: Any) -> None:
         """Raises UserError where the task has another number of classes than this data set."""

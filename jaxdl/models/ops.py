@@ -7,7 +7,7 @@ environment, selects the plain formulation everywhere, for comparison.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -41,6 +41,15 @@ def platform() -> str:
         return 'plain'
     name = _platform or jax.default_backend()
     return 'cuda' if name in ('gpu', 'rocm') else name
+
+
+def recompute(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns `function`, whose backward pass on GPUs needs nothing but the arguments.
+
+    For norms and chains of element-wise operations, never for products: on a GPU what lies between
+    their arguments and their result is sooner computed again than written to memory and read back.
+    """
+    return jax.checkpoint(function) if platform() == 'cuda' else function
 
 
 def matmul(x: Array, kernel: Array) -> Array:

@@ -1,0 +1,228 @@
+"""The tables of docs/scaling.md: python -m experiments.scaling.plan_tables --cache=DIR [--write]
+
+Searches the fastest layout of five configs on 1, 8, 16 and 64 H100s (`python -m jaxdl.plan --search`)
+and prints the plans of what it chose as Markdown. Nothing is run and no GPU is needed; the compiler is
+(requirements-plan.txt). Hours on two cores, so every plan is kept in DIR and a second call goes on.
+
+  --cache=DIR      where plans are kept; empty it after a change of the code
+  --only=NAMES     of bert_large gpt2_124m resnet50 wmt_big lm_7b, with commas between
+  --devices=NAMES  default: h100,h100x8,h100x8x2,h100x8x8
+  --ready          only what is in DIR already
+  --write          put the tables into docs/scaling.md instead of printing them
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxdl import cli, plan_search
+from jaxdl.efficiency import cards
+from jaxdl.errors import UserError
+from jaxdl.plan_text import count, duration
+from jaxdl.planning import gib
+
+CONFIGS = {
+    'bert_large': ('--config.data.train=FILES',),
+    'gpt2_124m': ('--config.data.train=FILES',),
+    'resnet50': (),
+    'wmt_big': (),
+    'lm_7b': ('--config.data.train=FILES',),
+}
+DEVICES = 'h100,h100x8,h100x8x2,h100x8x8'
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'scaling.md'
+START, STOP = '<!-- plan tables -->', '<!-- end of plan tables -->'
+
+
+class Missing(Exception):
+    """A plan is not in the cache and may not be made."""
+
+
+class Kept(plan_search.Asker):
+    """Plans are kept as files, by the words of their command line."""
+
+    def __init__(self, words: list[str], folder: pathlib.Path, *, ready: bool):
+        super().__init__(words)
+        self.folder, self.ready = folder, ready
+
+    def _ask(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps([self.words, {k: str(v) for k, v in sorted(overrides.items())}])
+        path = self.folder / f'{hashlib.sha256(key.encode()).hexdigest()[:24]}.json'
+        if path.exists():
+            return json.loads(path.read_text())
+        if self.ready:
+            raise Missing(key)
+        found = super()._ask(overrides)
+        path.write_text(json.dumps(found))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A config on given GPUs: what the search found, and the plan of the best."""
+
+    devices: str
+    found: plan_search.Found
+    plan: dict[str, Any] | None
+
+
+def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool) -> Row:
+    """Searches one cell of the tables."""
+    words = [f'--config=configs/{name}.py', f'--devices={devices}', *CONFIGS[name]]
+    asker = Kept(words, folder, ready=ready)
+    cluster = cards.parse(devices)
+    config = cli.apply_overrides(
+        cli.load_config(f'configs/{name}.py'), cli.overrides_in(['', *CONFIGS[name]])
+    )
+    found = plan_search.search(config, cluster, asker)
+    best = asker.ask(found.best.overrides) if found.best else None
+    return Row(devices, found, best)
+
+
+def short(overrides: dict[str, Any]) -> str:
+    """'data 8, 4 parts, remat dots, written out' for a candidate's overrides."""
+    words = []
+    for path, value in overrides.items():
+        field = path.rsplit('.', 1)[-1]
+        if path.startswith('config.mesh.') and not isinstance(value, bool):
+            words += [f'{field} {value}'] if value > 1 else []
+        elif field == 'accumulate':
+            words += [f'{value} parts'] if value > 1 else []
+        elif field == 'remat':
+            words += [f'remat {value}'] if value != 'none' else []
+        elif field == 'scan_layers':
+            words.append('layers scanned' if value else 'layers written out')
+        elif value:
+            words.append(field)
+    return ', '.join(words) or 'as it is'
+
+
+def why(found: plan_search.Found) -> str:
+    """One sentence about the others that were tried."""
+    if found.best is None:
+        least = min((c for c in found.tried if c.missing is not None), key=lambda c: c.missing or 0)
+        return (
+            f'nothing fits; closest: {short(least.overrides)}, {gib(least.missing or 0)} too much'
+        )
+    told = []
+    place = _mesh(found.best)
+    others: dict[str, list[plan_search.Candidate]] = {}
+    for one in found.tried:
+        if _mesh(one) != place:
+            others.setdefault(short(dict(_mesh(one))), []).append(one)
+    for label, several in others.items():
+        fitting = [c for c in several if c.fits]
+        known = [c for c in several if c.missing is not None]
+        if fitting:
+            fastest = min(fitting, key=lambda c: c.seconds or 0)
+            more = (fastest.seconds or 0) / (found.best.seconds or 1) - 1
+            parts = {k: v for k, v in fastest.overrides.items() if not k.startswith('config.mesh')}
+            told.append(f'{label} ({short(parts)}) {more:+.0%}')
+        elif known:
+            least = min(known, key=lambda c: c.missing or 0)
+            told.append(f'{label}: {gib(least.missing or 0)} too much')
+        else:
+            told.append(f'{label}: {several[0].error[:60]}')
+    variants = [c for c in found.tried if _mesh(c) == place and c is not found.best and c.fits]
+    for one in variants:
+        more = (one.seconds or 0) / (found.best.seconds or 1) - 1
+        told.append(f'the same with {short(_changed(one, found.best))} {more:+.0%}')
+    if found.spared:
+        told.append(
+            f'waits {found.best.exposed or 0:.1%}, so the {found.spared} other layouts were spared'
+        )
+    return '; '.join(told) or 'the only one'
+
+
+def _mesh(one: plan_search.Candidate) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (k, v)
+        for k, v in one.overrides.items()
+        if k.startswith('config.mesh.') and not isinstance(v, bool)
+    )
+
+
+def _changed(one: plan_search.Candidate, best: plan_search.Candidate) -> dict[str, Any]:
+    """What `one` has otherwise than the best, in words that also name what is off."""
+    changed = {k: v for k, v in one.overrides.items() if best.overrides.get(k) != v}
+    missing = [k for k in best.overrides if k not in one.overrides]
+    return changed or {f'{k} as in the config': True for k in missing}
+
+
+def table(name: str, rows: list[Row]) -> str:
+    """Markdown of one config."""
+    head = (
+        'H100s | layout | memory | FLOPs | moved | sent | least step '
+        '| compute / memory / waits | MFU ≤ | throughput ≤ | joules ≤'
+    ).split(' | ')
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + '---|' * len(head)]
+    reasons = []
+    for one in rows:
+        gpus = cards.parse(one.devices).devices
+        reasons.append(f'* {gpus}: {why(one.found)}.')
+        plan = one.plan
+        if plan is None or one.found.best is None:
+            lines.append(f'| {gpus} | nothing fits |' + ' |' * (len(head) - 2))
+            continue
+        time, memory = plan['time'], plan['memory']
+        shares = [time[part] / time['seconds'] for part in ('compute', 'memory', 'exposed')]
+        sent = sum(exchange['wire_bytes'] for exchange in time['exchanges'])
+        cells = (
+            f'{gpus}',
+            short(one.found.best.overrides),
+            gib(memory['peak']),
+            count(plan['flops']['model'] / gpus),
+            gib(time['bytes']),
+            gib(sent),
+            duration(time['seconds']),
+            ' / '.join(f'{share:.0%}' for share in shares),
+            f'{plan["mfu_bound"]:.0%}',
+            f'{count(plan["units_per_second"]).strip()} {plan["unit"]}/s',
+            count(plan['joules_upper']).strip(),
+        )
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    plan = next((one.plan for one in rows if one.plan), None)
+    size = '' if plan is None else f': {count(plan["parameters"])} parameters, '
+    size += '' if plan is None else f'{plan["batch_size"]:,} examples a step'
+    return f'### {name}{size}\n\n' + '\n'.join(lines) + '\n\n' + '\n'.join(reasons) + '\n'
+
+
+def main(argv: list[str]) -> int:
+    flags.DEFINE_string('cache', '', 'where plans are kept')
+    flags.DEFINE_list('only', list(CONFIGS), 'configs')
+    flags.DEFINE_list('devices', DEVICES.split(','), 'devices')
+    flags.DEFINE_bool('ready', False, 'only what is kept already')
+    flags.DEFINE_bool('write', False, 'into docs/scaling.md')
+    cli.parse_flags(argv, __doc__ or '', required=('cache',))
+    values = flags.FLAGS
+    wrong = [name for name in values.only if name not in CONFIGS]
+    if wrong:
+        raise UserError(f'--only={wrong[0]}: must be of {", ".join(CONFIGS)}')
+    folder = pathlib.Path(values.cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name in values.only:
+        rows = []
+        for devices in values.devices:
+            try:
+                rows.append(row(name, devices, folder, ready=values.ready))
+            except Missing:
+                print(f'{name} on {devices}: not planned yet', file=sys.stderr)
+        if rows:
+            parts.append(table(name, rows))
+    text = '\n'.join(parts)
+    if not values.write:
+        print(text)
+        return 0
+    page = PAGE.read_text(encoding='utf-8')
+    before, rest = page.split(START)
+    PAGE.write_text(f'{before}{START}\n\n{text}\n{STOP}{rest.split(STOP)[1]}', encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
