@@ -5,8 +5,10 @@ a program compiled for as many simulated CPUs stands in, and the plan says that 
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -173,8 +175,9 @@ def _example(config, mesh, cluster, rows):
     if rows is not None:
         return {'id': np.int32(0), **{k: np.zeros(v.shape, v.dtype) for k, v in rows.items()}}, {}
     describe = getattr(config.data, 'example', None)
-    if describe is not None:  # the data set knows its shapes without its files
-        return {'id': np.int32(0), **describe()}, {}
+    known = describe() if describe is not None else None
+    if known is not None:  # the data set knows its shapes without its files
+        return {'id': np.int32(0), **known}, {}
     source = config.data.train_source()
     arrays = None if config.placement == 'stream' else source.in_memory()
     small = arrays is not None and sum(a.nbytes for a in arrays.values()) <= (
@@ -393,9 +396,7 @@ def require_fit(config: Config) -> str:
     if stats and 'bytes_limit' in stats:
         limit, where = stats['bytes_limit'], f'{device.device_kind} gives {{}} to this process'
     else:
-        import psutil
-
-        limit = psutil.virtual_memory().total // len(mesh.local_devices)
+        limit = machine_memory() // len(mesh.local_devices)
         where = f'this machine has {{}} for each of {len(mesh.local_devices)} device(s)'
     where = where.format(gib(limit))
     if peak > limit:
@@ -405,6 +406,17 @@ def require_fit(config: Config) -> str:
             'smaller batch; python -m jaxdl.plan --search finds a layout'
         )
     return f'plan: the step needs {gib(peak)} a device; {where}'
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container around this process if it has less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for name in ('memory.max', 'memory/memory.limit_in_bytes'):  # cgroups, version 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # no such file, or 'max'
+            limits.append(int(pathlib.Path('/sys/fs/cgroup', name).read_text()))
+    return min(limits)
 
 
 def has_field(config: Config, path: str) -> bool:
