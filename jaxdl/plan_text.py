@@ -55,9 +55,11 @@ def _head(plan: Plan) -> str:
         'temporary memory, kernels, collectives and time are not those of a GPU '
         '(requirements-plan.txt installs the CUDA compiler)'
     )
+    links = ', '.join(f'{name} {speed / 1e9:.3g} GB/s' for name, speed in plan.links.items())
     return (
         f'{plan.devices}: {mesh}\n{how}\n'
-        f'{count(plan.parameters)} parameters, {plan.batch_size} examples '
+        + (f'{links} of a GPU and direction\n' if links else '')
+        + f'{count(plan.parameters)} parameters, {plan.batch_size} examples '
         f'({plan.units:,} {plan.unit}) a step'
     )
 

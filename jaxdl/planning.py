@@ -74,6 +74,7 @@ class Plan:
 
     Attributes:
         devices: the GPUs.
+        links: bytes per second of each link between them, per GPU and direction.
         mesh: size of each axis.
         cuda: compiled for CUDA; otherwise everything but parameters, arguments and FLOPs is an
             estimate from a CPU program.
@@ -93,6 +94,7 @@ class Plan:
     """
 
     devices: str
+    links: dict[str, float]
     mesh: dict[str, int]
     cuda: bool
     parameters: int
@@ -269,6 +271,7 @@ def _judge(config, cluster, built, executable, counted, batch, resident, *, cuda
         found = [w for w in found if not w.startswith(('float32', 'attention'))]
     return Plan(
         devices=str(cluster),
+        links=cluster.links,
         mesh=mesh,
         cuda=cuda,
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(built.abstract.params)),
@@ -321,10 +324,10 @@ def _warnings(cluster, memory, counted, read, time, dtype, mesh) -> list[str]:
     total = sum(kernel.flops * times for kernel, times in read.kernels()) or 1.0
     slow = read.float32_products()
     share = sum(kernel.flops * times for kernel, times in slow) / total
-    if share > 1e-3 or (slow and dtype == 'float32'):
+    if slow:
         worst = max(slow, key=lambda item: item[0].flops * item[1])[0]
         found.append(
-            f'float32 matrix products: {sum(n for _, n in slow)} with {share:.1%} of the FLOPs, '
+            f'float32 matrix products: {sum(n for _, n in slow)} with {share:.2%} of the FLOPs, '
             f'the largest in {worst.op_name or worst.name}; '
             "dtype='bfloat16' makes them faster"
         )

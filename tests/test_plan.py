@@ -187,6 +187,7 @@ def test_the_text_says_what_it_is(data_parallel):
         'optimizer state',
         'all-reduce',
         'MFU at most',
+        'NVLink 450 GB/s of a GPU and direction',
         'upper estimate',
     ):
         assert word in text

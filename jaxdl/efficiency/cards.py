@@ -149,6 +149,12 @@ class Cluster:
         return 'network', self.network_bandwidth / self.gpus_per_host
 
     @property
+    def links(self) -> dict[str, float]:
+        """The links that are there: bytes per second, per GPU and direction."""
+        host = [self.host_link] if self.gpus_per_host > 1 else []
+        return dict([*host, self.network_link] if self.hosts > 1 else host)
+
+    @property
     def topology(self) -> str:
         """The same in the words of XLA: slices x hosts x GPUs."""
         return f'1x{self.hosts}x{self.gpus_per_host}'
