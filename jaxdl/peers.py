@@ -79,58 +79,61 @@ class Peers:
         """Leaves in peace: the others may go on without this process."""
         if self._client is not None and not self._closed.is_set():
             self._closed.set()
+            self._thread.join(timeout=10)
             self._say('done')
 
     # ---- the thread ----
 
     def _watch(self) -> None:
-        count, seen, lost = 0, {}, 0.0
-        while not self._closed.is_set():
-            began = time.monotonic()
+        count, said, lost = 0, 0.0, 0.0
+        seen: dict[int, tuple[str, float]] = {}
+        while not self._closed.wait(min(1.0, EVERY)):
+            now = time.monotonic()
+            reason = ''
             try:
-                reason = self._client.blocking_key_value_get(f'{self._key}/over', int(1000 * EVERY))
-            except Exception as error:  # the usual case: nothing happened in time
-                reason = ''
-                if 'DEADLINE_EXCEEDED' not in str(error):
-                    lost = lost or began
-                    if time.monotonic() - lost > SILENT:
-                        reason = f'the coordination service does not answer ({_first(error)})'
-                    self._closed.wait(1.0)
-                else:
+                # Never a call that waits inside: at exit such a thread would abort the process.
+                reason = self._client.key_value_try_get(f'{self._key}/over')
+                lost = 0.0
+            except Exception as error:
+                if 'NOT_FOUND' in str(error):  # the usual case: nothing happened
                     lost = 0.0
-            if self._closed.is_set():
-                return
-            if reason:
+                else:
+                    lost = lost or now
+                    if now - lost > SILENT:
+                        reason = f'the coordination service does not answer ({_first(error)})'
+            if now - said > EVERY:
+                count, said = count + 1, now
+                self._say(str(count))
+                if jax.process_index() == 0 and not reason:
+                    reason = self._silent(seen)
+            if reason and not self._closed.is_set():
                 self._end(reason)
-            count += 1
-            self._say(str(count))
-            if jax.process_index() == 0:
-                dead = self._silent(seen)
-                if dead:
-                    names = ', '.join(map(str, dead))
-                    reason = (
-                        f'process {names} of {jax.process_count()} is dead or unreachable '
-                        f'(silent for {SILENT:g} s)'
-                    )
-                    self._publish(reason)
-                    self._end(reason)
 
-    def _silent(self, seen: dict[int, tuple[str, float]]) -> list[int]:
+    def _silent(self, seen: dict[int, tuple[str, float]]) -> str:
+        """Why the run is over: who fell silent; '' while all live."""
         try:
             found = dict(self._client.key_value_dir_get(f'{self._key}/beat/'))
         except Exception:
-            return []
+            return ''
         now = time.monotonic()
         beats = {int(key.rsplit('/', 1)[1]): value for key, value in found.items()}
         for index in range(jax.process_count()):
             value = beats.get(index, '')
             if index not in seen or seen[index][0] != value:
                 seen[index] = (value, now)
-        return [
-            index
+        dead = [
+            str(index)
             for index, (value, since) in seen.items()
             if value != 'done' and now - since > SILENT
         ]
+        if not dead:
+            return ''
+        reason = (
+            f'process {", ".join(dead)} of {jax.process_count()} is dead or unreachable '
+            f'(silent for {SILENT:g} s)'
+        )
+        self._publish(reason)
+        return reason
 
     def _end(self, reason: str) -> None:
         print(

@@ -41,9 +41,12 @@ class OneProgram:
             if not changed:
                 raise
             raise RuntimeError(_message(changed)) from error
-        # What is compiled at its first call (pmap) is compiled silently again for other shapes.
+        # What is compiled at its first call (pmap) is compiled silently again for other shapes; it
+        # also is for its own results, once, which lie otherwise on the devices than a fresh state.
         if sum(name.startswith('train') for name in self.traces) > 1:
-            raise RuntimeError(_message(changes(self.batch, batch) or ['not the batch']))
+            changed = changes(self.batch, batch)
+            if changed:
+                raise RuntimeError(_message(changed))
         return result
 
 

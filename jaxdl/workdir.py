@@ -110,7 +110,7 @@ class Workdir:
                     'give a new or empty folder'
                 )
             return
-        old = self.read_config()
+        old = self._with_new_fields(self.read_config())
         changed = [
             path
             for path in config_lib.differences(old, new)
@@ -126,6 +126,13 @@ class Workdir:
                 f'--workdir={self.path} holds a run of another config ({shown}{more}).\n'
                 'Give another --workdir, or the same values to resume'
             )
+
+    def _with_new_fields(self, tree: dict) -> dict:
+        """A config.json of an older version, with the defaults of the fields that came since."""
+        try:
+            return json.loads(json.dumps(config_lib.to_json(config_lib.from_json(tree))))
+        except Exception:
+            return tree  # its classes changed more than that: compare what is there
 
     def saved_step(self) -> int | None:
         """The newest step that run.json knows a complete checkpoint of."""

@@ -1,0 +1,33 @@
+"""One process of a run of several: python -m tests.process INDEX COUNT PORT WORKDIR STEPS
+
+One device each; what watches the others is quicker than in earnest.
+"""
+
+import os
+import sys
+
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=1'
+
+
+def main(argv):
+    index, count, port, workdir, steps = argv[1:6]
+    import jax
+
+    if int(count) > 1:
+        jax.distributed.initialize(
+            f'127.0.0.1:{port}', num_processes=int(count), process_id=int(index)
+        )
+    from jaxdl import peers, trainer
+    from tests import faulty
+
+    peers.EVERY, peers.SILENT = 1.0, 6.0
+    config = faulty.config(
+        steps=int(steps), log_every=1, eval_every=0, checkpoint=faulty.small.Checkpoint(every=500)
+    )
+    trainer.train(config, workdir)
+
+
+if __name__ == '__main__':
+    from jaxdl import cli
+
+    sys.exit(cli.run(main))
