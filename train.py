@@ -4,14 +4,16 @@ A second call with the same workdir resumes. Without --workdir the run goes to r
 named after the config and its overrides. --help with a --config lists the config's fields.
 --profile=100:110 traces these steps and prints the operations that take the time; the signal
 SIGUSR2 does so for the next steps of a running job. --plan refuses a run whose step needs more memory
-than the devices have.
+than the devices have. Several processes: Slurm and Open MPI say it themselves; otherwise each is
+started with --coordinator=HOST:PORT --processes=NUMBER --process=INDEX.
 """
 
+import os
 import sys
 
 from absl import flags
 
-from jaxdl import cli, runtime
+from jaxdl import cli, distributed, runtime
 from jaxdl.efficiency import profiler
 
 
@@ -22,8 +24,10 @@ def main(argv):
     flags.DEFINE_string('workdir', '', 'the folder of the run')
     flags.DEFINE_string('profile', '', 'START:STOP, the steps to trace')
     flags.DEFINE_bool('plan', False, 'start only what fits the memory of the devices')
+    distributed.define_flags()
     config = cli.parse_config(argv, __doc__ or '')
     profile = profiler.parse(flags.FLAGS.profile)
+    distributed.join(distributed.of_flags(os.environ))
     from jaxdl import trainer  # heavy; wrong command lines need not wait for it
 
     if flags.FLAGS.plan:

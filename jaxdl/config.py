@@ -28,21 +28,35 @@ class Mesh:
         tensor: ways single layers are split (tensor parallel).
         pipe: ways the stack of layers is split (pipeline parallel).
         context: ways the sequence is split (context parallel).
+        zero: split the optimizer's state over the data axis too (ZeRO-1).
+        offload: keep the optimizer's state in host memory between its updates.
+        sequence: split activations between layers by their length over the tensor axis too.
+        pipe_parts: micro-batches under way in the pipeline, at most; 0: four a stage.
+        context_by: how attention sees the whole sequence: 'ring' (keys travel), 'heads' (all-to-all), or 'auto': heads where they divide.
     """
+
+    AXES: typing.ClassVar = ('data', 'fsdp', 'pipe', 'context', 'tensor')
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     pipe: int = 1
     context: int = 1
+    zero: bool = False
+    offload: bool = False
+    sequence: bool = False
+    pipe_parts: int = 0
+    context_by: str = 'auto'
 
     def check(self):
-        sizes = dataclasses.asdict(self)
+        sizes = {name: getattr(self, name) for name in self.AXES}
         for name, size in sizes.items():
             if size != -1 and size < 1:
                 raise ValueError(f'{name}={size}: must be at least 1, or -1 for what is left')
         if list(sizes.values()).count(-1) > 1:
             raise ValueError('only one axis can be -1 (what is left); give the others a number')
+        at_least(self, pipe_parts=0)
+        one_of(self, context_by=('auto', 'ring', 'heads'))
 
 
 @dataclasses.dataclass
@@ -93,8 +107,8 @@ class InitFrom:
 
     Attributes:
         path: the other run's folder, or 'folder:STEP'; empty: none.
-        rename: pairs (pattern, replacement), regular expressions over the other run's parameter paths.
-        skip: patterns of this model's parameter paths that keep their own initialisation.
+        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied in turn.
+        skip: patterns of leaf paths; matching ones of this model keep their own initialisation, matching ones of the other run are left there.
     """
 
     path: str = ''
@@ -133,7 +147,7 @@ class Config:
         divergence: what happens when a value is not finite.
         init_from: parameters to start from.
         mesh: how the devices are arranged.
-        rules: (path pattern, axes) pairs that place the state on the mesh, first match first; empty: derived from the mesh.
+        rules: (path pattern, axes) pairs that place the state on the mesh, first match first; those of the model come after them.
         compile: 'jit' over the mesh, or 'pmap' for pure data parallelism.
         placement: where the training set lives: 'device', 'host', 'stream', or 'auto' by its size.
         steps_per_call: optimizer steps in one compiled program.
@@ -289,7 +303,9 @@ def check(config: Config) -> None:
             try:
                 node.check()
             except ValueError as error:
-                raise UserError(f'--{path}: {error}') from None
+                named = re.match(r'(\w+)=', str(error))
+                own = named is not None and hasattr(node, named.group(1))
+                raise UserError(f'--{path}{"." if own else ": "}{error}') from None
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:
@@ -301,6 +317,12 @@ def _check_type(path: str, kind: Any, value: Any) -> None:
         if len(kinds) != 1:
             return
         kind = kinds[0]
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and len(items) == 2 and items[1] is ...:
+        if not isinstance(value, tuple | list):
+            raise UserError(f'--{path}={value!r}: must be a tuple of {type_name(items[0])}')
+        for index, item in enumerate(value):
+            _check_type(f'{path}[{index}]', items[0], item)
     plain = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
     if kind in plain and (
         not isinstance(value, plain[kind]) or (isinstance(value, bool) and kind is not bool)

@@ -82,9 +82,7 @@ class Feed:
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """The global batch on the mesh."""
-        if jax.process_count() == 1:
-            return jax.device_put(rows, self.rows.sharding)
-        return {name: self.rows.place(values) for name, values in rows.items()}
+        return self.rows.place(rows)
 
     def abstract(self, *, mask: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """A batch's shapes on the mesh, as the step gets it."""
@@ -152,11 +150,7 @@ class Stream:
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        if self.calls == 1:
-            return self.feed.place(rows)
-        if jax.process_count() > 1:
-            raise UserError('--config.steps_per_call above 1 needs a single process; set it to 1')
-        return jax.device_put(rows, parallel.batch_sharding(self.feed.mesh, leading=1))
+        return self.feed.rows.place(rows, leading=0 if self.calls == 1 else 1)
 
     def close(self) -> None:
         self.fetch.close()

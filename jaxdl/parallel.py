@@ -18,8 +18,12 @@ from jaxdl.config import Mesh, divisors
 from jaxdl.errors import UserError
 from jaxdl.optim import path_name
 
-AXES = ('data', 'fsdp', 'pipe', 'context', 'tensor')
-BATCH_AXES = ('data', 'fsdp')
+AXES = Mesh.AXES
+# The layers of a pipeline share the rows of a batch among them; what comes before and after the
+# pipeline is split over its axis too.
+BATCH_AXES = ('data', 'fsdp', 'pipe')
+# Elements below which splitting an array is not worth a message.
+SMALL = 1024
 
 
 def make_mesh(sizes: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
@@ -55,6 +59,12 @@ def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
+def stacked(leaf: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+    """`count` of the same on a new first axis, which is not split."""
+    place = NamedSharding(leaf.sharding.mesh, PartitionSpec(None, *leaf.sharding.spec))
+    return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=place)
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """How many ways a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -70,6 +80,28 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
             f'--config.{name}={size} does not split over {batch_shards(mesh)} devices{parts}: '
             f'it must be a multiple of {unit}, for example {" or ".join(map(str, near))}'
         )
+
+
+def check_splits(mesh: jax.sharding.Mesh, model: Any, rules: Sequence[tuple[str, Any]]) -> None:
+    """Raises UserError where an axis would only repeat the work: the model cannot be split over it.
+
+    A model says in `splits` over which axes it can; a rule of the user may name any axis.
+    """
+    able = getattr(model, 'splits', ())
+    for axis in AXES:
+        named = any(axis in _named(axes) for _, axes in rules)
+        if axis in ('data', 'fsdp') or axis in able or named or mesh.shape[axis] == 1:
+            continue
+        raise UserError(
+            f'--config.mesh.{axis}={mesh.shape[axis]}: {type(model).__name__} cannot be split over '
+            f'{axis!r}; allowed: {", ".join(("data", "fsdp", *able))}'
+        )
+
+
+def _named(axes: Any) -> set[str]:
+    if isinstance(axes, str):
+        return {axes.removeprefix('largest:')}
+    return set().union(*map(_named, axes)) if isinstance(axes, tuple | list) else set()
 
 
 def default_rules(mesh: jax.sharding.Mesh) -> tuple:
@@ -95,19 +127,51 @@ def state_shardings(
         name = path_name(path)
         for pattern, axes in compiled:
             if pattern.search(name):
-                return NamedSharding(mesh, _spec(name, leaf.shape, axes, mesh))
+                return NamedSharding(mesh, _spec(leaf.shape, axes, mesh))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def _spec(name: str, shape: tuple[int, ...], axes: Any, mesh: jax.sharding.Mesh) -> PartitionSpec:
+def split_further(abstract: Any, shardings: Any, axis: str, mesh: jax.sharding.Mesh) -> Any:
+    """The shardings with each large array's largest dimension that is still whole split over `axis`."""
+
+    def place(leaf, sharding):
+        spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
+        fits = [
+            d for d in range(leaf.ndim) if not spec[d] and leaf.shape[d] % mesh.shape[axis] == 0
+        ]
+        if not fits or leaf.size < SMALL:
+            return sharding
+        spec[max(fits, key=lambda d: leaf.shape[d])] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, abstract, shardings)
+
+
+def in_host_memory(abstract: Any, shardings: Any) -> Any:
+    """The shardings with every large array in the memory of the host that owns its device."""
+    return jax.tree.map(
+        lambda leaf, place: place if leaf.size < SMALL else place.with_memory_kind('pinned_host'),
+        abstract,
+        shardings,
+    )
+
+
+def to_device_memory(tree: Any, shardings: Any) -> Any:
+    """Inside a program: the arrays of `tree`, wherever `shardings` keep them, in device memory."""
+    return jax.tree.map(
+        lambda x, place: jax.device_put(x, place.with_memory_kind('device')), tree, shardings
+    )
+
+
+def _spec(shape: tuple[int, ...], axes: Any, mesh: jax.sharding.Mesh) -> PartitionSpec:
     if isinstance(axes, str) and axes.startswith('largest:'):
         axis = axes.partition(':')[2]
         _check_axis(axis, mesh)
         size = mesh.shape[axis]
         fits = [d for d in range(len(shape)) if shape[d] % size == 0 and shape[d] >= size]
-        if not fits or math.prod(shape) < 1024:
+        if not fits or math.prod(shape) < SMALL:
             return PartitionSpec()
         best = max(fits, key=lambda d: shape[d])
         return PartitionSpec(*(axis if d == best else None for d in range(len(shape))))
@@ -120,9 +184,9 @@ def _spec(name: str, shape: tuple[int, ...], axes: Any, mesh: jax.sharding.Mesh)
         names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
         for axis in names:
             _check_axis(axis, mesh)
+        names = tuple(axis for axis in names if mesh.shape[axis] > 1)
         ways = math.prod(mesh.shape[axis] for axis in names)
         entries.append(names if names and size % ways == 0 else None)
-    del name
     return PartitionSpec(*entries)
 
 
@@ -153,28 +217,39 @@ class Rows:
         spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
         self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
 
-    def place(self, local: np.ndarray) -> jax.Array:
-        """The global array whose rows `mine` are `local` [len(mine), …]."""
+    def place(self, local: Any, *, leading: int = 0) -> Any:
+        """The global arrays whose rows `mine` are those of the tree `local` [len(mine), …].
+
+        With leading=1 the arrays are [calls, len(mine), …].
+        """
+        sharding = batch_sharding(self.sharding.mesh, leading)
         if jax.process_count() == 1:
-            return jax.device_put(local, self.sharding)
-        shape = (self.size, *local.shape[1:])
+            return jax.device_put(local, sharding)
 
-        def piece(index):
-            start, stop, _ = index[0].indices(self.size)
-            first = int(np.searchsorted(self.mine, start))
-            return local[first : first + stop - start]
+        def globally(local):
+            shape = (*local.shape[:leading], self.size, *local.shape[leading + 1 :])
 
-        return jax.make_array_from_callback(shape, self.sharding, piece)
+            def piece(index):
+                start, stop, _ = index[leading].indices(self.size)
+                first = int(np.searchsorted(self.mine, start))
+                return local[(*index[:leading], slice(first, first + stop - start))]
+
+            return jax.make_array_from_callback(shape, sharding, piece)
+
+        return jax.tree.map(globally, local)
 
 
-def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Places host arrays, the same on every process, on the mesh."""
+def put(tree: Any, sharding: Any) -> Any:
+    """Places host arrays, the same on every process, on the mesh; one sharding, or a tree of them."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]),
-        tree,
-    )
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+
+    def globally(x, place):
+        return jax.make_array_from_callback(np.shape(x), place, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(globally, tree, sharding)
 
 
 # ---- compiling ----------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ import math
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxdl import config as config_lib
-from jaxdl import feed, parallel, program
+from jaxdl import feed, parallel
 from jaxdl.config import Config
 from jaxdl.efficiency import compiled as compiled_lib
 from jaxdl.efficiency import flops as flops_lib
@@ -158,11 +157,7 @@ def make(
                 executable, _ = built.compile_train(batch, resident)
         except jax.errors.JaxRuntimeError as error:
             raise _refused(error, cluster) from error
-        with (
-            gpu_compile.attention_of(cluster),
-            jax.set_mesh(mesh),
-            nn.logical_axis_rules(program.ACTIVATIONS),
-        ):
+        with gpu_compile.attention_of(cluster), built.scope():
             one = flops_lib.count(
                 built.steps.train_metrics, built.abstract, batch, resident, built.hyper
             )

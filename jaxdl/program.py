@@ -3,33 +3,43 @@
 The trainer runs it, `evaluate` uses its half, `plan` compiles it without devices.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxdl import config as config_lib
 from jaxdl import parallel
 from jaxdl.config import Config
 from jaxdl.errors import UserError
+from jaxdl.models import layout
 from jaxdl.models.layers import batch_axis
-from jaxdl.optim import path_name
 from jaxdl.step import Packing, Steps, TrainState, hyper_parameters
 
-# Logical activation axes of the models → mesh axes. An axis of size 1 splits nothing.
-ACTIVATIONS = (
-    ('batch', parallel.BATCH_AXES),
-    ('length', 'context'),
-    ('embed', None),
-    ('mlp', 'tensor'),
-    ('heads', 'tensor'),
-    ('kv', None),
-    ('vocab', 'tensor'),
-    ('height', None),
-    ('width', None),
-    ('channels', None),
-)
+
+def activations(mesh: config_lib.Mesh) -> tuple:
+    """The names of activation dimensions in models, and the mesh axes that split them.
+
+    The first rule whose axes are still free in an array holds; an axis of size 1 splits nothing.
+    """
+    return (
+        ('batch', parallel.BATCH_AXES),
+        ('heads', 'tensor'),
+        ('mlp', 'tensor'),
+        ('vocab', 'tensor'),
+        *((('length', ('context', 'tensor')),) if mesh.sequence else ()),
+        ('length', 'context'),
+        ('inner', 'context'),  # the length where another dimension needs the tensor axis
+        ('layers', 'pipe'),
+        ('embed', None),
+        ('kv', None),
+        ('height', None),
+        ('width', None),
+        ('channels', None),
+    )
 
 
 class Program:
@@ -47,6 +57,7 @@ class Program:
         self.steps = Steps(config, axis='data' if config.compile == 'pmap' else None)
         self.hyper = hyper_parameters(config)
         self.example = example
+        parallel.check_splits(mesh, config.model, config.rules)
         # Batch statistics and shapes do not depend on the size of the batch used to initialise.
         self._init_batch = {
             name: jax.ShapeDtypeStruct((2, *np.shape(value)), np.asarray(value).dtype)
@@ -60,7 +71,24 @@ class Program:
                 f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
             )
             raise UserError(f'the model cannot take this data ({rows}): {error}') from error
-        self.shardings = parallel.state_shardings(shapes, config.rules, mesh)
+        rules = (*config.rules, *getattr(config.model, 'sharding', ()))
+        self.shardings = parallel.state_shardings(shapes, rules, mesh)
+        if config.mesh.zero:
+            self.shardings = self.shardings.replace(
+                opt_state=parallel.split_further(
+                    shapes.opt_state, self.shardings.opt_state, 'data', mesh
+                )
+            )
+        place = self.shardings.params
+        if config.mesh.zero:
+            place = parallel.split_further(shapes.params, place, 'data', mesh)
+        if config.compile == 'jit':
+            self.steps.place = lambda grads: jax.lax.with_sharding_constraint(grads, place)
+        if config.mesh.offload:
+            kept = parallel.in_host_memory(shapes.opt_state, self.shardings.opt_state)
+            self.shardings = self.shardings.replace(opt_state=kept)
+            for steps in (self.steps, self._plain):
+                steps.fetch = lambda opt_state: parallel.to_device_memory(opt_state, kept)
         self.abstract: TrainState = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
@@ -69,11 +97,21 @@ class Program:
         self.traces: list[str] = []
         self._train_jaxpr: Any = None
 
-    def _scoped(self, function: Callable) -> Callable:
-        """Runs `function` (which traces) where models find the mesh and the logical axes."""
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """What is traced inside finds the mesh and how activations are split over it."""
+        mesh = self.config.mesh
+        chosen = layout.Layout(pipe_parts=mesh.pipe_parts, context_by=mesh.context_by)
+        with (
+            jax.set_mesh(self.mesh),
+            nn.logical_axis_rules(activations(mesh)),
+            layout.use(chosen),
+        ):
+            yield
 
+    def _scoped(self, function: Callable) -> Callable:
         def scoped(*args, **kwargs):
-            with jax.set_mesh(self.mesh), nn.logical_axis_rules(ACTIVATIONS):
+            with self.scope():
                 return function(*args, **kwargs)
 
         return scoped
@@ -90,11 +128,27 @@ class Program:
         jitted = jax.jit(self._plain.init, out_shardings=self.shardings)
         return self._scoped(jitted)(rows, self.hyper)
 
+    def adopt(self, state: TrainState, params: Any, model_state: Any) -> TrainState:
+        """A fresh state with these weights; of the fresh `state`, the rest is given away."""
+        for leaf in jax.tree.leaves((state.opt_state, state.ema)):
+            leaf.delete()  # first: the new ones take its place in memory
+        rest = self.shardings.opt_state, self.shardings.ema
+        jitted = jax.jit(self._plain.rest, out_shardings=rest)
+        opt_state, ema = self._scoped(jitted)(params, model_state, self.hyper)
+        return state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+
     def packing(self, function: Callable, batch: Any, resident: Any) -> Packing:
-        """The names and shapes of the metrics that `function` of Steps returns."""
-        found = self._scoped(jax.eval_shape)(
-            function, self.abstract, batch, _abstract(resident), self.hyper
-        )
+        """The names and shapes of the metrics that `function` of Steps returns.
+
+        Raises:
+            UserError: the task cannot take the outputs of the model.
+        """
+        try:
+            found = self._scoped(jax.eval_shape)(
+                function, self.abstract, batch, _abstract(resident), self.hyper
+            )
+        except ValueError as error:
+            raise UserError(f'the model and the task do not fit: {error}') from error
         return Packing.of(found[1] if isinstance(found, tuple) else found)
 
     def compile_train(self, batch: dict, resident: dict) -> tuple[Callable, Packing]:
@@ -106,11 +160,7 @@ class Program:
         calls = self.config.steps_per_call
         make = self.steps.train_step if calls == 1 else self.steps.train_steps
         if calls > 1:
-            place = parallel.batch_sharding(self.mesh, leading=1)
-            batch = {
-                k: jax.ShapeDtypeStruct((calls, *v.shape), v.dtype, sharding=place)
-                for k, v in batch.items()
-            }
+            batch = {k: parallel.stacked(v, calls) for k, v in batch.items()}
         return self._compile(make(packing), batch, resident, train=True), packing
 
     def train_jaxpr(self, batch: dict, resident: dict) -> Any:
@@ -120,10 +170,13 @@ class Program:
         count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # what pmap compiles
         return count(self.abstract, batch, _abstract(resident), self.hyper)
 
-    def compile_eval(self, batch: dict, resident: dict) -> tuple[Callable, Packing]:
-        """(state, batch, resident, hyper) → packed."""
-        packing = self.packing(self._plain.eval_metrics, batch, resident)
-        return self._compile(self.steps.eval_step(packing), batch, resident, train=False), packing
+    def eval_packing(self, batch: dict, resident: dict) -> Packing:
+        """The names and shapes of the metrics of one evaluation batch."""
+        return self.packing(self._plain.eval_metrics, batch, resident)
+
+    def compile_eval(self, batch: dict, resident: dict, packing: Packing) -> Callable:
+        """(state, batch, resident, hyper) → metrics packed as `eval_packing` says."""
+        return self._compile(self.steps.eval_step(packing), batch, resident, train=False)
 
     def preview(self, rows: dict) -> dict:
         """The task's pictures of augmented rows, {name: uint8 [rows, height, width, channels]}."""
@@ -133,12 +186,6 @@ class Program:
             return task.preview(task.augment(rows, jax.random.fold_in(jax.random.key(seed), 2)))
 
         return jax.device_get(jax.jit(show)(rows, self.hyper['seed']))
-
-    def blame(self, state: TrainState, batch: dict, resident: dict, hyper: dict) -> list:
-        """[(leaf, whether it is finite)] for the metrics, gradients and statistics of one step."""
-        found = self._scoped(jax.jit(self._plain.blame))(state, batch, resident, hyper)
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
-        return [(path_name(path), bool(good)) for path, good in leaves]
 
     def _compile(self, function: Callable, batch: dict, resident: dict, *, train: bool) -> Callable:
         name = function.__name__

@@ -172,6 +172,10 @@ class Steps:
     def __init__(self, config: Config, axis: str | None = None):
         self.config = config
         self.axis = axis
+        # Puts gradients where their parameters are, before anything is made of them.
+        self.place: Callable = lambda grads: grads
+        # Brings the optimizer's state to the device where it rests elsewhere between two steps.
+        self.fetch: Callable = lambda opt_state: opt_state
         policy = config.divergence.policy
         # A step after this many dropped updates in a row leaves the state as it is, so the state
         # at which a run stops does not depend on how late the host looks.
@@ -252,7 +256,7 @@ class Steps:
         grads, (new_state, metrics, factor) = jax.grad(total_loss, has_aux=True)(params)
         if factor is not None:
             grads = jax.tree.map(lambda g: g / factor, grads)
-        return grads, new_state, metrics
+        return self.place(grads), new_state, metrics
 
     def _accumulated(self, config, state, batch, key):
         """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
@@ -294,6 +298,7 @@ class Steps:
         self, state: TrainState, batch: dict, resident: dict, hyper: dict
     ) -> tuple[TrainState, dict[str, Mean]]:
         """One optimizer step; the batch holds 'id', and the rows themselves unless resident."""
+        state = state.replace(opt_state=self.fetch(state.opt_state))
         config = self._config(hyper)
         key = jax.random.fold_in(
             jax.random.key(hyper['seed']), state.step + state.health.data_offset + 2
@@ -424,6 +429,7 @@ class Steps:
         one = self.train_step(packing)
 
         def train_steps(state, batches, resident, hyper):
+            state = state.replace(opt_state=self.fetch(state.opt_state))
             return jax.lax.scan(
                 lambda state, batch: one(state, batch, resident, hyper), state, batches
             )

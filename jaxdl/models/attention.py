@@ -5,7 +5,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxdl.models import ops
+from jaxdl.models import context, layout, ops, tensor
 from jaxdl.models.layers import Dense
 
 ACTIVATIONS = {
@@ -40,12 +40,17 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         scale = self.param('scale', nn.initializers.ones, (width,), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
+        bias = None
         if self.use_bias:
-            x = x + self.param('bias', nn.initializers.zeros, (width,), jnp.float32)
-        return x.astype(self.dtype)
+            bias = self.param('bias', nn.initializers.zeros, (width,), jnp.float32)
+
+        def norm(x, scale, bias):
+            x = x.astype(jnp.float32)
+            x = x - x.mean(-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
+            return (x if bias is None else x + bias).astype(self.dtype)
+
+        return ops.recompute(norm)(x, scale, bias)
 
 
 class RMSNorm(nn.Module):
@@ -62,9 +67,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
-        return x.astype(self.dtype)
+
+        def norm(x, scale):
+            x = x.astype(jnp.float32)
+            x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
+            return x.astype(self.dtype)
+
+        return ops.recompute(norm)(x, scale)
 
 
 def make_norm(kind: str, *, epsilon: float, use_bias: bool, dtype: str, name: str) -> nn.Module:
@@ -179,24 +188,34 @@ class Attention(nn.Module):
         """Returns ([batch, time, width], the cache with these tokens added)."""
         width = x.shape[-1]
 
-        def project(name: str, inputs: jax.Array, heads: int) -> jax.Array:
-            init = normal_init(self.std, inputs.shape[-1])
-            out = Dense(
+        def dense(name: str, heads: int, inputs: jax.Array) -> Dense:
+            return Dense(
                 heads * self.head_dim,
                 use_bias=self.bias,
-                kernel_init=init,
+                kernel_init=normal_init(self.std, inputs.shape[-1]),
                 dtype=self.dtype,
                 name=name,
-            )(inputs)
-            out = out.reshape(*out.shape[:-1], heads, self.head_dim)
-            return nn.with_logical_constraint(out, ('batch', 'length', 'heads', 'kv'))
+            )
 
-        query = project('query', x, self.heads)
-        key = value = None
+        def by_head(out: jax.Array) -> jax.Array:
+            out = out.reshape(*out.shape[:-1], -1, self.head_dim)
+            # Fewer heads than devices (of grouped queries): every device has them all.
+            even = out.shape[-2] % layout.ways(layout.axes('heads')[0]) == 0
+            return nn.with_logical_constraint(
+                out, ('batch', 'inner', 'heads' if even else None, 'kv')
+            )
+
         source = routing.context if self.cross else x
+        key = value = None
+        wanted = [dense('query', self.heads, x)]
         if source is not None:
-            key = project('key', source, self.kv_heads)
-            value = project('value', source, self.kv_heads)
+            wanted += [dense(name, self.kv_heads, source) for name in ('key', 'value')]
+        if source is x:
+            query, key, value = map(by_head, tensor.columns(x, wanted, 'heads'))
+        else:
+            query = by_head(wanted[0](x))
+            if source is not None:
+                key, value = map(by_head, tensor.columns(source, wanted[1:], 'heads'))
         if self.qk_norm:
             query = RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='query_norm')(query)
             if key is not None:
@@ -205,14 +224,20 @@ class Attention(nn.Module):
             query = rotary(query, routing.positions, self.rotary_base)
             key = rotary(key, routing.positions, self.rotary_base)
 
+        whole = cache is not None or self.is_initializing() or not context.is_split()
         if self.cross:
             if key is None:
                 key, value = cache.keys, cache.values
             elif cache is not None:
                 cache = KeyValues(key.astype(cache.keys.dtype), value.astype(cache.values.dtype))
-            out = ops.attention(
-                query, key, value, mask=cross_mask(routing, query.shape[1], key.shape[1])
-            )
+            if whole:
+                mask = cross_mask(routing, query.shape[1], key.shape[1])
+                out = ops.attention(query, key, value, mask=mask)
+            else:
+                segments = cross_segments(routing, query)
+                out = context.attention(
+                    query, key, value, q_segments=segments[0], kv_segments=segments[1]
+                )
         elif cache is not None:
             at = (0, routing.slot, 0, 0)
             cache = KeyValues(
@@ -221,7 +246,8 @@ class Attention(nn.Module):
             )
             out = ops.attention(query, cache.keys, cache.values, mask=routing.visible)
         else:
-            out = ops.attention(
+            attend = ops.attention if whole else context.attention
+            out = attend(
                 query,
                 key,
                 value,
@@ -230,13 +256,14 @@ class Attention(nn.Module):
                 kv_segments=routing.segments,
             )
         out = out.reshape(*out.shape[:-2], self.heads * self.head_dim)
-        out = Dense(
+        last = Dense(
             width,
             use_bias=self.bias,
             kernel_init=normal_init(self.out_std, out.shape[-1]),
             dtype=self.dtype,
             name='out',
-        )(out)
+        )
+        out = tensor.rows(out, last, 'heads')
         return nn.with_logical_constraint(out, ('batch', 'length', 'embed')), cache
 
 
@@ -251,6 +278,16 @@ def cross_mask(routing: Routing, time: int, source_time: int) -> jax.Array | Non
     if routing.segments is None:
         return jnp.broadcast_to(source > 0, (source.shape[0], 1, time, source_time))
     return routing.segments[:, None, :, None] == source
+
+
+def cross_segments(routing: Routing, query: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns the segments of queries and context whose equality is `cross_mask`."""
+    if routing.context_segments is None:
+        return None, None
+    if routing.segments is None:
+        here = (routing.context_segments > 0).astype(jnp.int32)
+        return jnp.ones(query.shape[:2], jnp.int32), here
+    return routing.segments, routing.context_segments
 
 
 class Mlp(nn.Module):
@@ -274,21 +311,22 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def dense(name: str, inputs: jax.Array, features: int, std: float) -> jax.Array:
+        def dense(name: str, inputs: int, features: int, std: float) -> Dense:
             return Dense(
                 features,
                 use_bias=self.bias,
-                kernel_init=normal_init(std, inputs.shape[-1]),
+                kernel_init=normal_init(std, inputs),
                 dtype=self.dtype,
                 name=name,
-            )(inputs)
+            )
 
-        act = ACTIVATIONS[self.activation]
-        if self.activation in GATED:
-            hidden = act(dense('gate', x, self.width, self.std))
-            hidden = hidden * dense('up', x, self.width, self.std)
-        else:
-            hidden = act(dense('up', x, self.width, self.std))
-        hidden = nn.with_logical_constraint(hidden, ('batch', 'length', 'mlp'))
-        out = dense('down', hidden, x.shape[-1], self.out_std)
+        act, size = ACTIVATIONS[self.activation], x.shape[-1]
+        names = ('gate', 'up') if self.activation in GATED else ('up',)
+        hidden, *other = tensor.columns(
+            x, [dense(name, size, self.width, self.std) for name in names], 'mlp'
+        )
+        gated = ops.recompute(lambda x, *other: act(x) * other[0] if other else act(x))
+        hidden = gated(hidden, *other)
+        hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'mlp'))
+        out = tensor.rows(hidden, dense('down', self.width, size, self.out_std), 'mlp')
         return nn.with_logical_constraint(out, ('batch', 'length', 'embed'))

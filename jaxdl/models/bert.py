@@ -65,8 +65,8 @@ class BertEncoder(BertShape):
     def setup(self):
         std = self.init_std
         self.tokens = Embedding(padded_vocab(self.vocab, self.vocab_multiple), self.width, std=std)
-        self.places = Embedding(self.max_length, self.width, std=std)
-        self.types = Embedding(self.token_types, self.width, std=std)
+        self.places = Embedding(self.max_length, self.width, std=std, logical='')
+        self.types = Embedding(self.token_types, self.width, std=std, logical='')
         self.embed_norm = LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)
         self.drop = Dropout(self.dropout)
         self.encoder = Stack(**self.shape())

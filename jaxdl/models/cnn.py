@@ -27,6 +27,13 @@ class Cnn(nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    # The hidden layer holds most parameters; what the tensor axis splits it gives back in one sum.
+    sharding: ClassVar[tuple] = (
+        (r'(^|/)hidden/kernel$', ('fsdp', 'tensor')),
+        (r'(^|/)hidden/bias$', ('tensor',)),
+        (r'(^|/)classifier/kernel$', ('tensor', 'fsdp')),
+    )
+    splits: ClassVar[tuple[str, ...]] = ('tensor',)
 
     channels: tuple[int, ...] = (32, 64, 128)
     convs: int = 1

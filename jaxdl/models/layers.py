@@ -92,13 +92,17 @@ class Dense(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, apply: bool = True) -> Any:
+        """Returns y; with apply=False, (kernel, bias or None) in the compute precision instead."""
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = ops.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel, bias = kernel.astype(self.dtype), None
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
-        return y
+            bias = bias.astype(self.dtype)
+        if not apply:
+            return kernel, bias
+        y = ops.matmul(x.astype(self.dtype), kernel)
+        return y if bias is None else y + bias
 
 
 class Conv(nn.Module):

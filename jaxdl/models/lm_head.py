@@ -5,7 +5,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxdl.models import ops
+from jaxdl.models import layout, ops
+
+# Where tables and heads live: (pattern of the path, mesh axes of each dimension). The tensor axis
+# splits the vocabulary.
+SHARDING = (
+    (r'(^|/)(tokens|embed)/embedding$', ('tensor', 'fsdp')),
+    (r'(^|/)head/kernel$', ('fsdp', 'tensor')),
+    (r'(^|/)head/bias$', ('tensor',)),
+)
 
 # Far below any logit, and finite: the gradient of an infinite one would be nan.
 HIDDEN_LOGIT = -1e30
@@ -24,12 +32,14 @@ class Embedding(nn.Module):
         width: length of a vector.
         std: deviation of the normal initialisation.
         dtype: dtype of the vectors returned.
+        logical: the rows' name in sharding rules; '': every device looks up all of them.
     """
 
     rows: int
     width: int
     std: float = 0.02
     dtype: str = 'float32'
+    logical: str = 'vocab'
 
     def setup(self):
         self.embedding = self.param(
@@ -38,7 +48,21 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns the vectors [..., width] of `ids` [...]."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        # Where the width is spread to save memory the table is gathered, not the vectors exchanged.
+        if self.logical:
+            table = gathered(self.embedding)
+        else:
+            table = nn.with_logical_constraint(self.embedding, (None, 'embed'))
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
+def gathered(table: jax.Array) -> jax.Array:
+    """The table [rows, width] as products and look-ups want it: its width whole on every device.
+
+    Its rows stay split as the vocabulary is, where that divides them.
+    """
+    even = table.shape[0] % layout.ways(layout.axes('vocab')[0]) == 0
+    return nn.with_logical_constraint(table, ('vocab' if even else None, 'embed'))
 
 
 @flax.struct.dataclass
@@ -79,7 +103,7 @@ class DeferredLogits:
 
         `weights` [batch, time] multiply the losses; given here they save work in the backward pass.
         """
-        kernel, bias = self.kernel, self.bias
+        kernel, bias = nn.with_logical_constraint(self.kernel, ('embed', 'vocab')), self.bias
         if kernel.shape[1] > self.vocab:
             smooth = not (isinstance(label_smoothing, (int, float)) and label_smoothing == 0)
             if smooth or self.softcap:
@@ -126,11 +150,12 @@ class Head(nn.Module):
     ) -> jax.Array | DeferredLogits:
         """Uses the table `embedding` [padded vocab, width] as kernel if given (tied weights)."""
         width, columns = hidden.shape[-1], padded_vocab(self.vocab, self.multiple)
+        hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'embed'))
         if embedding is None:
             init = nn.initializers.normal(self.std or width**-0.5)
             kernel = self.param('kernel', init, (width, columns), jnp.float32)
         else:
-            kernel = embedding.T
+            kernel = gathered(embedding).T
         bias = None
         if self.bias:
             bias = self.param('bias', nn.initializers.zeros, (columns,), jnp.float32)

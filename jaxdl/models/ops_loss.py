@@ -2,9 +2,12 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from jaxdl.models import layout
 
 # Logits of one chunk: small enough to stay out of the way, large enough for a good matrix product.
 CHUNK_BYTES = 256 * 2**20
@@ -17,8 +20,9 @@ def is_zero(value) -> bool:
 
 
 def default_chunks(positions: int, vocab: int, along: int) -> int:
-    """Returns into how many parts an axis of length `along` is cut."""
-    wanted = -(-positions * vocab * 4 // CHUNK_BYTES)
+    """Returns into how many parts an axis of length `along` is cut, for the logits of one device."""
+    rows, length, columns = map(layout.ways, layout.axes('batch', 'inner', 'vocab'))
+    wanted = -(-positions * vocab * 4 // (CHUNK_BYTES * rows * length * columns))
     return max(1, min(wanted, MOST_CHUNKS, along))
 
 
@@ -65,6 +69,7 @@ def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
 
     `smoothing` is None for off, else a scalar array; `weights` [..., length] are float32.
     """
+    kernel = kernel.astype(hidden.dtype)
 
     def one(carry, piece):
         hidden, labels, weights = piece
@@ -102,15 +107,34 @@ def _over_chunks(function, carry, pieces, chunks):
 
 def _split(x, axis, count, size):
     x = lax.slice_in_dim(x, 0, count * size, axis=axis)
+    if _strided():
+        x = x.reshape(*x.shape[:axis], size, count, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis + 1, 0)
     return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
 
 def _unsplit(x, axis):
-    x = jnp.moveaxis(x, 0, axis)
+    x = jnp.moveaxis(x, 0, axis + 1 if _strided() else axis)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _gradients(piece, kernel, bias, smoothing, softcap):
+def _strided() -> bool:
+    """Whether chunk j takes positions j, j + chunks, …: each device then has its part of each."""
+    return layout.ways(layout.axes('batch', 'inner')[1]) > 1
+
+
+def _shards(hidden: Array, chunks: int) -> tuple[int, int]:
+    """How many ways rows and length of the chunks of hidden [batch, length, dim] are split."""
+    if hidden.ndim != 3:
+        return 1, 1
+    rows, length = map(layout.ways, layout.axes('batch', 'inner'))
+    return (
+        rows if hidden.shape[0] % rows == 0 else 1,
+        length if hidden.shape[1] % (chunks * length) == 0 else 1,
+    )
+
+
+def _gradients(piece, kernel, bias, smoothing, softcap, shards):
     """Losses and arg max of one chunk, and the gradients of sum(scale · loss)."""
     hidden, labels, scale = piece
     logits = head_logits(hidden, kernel, bias, softcap)
@@ -131,25 +155,53 @@ def _gradients(piece, kernel, bias, smoothing, softcap):
     d_logits = scale[..., None] * (exponents / total - target)
     if softcap is not None:
         d_logits = d_logits * (1.0 - jnp.square(logits / softcap))
-    d_bias = None if bias is None else d_logits.sum(tuple(range(d_logits.ndim - 1)))
-    d_logits = d_logits.astype(hidden.dtype)
+    wide, d_logits = d_logits, d_logits.astype(hidden.dtype)
     d_hidden = _dot(d_logits, kernel, d_logits.ndim - 1, 1).astype(hidden.dtype)
-    rows = tuple(range(hidden.ndim - 1))
-    dims = ((rows, rows), ((), ()))
-    d_kernel = lax.dot_general(hidden, d_logits, dims, preferred_element_type=jnp.float32)
+    if shards == (1, 1):
+        rows = tuple(range(hidden.ndim - 1))
+        dims = ((rows, rows), ((), ()))
+        d_kernel = lax.dot_general(hidden, d_logits, dims, preferred_element_type=jnp.float32)
+        d_bias = None if bias is None else wide.sum(rows)
+    else:
+        parts, d_parts = _by_shard(hidden, shards), _by_shard(d_logits, shards)
+        spec = 'xbyld,xbylv->xydv'
+        d_kernel = jnp.einsum(spec, parts, d_parts, preferred_element_type=jnp.float32)
+        d_bias = None if bias is None else _by_shard(wide, shards).sum((1, 3))
+        d_kernel, d_bias = _keep_apart((d_kernel, d_bias))
     return (loss, argmax(logits), d_hidden, d_smoothing), (d_kernel, d_bias)
 
 
+def _by_shard(x, shards):
+    """[batch, length, …] as [shards of rows, rows, shards of length, length, …]."""
+    rows, length = shards
+    return x.reshape(rows, x.shape[0] // rows, length, x.shape[1] // length, *x.shape[2:])
+
+
+def _keep_apart(sums):
+    """Keeps the sums [shards of rows, shards of length, …] of each device on that device."""
+    d_kernel, d_bias = sums
+    names = ('batch', 'inner')
+    if d_bias is not None:
+        d_bias = nn.with_logical_constraint(d_bias, (*names, 'vocab'))
+    return nn.with_logical_constraint(d_kernel, (*names, 'embed', 'vocab')), d_bias
+
+
 def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks):
-    zero = jnp.zeros(kernel.shape, jnp.float32)
-    sums = (zero, None if bias is None else jnp.zeros(bias.shape, jnp.float32))
+    kernel = kernel.astype(pieces[0].dtype)  # once, not for every chunk
+    # Sums over the devices are taken after the last chunk, not once for each of them.
+    shards = _shards(pieces[0], chunks)
+    apart = shards if shards != (1, 1) else ()
+    zero = jnp.zeros((*apart, *kernel.shape), jnp.float32)
+    sums = (zero, None if bias is None else jnp.zeros((*apart, *bias.shape), jnp.float32))
+    if apart:
+        sums = _keep_apart(sums)
 
     def one(sums, piece):
-        out, parts = _gradients(piece, kernel, bias, smoothing, softcap)
+        out, parts = _gradients(piece, kernel, bias, smoothing, softcap, shards)
         return jax.tree.map(jnp.add, sums, parts), out
 
     sums, out = _over_chunks(one, sums, pieces, chunks)
-    return out, sums
+    return out, jax.tree.map(lambda x: x.sum((0, 1)), sums) if apart else sums
 
 
 def _chunked_forward(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxdl.models import ops
 from jaxdl.models.layers import Dense, Dropout, check_dtype, check_positive, check_rate
-from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
+from jaxdl.models.lm_head import SHARDING, DeferredLogits, Embedding, Head, padded_vocab
 
 CELLS = ('lstm', 'gru')
 
@@ -214,6 +214,8 @@ class RnnLM(nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    sharding: ClassVar[tuple] = SHARDING
+    splits: ClassVar[tuple[str, ...]] = ('tensor',)
 
     vocab: int = 256
     vocab_multiple: int = 1
@@ -304,6 +306,8 @@ class RnnClassifier(nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    sharding: ClassVar[tuple] = SHARDING
+    splits: ClassVar[tuple[str, ...]] = ('tensor',)
 
     classes: int = 2
     vocab: int = 256

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxdl.models import attention
+from jaxdl.models import attention, layout, lm_head, pipeline
 from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
 from jaxdl.models.layers import Dropout, check_dtype, check_rate
 
@@ -17,6 +17,22 @@ REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# Where the parameters of blocks live: (pattern of the path, mesh axes of each dimension). After
+# Shoeybi et al. 2019 (arXiv:1909.08053) the tensor axis splits the first product of attention and
+# of the MLP by its outputs and the second by its inputs: one sum over devices for the two.
+BLOCK = (
+    (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
+    (r'((attention|cross)/out|mlp/down)/kernel$', ('tensor', 'fsdp')),
+    (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+    (r'(bias|scale)$', (None,)),
+)
+SHARDING = (
+    *((rf'/layers/(.*/)?{pattern}', ('pipe', *axes)) for pattern, axes in BLOCK),
+    *((rf'/layer_\d+/(.*/)?{pattern}', axes) for pattern, axes in BLOCK),
+    *lm_head.SHARDING,
+)
 
 
 class Transformer(nn.Module):
@@ -45,6 +61,8 @@ class Transformer(nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    sharding: ClassVar[tuple] = SHARDING
+    splits: ClassVar[tuple[str, ...]] = ('tensor', 'pipe', 'context')
 
     width: int = 384
     layers: int = 6
@@ -300,6 +318,21 @@ class Stack(Transformer):
     def __call__(self, x: jax.Array, routing: Routing, cache: Cache | None = None):
         """Returns (x [batch, time, width], `cache` with the keys and values of these tokens)."""
         block, options = Block, {**self.shape(), 'causal': self.causal, 'cross': self.cross}
+        split = layout.ways(layout.axes('heads')[0])
+        if self.heads % split:
+            raise ValueError(f'heads={self.heads}: must be a multiple of mesh.tensor={split}')
+        if pipeline.stages() > 1:
+            if not self.scan_layers:
+                raise ValueError(
+                    'scan_layers=False: a pipeline (mesh.pipe) needs stacked layers; '
+                    'set scan_layers=True'
+                )
+            if self.layers % pipeline.stages():
+                raise ValueError(
+                    f'layers={self.layers}: must be a multiple of mesh.pipe={pipeline.stages()}'
+                )
+            if cache is None and not self.is_initializing():
+                return self._pipelined(Block(**options, parent=None), x, routing), None
         if self.remat != 'none':
             # Inside a scan common subexpressions cannot be merged anyway, and the barrier costs.
             block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
@@ -323,6 +356,19 @@ class Stack(Transformer):
         if self.pre_norm:
             x = self.make_norm('final_norm')(x)
         return x, None if cache is None else cache.replace(layers=past)
+
+    def _pipelined(self, block: Block, x: jax.Array, routing: Routing) -> jax.Array:
+        """The scanned layers as a pipeline; the parameters are those of the scan."""
+
+        def layer(params, x, routing, key):
+            return block.apply({'params': params}, x, None, routing, rngs={'dropout': key})[0]
+
+        if self.remat != 'none':
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+        key = self.make_rng('dropout') if self.has_rng('dropout') else jax.random.key(0)
+        x = pipeline.run(layer, self.get_variable('params', 'layers'), x, routing, key)
+        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        return self.make_norm('final_norm')(x) if self.pre_norm else x
 
 
 def stack_layers(params: dict) -> dict:

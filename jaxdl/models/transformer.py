@@ -31,7 +31,9 @@ class TokenInput(Transformer):
             padded_vocab(self.vocab, self.vocab_multiple), self.width, std=std, dtype='float32'
         )
         if self.positions == 'learned':
-            self.places = Embedding(self.max_length, self.width, std=std, dtype='float32')
+            self.places = Embedding(
+                self.max_length, self.width, std=std, dtype='float32', logical=''
+            )
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Returns the vectors [batch, time, width] of `tokens` at `positions` [batch, time]."""

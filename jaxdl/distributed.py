@@ -1,0 +1,258 @@
+"""One run on several processes and hosts: who they are, and how they meet.
+
+Slurm and Open MPI say it in the environment; otherwise the flags --coordinator, --processes and
+--process do. Every process then sees all devices, holds its own rows of a batch, and only process
+0 writes logs and talks.
+"""
+
+import dataclasses
+import hashlib
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Mapping
+
+from absl import flags
+
+from jaxdl.errors import UserError
+
+# Ports that systems hand out last; one is derived from the job, so that jobs do not meet.
+FIRST_PORT, PORTS = 61440, 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of one run, as one of them sees them.
+
+    Attributes:
+        coordinator: 'host:port' of process 0, where all meet.
+        count: processes.
+        index: of this one.
+        local_count: processes on this host; 0: unknown.
+        local_index: of this one among them.
+        bound: the launcher has given each process GPUs of its own.
+        origin: who said so, for messages.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+    local_count: int = 0
+    local_index: int = 0
+    bound: bool = False
+    origin: str = 'flags'
+
+    def check(self) -> None:
+        """Raises UserError for numbers that cannot be."""
+        if self.count < 1:
+            raise UserError(f'--processes={self.count}: must be at least 1')
+        if not 0 <= self.index < self.count:
+            raise UserError(
+                f'--process={self.index}: must be in 0..{self.count - 1} (--processes={self.count})'
+            )
+        if not re.fullmatch(r'.+:\d{1,5}', self.coordinator):
+            raise UserError(
+                f'--coordinator={self.coordinator}: must be HOST:PORT of process 0, '
+                'for example node1:12345'
+            )
+
+
+def define_flags() -> None:
+    """Defines the flags of a command that can run on several processes."""
+    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where all processes meet')
+    flags.DEFINE_integer('processes', None, 'processes of this run; 1: whatever Slurm or MPI say')
+    flags.DEFINE_integer('process', None, 'which of them this is, from 0')
+
+
+def of_flags(environment: Mapping[str, str]) -> Processes | None:
+    """`find` with the flags that were given."""
+    given = flags.FLAGS
+    return find(
+        environment,
+        coordinator=given.coordinator,
+        processes=given.processes,
+        process=given.process,
+    )
+
+
+def find(
+    environment: Mapping[str, str],
+    *,
+    coordinator: str = '',
+    processes: int | None = None,
+    process: int | None = None,
+) -> Processes | None:
+    """The processes of this run, or None where there is only this one.
+
+    Flags win over the environment; --processes=1 ignores it.
+
+    Raises:
+        UserError: flags are incomplete or wrong, or the environment does not say enough.
+    """
+    if processes == 1:
+        return None
+    found = _slurm(environment, coordinator) or _open_mpi(environment, coordinator)
+    if processes is not None or process is not None or (coordinator and not found):
+        missing = [
+            name
+            for name, value in (('coordinator', coordinator), ('processes', processes))
+            if not value
+        ] + (['process'] if process is None else [])
+        if missing:
+            raise UserError(
+                f'--{missing[0]} is missing; several processes need --coordinator=HOST:PORT '
+                '--processes=NUMBER --process=INDEX, each its own index (Slurm and Open MPI give all)'
+            )
+        assert processes is not None and process is not None
+        found = Processes(coordinator, processes, process)
+    if found:
+        found.check()
+    return found if found and found.count > 1 else None
+
+
+def _slurm(environment: Mapping[str, str], coordinator: str) -> Processes | None:
+    """The tasks of an srun step; a batch script outside of srun is one process."""
+    try:
+        count = int(environment['SLURM_STEP_NUM_TASKS'])
+        index, local = int(environment['SLURM_PROCID']), int(environment['SLURM_LOCALID'])
+        job = f'{environment["SLURM_JOB_ID"]}.{environment.get("SLURM_STEP_ID", "0")}'
+        first = first_host(environment['SLURM_STEP_NODELIST'])
+    except (KeyError, ValueError):
+        return None
+    return Processes(
+        coordinator or f'{first}:{_port(job)}',
+        count,
+        index,
+        _tasks_here(environment.get('SLURM_STEP_TASKS_PER_NODE', ''), environment),
+        local,
+        any(name in environment for name in ('SLURM_GPUS_PER_TASK', 'SLURM_NTASKS_PER_GPU')),
+        'Slurm',
+    )
+
+
+def first_host(hosts: str) -> str:
+    """The first name of a Slurm list such as 'gpu[003-005,9],login'."""
+    match = re.match(r'([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?', hosts)
+    if not match:
+        raise ValueError(hosts)
+    return ''.join(part or '' for part in match.groups())
+
+
+def _tasks_here(text: str, environment: Mapping[str, str]) -> int:
+    """The tasks on this node by Slurm's list such as '4(x2),3'; 0 where it does not say."""
+    counts: list[int] = []
+    for number, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', text):
+        counts += [int(number)] * int(times or 1)
+    node = int(environment.get('SLURM_NODEID', '0') or 0)
+    return counts[node] if node < len(counts) else 0
+
+
+def _open_mpi(environment: Mapping[str, str], coordinator: str) -> Processes | None:
+    """The ranks of an mpirun (or mpiexec) of Open MPI."""
+    try:
+        count = int(environment['OMPI_COMM_WORLD_SIZE'])
+        index = int(environment['OMPI_COMM_WORLD_RANK'])
+        local = int(environment['OMPI_COMM_WORLD_LOCAL_RANK'])
+        here = int(environment['OMPI_COMM_WORLD_LOCAL_SIZE'])
+    except (KeyError, ValueError):
+        return None
+    job = environment.get('PMIX_NAMESPACE', '') or environment.get('OMPI_MCA_ess_base_jobid', '')
+    if not coordinator and here == count:
+        coordinator = f'127.0.0.1:{_port(job)}'
+    launcher = re.search(
+        r'tcp://([^,:;]+)|tcp6://\[([^,\]]+)', environment.get('OMPI_MCA_orte_hnp_uri', '')
+    )
+    if not coordinator and launcher and index >= 0:
+        # mpirun runs where rank 0 does, unless its host list says otherwise.
+        coordinator = f'{launcher.group(1) or launcher.group(2)}:{_port(job)}'
+    if not coordinator and count > 1:
+        raise UserError(
+            'Open MPI runs on several hosts and does not say where rank 0 is; '
+            'give --coordinator=HOST:PORT of that host'
+        )
+    return Processes(coordinator or '127.0.0.1:1', count, index, here, local, False, 'Open MPI')
+
+
+def _port(job: str) -> int:
+    """A port that all processes of a job derive alike."""
+    return FIRST_PORT + int.from_bytes(hashlib.sha256(job.encode()).digest()[:4], 'big') % PORTS
+
+
+def own_gpus(found: Processes, visible: int) -> list[int] | None:
+    """Which of the GPUs visible here are this process's; None: all of them.
+
+    Processes that share a host and see the same GPUs divide them evenly.
+    """
+    here = found.local_count
+    if found.bound or here < 2 or visible < here or visible % here:
+        return None
+    each = visible // here
+    return list(range(found.local_index * each, (found.local_index + 1) * each))
+
+
+def visible_gpus(environment: Mapping[str, str]) -> int:
+    """The number of NVIDIA GPUs that this process may use, without opening one."""
+    if 'CUDA_VISIBLE_DEVICES' in environment:
+        return len(
+            [word for word in environment['CUDA_VISIBLE_DEVICES'].split(',') if word.strip()]
+        )
+    try:
+        return len([name for name in os.listdir('/dev') if re.fullmatch(r'nvidia\d+', name)])
+    except OSError:
+        return 0
+
+
+def join(found: Processes | None, *, timeout: float = 300) -> None:
+    """Meets the other processes; call it before any device is used.
+
+    On every process but the first, standard output is closed from here on.
+
+    Raises:
+        UserError: not all came within `timeout` seconds, or the port is taken.
+    """
+    if found is None:
+        return
+    import jax
+
+    deadline = time.monotonic() + timeout
+    if found.index > 0:
+        _await_port(found, deadline)
+    try:
+        jax.distributed.initialize(
+            found.coordinator,
+            num_processes=found.count,
+            process_id=found.index,
+            local_device_ids=own_gpus(found, visible_gpus(os.environ)),
+            cluster_detection_method='deactivate',
+            initialization_timeout=max(1, int(deadline - time.monotonic())),
+        )
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f'process {found.index} of {found.count} (from {found.origin}) could not meet the '
+            f'others at {found.coordinator} within {timeout:.0f} s: {first}\n'
+            'Start all of them, with the same --coordinator, or give a port that is free'
+        ) from None
+    if found.index > 0:
+        sys.stdout.flush()
+        sys.stdout = open(os.devnull, 'w')
+
+
+def _await_port(found: Processes, deadline: float) -> None:
+    """Waits until process 0 listens; jax itself would end the whole process where it does not."""
+    host, _, port = found.coordinator.rpartition(':')
+    reason: object = 'nobody listens'
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            reason = error
+            time.sleep(0.2)
+    raise UserError(
+        f'--coordinator={found.coordinator}: process {found.index} of {found.count} (from '
+        f'{found.origin}) waited for process 0 there in vain ({reason}); '
+        'start it, or give its host and port'
+    )

@@ -1,0 +1,89 @@
+"""Tensor parallelism: layers whose features are split over devices (Shoeybi et al., arXiv:1909.08053).
+
+Written out instead of left to the compiler, which sums the gradient of one input once for every
+layer that reads it, and does not see that a sum followed by a split needs half the bytes.
+"""
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxdl.models import layout, ops
+from jaxdl.models.layers import Dense
+
+
+def columns(x: jax.Array, layers: list[Dense], name: str) -> list[jax.Array]:
+    """Returns what each layer makes of x [batch, length, in]; their features are split as `name` is.
+
+    Where the length of x is split over the same devices it is gathered here, once for all layers.
+    """
+    (split,) = layout.axes(name)
+    ways = layout.ways(split)
+    if ways == 1 or any(layer.features % ways for layer in layers):
+        return [layer(x) for layer in layers]
+    batch, length, inner = _length(x, split)
+    weights = [layer(x, apply=False) for layer in layers]
+    done = {*split, *length, *batch}
+
+    def products(x, weights):
+        with layout.manual(*done):
+            if length:
+                x = jax.lax.all_gather(x, split, axis=1, tiled=True)
+            ys = [ops.matmul(x.astype(kernel.dtype), kernel) for kernel, _ in weights]
+            return [y if b is None else y + b for y, (_, b) in zip(ys, weights, strict=True)]
+
+    places = [
+        (PartitionSpec(None, split), None if bias is None else PartitionSpec(split))
+        for _, bias in weights
+    ]
+    return jax.shard_map(
+        products,
+        mesh=jax.sharding.get_abstract_mesh(),
+        in_specs=(PartitionSpec(batch or None, length or None), places),
+        out_specs=PartitionSpec(batch or None, inner or None, split),
+        axis_names=done,
+        check_vma=False,
+    )(x, weights)
+
+
+def rows(x: jax.Array, layer: Dense, name: str) -> jax.Array:
+    """Returns what `layer` makes of x [batch, length, in], whose features are split as `name` is.
+
+    The sum over the devices is split by length again where the residual stream is.
+    """
+    (split,) = layout.axes(name)
+    ways = layout.ways(split)
+    if ways == 1 or x.shape[-1] % ways:
+        return layer(x)
+    batch, length, inner = _length(x, split)
+    kernel, bias = layer(x, apply=False)
+    done = {*split, *length, *batch}
+
+    def product(x, kernel):
+        with layout.manual(*done):
+            y = ops.matmul(x.astype(kernel.dtype), kernel)
+            if length:
+                return jax.lax.psum_scatter(y, split, scatter_dimension=1, tiled=True)
+            return jax.lax.psum(y, split)
+
+    y = jax.shard_map(
+        product,
+        mesh=jax.sharding.get_abstract_mesh(),
+        in_specs=(PartitionSpec(batch or None, inner or None, split), PartitionSpec(split)),
+        out_specs=PartitionSpec(batch or None, length or None),
+        axis_names=done,
+        check_vma=False,
+    )(x, kernel)
+    return y if bias is None else y + bias
+
+
+def _length(x: jax.Array, split: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The axes that split rows and length of x, and those of the length that still do in between.
+
+    All are empty unless the axes of the features split the length too: a sum over devices alone
+    may be left to the compiler for the other axes, a gathering or scattering one may not.
+    """
+    batch, length, _ = layout.axes('batch', 'length', 'embed')
+    even = x.shape[1] % layout.ways(length) == 0 and x.shape[0] % layout.ways(batch) == 0
+    if not set(split) <= set(length) or not even:
+        return (), (), ()
+    return batch, length, tuple(axis for axis in length if axis not in split)

@@ -1,0 +1,130 @@
+"""Four small models, the layouts they can be trained in, and how one is trained for some steps."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdl import parallel
+from jaxdl.config import Config, Mesh
+from jaxdl.data.arrays import ArraySource
+from jaxdl.data.pipeline import Order
+from jaxdl.data.synthetic import SyntheticImages
+from jaxdl.feed import Feed
+from jaxdl.models.cnn import Cnn
+from jaxdl.models.rnn import RnnLM
+from jaxdl.models.seq2seq import Seq2Seq
+from jaxdl.models.transformer import TransformerLM
+from jaxdl.optim import AdamW, Constant
+from jaxdl.program import Program
+from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.language_model import LanguageModel
+from jaxdl.tasks.translation import Translation
+
+VOCAB = 37  # no axis divides it
+STEPS = 10
+
+
+@dataclasses.dataclass
+class Tokens:
+    """Random packed token rows, two documents each, and unequal numbers of targets that count."""
+
+    length: int = 16
+    pairs: bool = False
+
+    def train_source(self):
+        rng = np.random.default_rng(0)
+        shape = (64, self.length)
+        tokens = rng.integers(0, VOCAB, (64, self.length + 1)).astype(np.int32)
+        cut = rng.integers(1, self.length - 2, (64, 1))
+        place = np.arange(self.length)[None]
+        segments = np.where(place < cut, 1, 2).astype(np.int32)
+        positions = np.where(place < cut, place, place - cut).astype(np.int32)
+        if self.pairs:
+            ends = rng.integers(self.length // 2, self.length + 1, (64, 1))
+            full = {'segments': np.where(place < ends, segments, 0), 'positions': positions}
+            source = {f'source_{name}': value.astype(np.int32) for name, value in full.items()}
+            target = {f'target_{name}': value.astype(np.int32) for name, value in full.items()}
+            rows = rng.integers(0, VOCAB, shape).astype(np.int32)
+            pair = {'source': rows, 'target': tokens[:, :-1], 'targets': tokens[:, 1:]}
+            return ArraySource({**pair, **source, **target})
+        mask = rng.random(shape) < rng.random((64, 1))
+        return ArraySource(
+            {
+                'tokens': tokens[:, :-1],
+                'targets': tokens[:, 1:],
+                'segments': segments,
+                'positions': positions,
+                'target_mask': mask,
+            }
+        )
+
+    def eval_sources(self):
+        return {}
+
+
+def families() -> dict[str, tuple[Any, Any, Any]]:
+    """{name: (model, task, data)}."""
+    shape = dict(width=16, heads=4, layers=4, vocab=VOCAB, max_length=16, scan_layers=True)
+    return {
+        'cnn': (
+            Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
+            Classification(),
+            SyntheticImages(num_examples=64, shape=(8, 8, 1), num_classes=4),
+        ),
+        'lstm': (RnnLM(vocab=VOCAB, width=16, layers=1), LanguageModel(), Tokens()),
+        'decoder': (
+            TransformerLM(**shape, kv_heads=2, positions='rotary', head_chunks=2),
+            LanguageModel(),
+            Tokens(),
+        ),
+        'encoder_decoder': (
+            Seq2Seq(**shape, decoder_layers=2, dropout=0.0, mlp_width=32),
+            Translation(label_smoothing=0.1),
+            Tokens(pairs=True),
+        ),
+    }
+
+
+def config(family: str, **changes) -> Config:
+    """The run of a family; it uses Adam, in which every gradient counts from the first step."""
+    model, task, data = families()[family]
+    values = dict(
+        model=model,
+        task=task,
+        data=data,
+        optimizer=AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, eps=1e-4),
+        steps=STEPS,
+        batch_size=16,
+        mesh=Mesh(data=-1),
+        placement='host',
+    )
+    return Config(**{**values, **changes})
+
+
+def built(run: Config, devices: int = 8) -> tuple[Program, Feed]:
+    """The program of a run on the first `devices` devices, and where its batches come from."""
+    mesh = parallel.make_mesh(run.mesh, jax.devices()[:devices])
+    feed = Feed(run.data.train_source(), run.batch_size, mesh, placement=run.placement)
+    return Program(run, mesh, feed.example), feed
+
+
+def initial(run: Config) -> Any:
+    """A fresh state as host arrays, the checkpoint that every layout starts from."""
+    made, feed = built(run, 1)
+    return jax.tree.map(np.asarray, made.init(feed.source.fetch(np.arange(16))))
+
+
+def losses(run: Config, start: Any, devices: int = 8, steps: int = STEPS) -> np.ndarray:
+    """The loss of each step from the state `start`."""
+    made, feed = built(run, devices)
+    order = Order(len(feed.source), run.batch_size, run.seed)
+    step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
+    state = parallel.put(start, made.shardings)
+    hyper, found = made.place_hyper(), []
+    for index in range(steps):
+        batch = feed.place(feed.load(order.batch(index)))
+        state, packed = step(state, batch, feed.resident, hyper)
+        found.append(packing.means(np.asarray(packed))['loss'])
+    return np.asarray(found)
