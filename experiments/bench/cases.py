@@ -9,7 +9,7 @@ class Case:
 
     Attributes:
         name: what --model calls it.
-        kind: 'images', 'tokens' or 'rnn'.
+        kind: 'images', 'tokens', 'masked', 'rnn' or 'loader'.
         batch: examples of a step.
         sizes: what the builders of both libraries read.
     """
@@ -35,6 +35,13 @@ CASES = {
             dict(vocab=50304, time=256, width=384, layers=6, heads=6),
         ),
         Case('lstm', 'rnn', 32, dict(vocab=256, time=128, width=512)),
+        Case(
+            'bert_base',
+            'masked',
+            4,
+            dict(vocab=30522, time=128, width=768, layers=12, heads=12, masked=20),
+        ),
+        Case('loader', 'loader', 512, dict(count=60_000)),
     )
 }
 
@@ -48,5 +55,12 @@ TORCH = {
         'float32': ('torch', 'torch compile'),
         'bfloat16': ('torch bfloat16', 'torch compile bfloat16'),
     },
+    'masked': {
+        'float32': ('torch', 'torch compile'),
+        'bfloat16': ('torch bfloat16', 'torch compile bfloat16'),
+    },
     'rnn': {'float32': ('torch',), 'bfloat16': ('torch bfloat16',)},
+    'loader': {'float32': ('torch workers=2',)},
 }
+# Ours; where it is more than one way, each stands against PyTorch's best.
+OURS = {'loader': ('jaxdl device', 'jaxdl host', 'jaxdl stream')}

@@ -9,6 +9,7 @@ import numpy as np
 from jaxdl import parallel
 from jaxdl.config import Config
 from jaxdl.efficiency import flops
+from jaxdl.models.bert import Bert
 from jaxdl.models.cnn import Cnn
 from jaxdl.models.resnet import ResNet
 from jaxdl.models.rnn import RnnLM
@@ -17,6 +18,7 @@ from jaxdl.optim import AdamW, Constant, Sgd
 from jaxdl.program import Program
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.language_model import LanguageModel
+from jaxdl.tasks.masked_lm import MaskedLM
 
 
 def model_of(case, dtype: str):
@@ -33,6 +35,9 @@ def model_of(case, dtype: str):
     vocab, width = sizes['vocab'], sizes['width']
     if case.name == 'lstm':
         return RnnLM(vocab=vocab, width=width, layers=1, dtype=dtype)
+    if case.kind == 'masked':
+        shape = {name: sizes[name] for name in ('width', 'layers', 'heads')}
+        return Bert(vocab=vocab, dropout=0.0, dtype=dtype, **shape)
     return TransformerLM(
         vocab=vocab,
         max_length=sizes['time'],
@@ -65,6 +70,8 @@ def rows_of(case, batch: int) -> dict[str, np.ndarray]:
         'segments': np.ones(shape, np.int32),
         'positions': np.ascontiguousarray(places),
         'target_mask': np.ones(shape, bool),
+        'maskable': np.ones(shape, bool),
+        'row': ids,
     }
 
 
@@ -72,9 +79,12 @@ def build(case, batch: int, words: list[str]):
     """Returns (a function that trains one step and waits for it, facts about it)."""
     dtype = 'bfloat16' if 'bfloat16' in words else 'float32'
     images = case.kind == 'images'
+    task = Classification() if images else LanguageModel()
+    if case.kind == 'masked':
+        task = MaskedLM(vocab_size=case.sizes['vocab'], mask_token=103)
     config = Config(
         model=model_of(case, dtype),
-        task=Classification() if images else LanguageModel(),
+        task=task,
         data=None,
         optimizer=Sgd(schedule=Constant()) if images else AdamW(schedule=Constant()),
         steps=1_000_000,

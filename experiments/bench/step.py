@@ -3,7 +3,8 @@
     python -m experiments.bench.step --model=cnn [--dtype=float32,bfloat16] [--rounds=5]
         [--seconds=3] [--batch=N] [--plain] [--variants='jaxdl,torch compile'] [--out=FILE.json]
 
-Models: cnn, resnet18, resnet20, vit_ti, transformer, transformer_50k, lstm. Every variant is a
+Models: cnn, resnet18, resnet20, vit_ti, transformer, transformer_50k, lstm, bert_base; and loader, a
+batch of images instead of a step. Every variant is a
 process of its own that sleeps while the others run; PyTorch gets the same allocator settings.
 Speed is PyTorch's best time over ours, per round: the median, least and greatest round are shown.
 """
@@ -17,7 +18,7 @@ import statistics
 import subprocess
 import sys
 
-from experiments.bench.cases import CASES, TORCH
+from experiments.bench.cases import CASES, OURS, TORCH
 
 
 class Worker:
@@ -134,7 +135,7 @@ def main() -> None:
     variants = []
     for dtype in dtypes:
         suffix = '' if dtype == 'float32' else f' {dtype}'
-        variants.append(f'jaxdl{suffix}')
+        variants += [f'{name}{suffix}' for name in OURS.get(case.kind, ('jaxdl',))]
         if options.plain:
             variants.append(f'jaxdl plain{suffix}')
         variants += TORCH[case.kind][dtype]

@@ -141,3 +141,46 @@ class Lstm(nn.Module):
 
     def forward(self, tokens):
         return self.head(self.lstm(self.embed(tokens))[0])
+
+
+class PostNorm(nn.Module):
+    """A post-norm Transformer block, as BERT has it."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.heads = heads
+
+    def forward(self, x):
+        batch, time, width = x.shape
+        qkv = self.qkv(x).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(*qkv.unbind(0))
+        x = self.norm1(x + self.out(y.transpose(1, 2).reshape(batch, time, width)))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class Bert(nn.Module):
+    """BERT with the masked head alone; predicts the tokens at `places` [batch, masked]."""
+
+    def __init__(self, sizes: dict):
+        super().__init__()
+        width, vocab = sizes['width'], sizes['vocab']
+        self.embed, self.kinds = nn.Embedding(vocab, width), nn.Embedding(2, width)
+        self.places = nn.Embedding(512, width)
+        self.norm = nn.LayerNorm(width)
+        self.blocks = nn.Sequential(
+            *(PostNorm(width, sizes['heads']) for _ in range(sizes['layers']))
+        )
+        self.transform, self.transform_norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.bias = nn.Parameter(torch.zeros(vocab))
+        self.pooler, self.pair = nn.Linear(width, width), nn.Linear(width, 2)
+
+    def forward(self, tokens, places):
+        time = torch.arange(tokens.shape[1])
+        x = self.embed(tokens) + self.places(time) + self.kinds(torch.zeros_like(tokens))
+        x = self.blocks(self.norm(x))
+        x = torch.take_along_dim(x, places[..., None], 1)
+        x = self.transform_norm(F.gelu(self.transform(x)))
+        return F.linear(x, self.embed.weight, self.bias)

@@ -22,9 +22,13 @@ def build(case, batch: int, words: list[str]):
             model = model.to(memory_format=torch.channels_last)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
     else:
-        model = torch_models.Lstm(sizes) if case.kind == 'rnn' else torch_models.Gpt(sizes)
+        kinds = {'rnn': torch_models.Lstm, 'tokens': torch_models.Gpt, 'masked': torch_models.Bert}
+        model = kinds[case.kind](sizes)
         tokens = rng.integers(0, sizes['vocab'], (2, batch, sizes['time']))
         inputs, labels = torch.tensor(tokens[0]), torch.tensor(tokens[1])
+        if case.kind == 'masked':
+            places = torch.tensor(rng.permuted(_order(batch, sizes), axis=1)[:, : sizes['masked']])
+            labels = labels[:, : sizes['masked']]
         make = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     optimizer, half = make, 'bfloat16' in words
     model.train()
@@ -35,7 +39,7 @@ def build(case, batch: int, words: list[str]):
         if case.kind == 'images':
             x = (x.float() / 255 - 0.5) / 0.5
         with torch.autocast('cpu', torch.bfloat16, enabled=half):
-            logits = call(x)
+            logits = call(x, places) if case.kind == 'masked' else call(x)
         loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -43,6 +47,10 @@ def build(case, batch: int, words: list[str]):
         return loss.item()
 
     return step, {'parameters': sum(p.numel() for p in model.parameters())}
+
+
+def _order(batch: int, sizes: dict) -> np.ndarray:
+    return np.tile(np.arange(sizes['time']), (batch, 1))
 
 
 def peak(size: int) -> dict:

@@ -4,6 +4,7 @@ Each line of standard input gets one line of JSON: `run SECONDS` trains for that
 measures a float32 matrix product. `python -m experiments.bench.step` starts these.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -27,18 +28,19 @@ def main() -> None:
     from experiments.bench.cases import CASES
 
     begin = time.perf_counter()
-    if words[0] == 'torch':
-        from experiments.bench import torch_step as side
-    else:
-        from experiments.bench import jax_step as side
-    step, about = side.build(CASES[name], batch, words[1:])
+    case = CASES[name]
+    part = 'loader' if case.kind == 'loader' else 'step'
+    library = 'torch' if words[0] == 'torch' else 'jax'
+    side = importlib.import_module(f'experiments.bench.{library}_{part}')
+    probe = importlib.import_module(f'experiments.bench.{library}_step')
+    step, about = side.build(case, batch, words[1:])
     for _ in range(3):
         step()
     about |= {'ready_s': time.perf_counter() - begin, 'environment': environment}
     print(json.dumps(about), file=replies, flush=True)
     for line in sys.stdin:
         command, *rest = line.split()
-        reply = side.peak(PEAK_SIZE) if command == 'peak' else _run(step, float(rest[0]))
+        reply = probe.peak(PEAK_SIZE) if command == 'peak' else _run(step, float(rest[0]))
         print(json.dumps(reply), file=replies, flush=True)
 
 
