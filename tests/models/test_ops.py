@@ -2,15 +2,16 @@
 
 import contextlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdl.models import ops
+from jaxdl.models import ops, ops_loss
 
 few = settings(max_examples=8, deadline=None)
 small = st.integers(1, 7)
@@ -431,3 +432,33 @@ def test_rnn_equals_torch(cell):
 def test_unknown_platform():
     with pytest.raises(ValueError, match=r"platform='gpu'"):
         ops.set_platform('gpu')
+
+
+def test_recomputed_operations_keep_only_their_arguments_on_gpus():
+    x, scale = normal(0, 4, 16), normal(1, 16)
+
+    def norm(x, scale):
+        return jax.nn.gelu(x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True)) * scale)
+
+    def kept(function):
+        _, pull = jax.vjp(function, x, scale)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull) if np.ndim(leaf))
+
+    ours = value_and_gradients(ops.recompute(norm), x, scale)
+    assert kept(ops.recompute(norm)) == kept(norm) > x.size + scale.size
+    ops.set_platform('cuda')
+    try:
+        assert kept(ops.recompute(norm)) == x.size + scale.size
+        close(value_and_gradients(ops.recompute(norm), x, scale), ours)
+    finally:
+        ops.set_platform(None)
+
+
+def test_chunks_are_as_large_as_the_logits_of_one_device():
+    rules = (('batch', ('data',)), ('inner', None), ('vocab', 'tensor'))
+    alone = ops_loss.default_chunks(2**13, 2**15, 512)
+    assert alone == 4  # 1 GiB of float32 in parts of 256 MiB
+    mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        assert ops_loss.default_chunks(2**13, 2**15, 512) == 1
+        assert ops_loss.default_chunks(4 * 2**13, 2 * 2**15, 512) == alone
