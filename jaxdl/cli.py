@@ -67,6 +67,28 @@ def parse_flags(argv: Sequence[str], usage: str, *, required: Sequence[str] = ()
 # ---- configs --------------------------------------------------------------------------------------
 
 
+def load_module(path: str) -> Any:
+    """The module of a config file, run anew; it is not entered into sys.modules.
+
+    Raises:
+        UserError: it is no Python file, or running it failed.
+    """
+    name = os.path.splitext(os.path.basename(path))[0]
+    spec = importlib.util.spec_from_file_location(f'configs.{name}', path)
+    if spec is None or spec.loader is None:
+        raise UserError(f'--config={path}: is no Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f'--config={path}: cannot be loaded, {type(error).__name__}: {error}'
+        ) from None
+    return module
+
+
 def load_config(path: str) -> Config:
     """The config of 'configs/name.py' or 'configs/name.py:variant'.
 
@@ -83,20 +105,7 @@ def load_config(path: str) -> Config:
         hint = nearest(filename, known)
         listed = ', '.join(known[:20]) or 'none here; call it from the root of the project'
         raise UserError(f'--config={path}: there is no file {filename}{hint}.\nConfigs: {listed}')
-    spec = importlib.util.spec_from_file_location(
-        f'configs.{os.path.splitext(os.path.basename(filename))[0]}', filename
-    )
-    if spec is None or spec.loader is None:
-        raise UserError(f'--config={path}: {filename} is no Python file')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f'--config={path}: {filename} cannot be loaded, {type(error).__name__}: {error}'
-        ) from None
+    module = load_module(filename)
     get_config = getattr(module, 'get_config', None)
     if get_config is None:
         raise UserError(f'--config={path}: {filename} has no function get_config(variant)')
