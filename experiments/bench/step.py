@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, variant: str, model: str, batch: int):
         command = [sys.executable, '-m', 'experiments.bench.worker', variant, model, str(batch)]
-        self.variant, self.rounds, self.peaks = variant, [], []
+        self.variant, self.model, self.rounds, self.peaks = variant, model, [], []
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -49,7 +49,9 @@ class Worker:
 
     @property
     def medians(self) -> list[float]:
-        return [statistics.median(one['times']) for one in self.rounds]
+        # Batches come in bursts from a loader's processes: there only the mean is a rate.
+        centre = statistics.mean if self.model == 'loader' else statistics.median
+        return [centre(one['times']) for one in self.rounds]
 
 
 def measure(model: str, variants: list[str], batch: int, rounds: int, seconds: float) -> list:
