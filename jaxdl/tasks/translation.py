@@ -86,15 +86,20 @@ class Translation:
             sources = [source for source, _ in pairs]
             references = [reference for _, reference in pairs]
             written = self.translate(model, variables, data, sources, cut=True, beat=beat)
-            for key, value in bleu.corpus_scores(written, references).items():
+            scores = bleu.corpus_scores(written, references)
+            for key, value in scores.items():
                 if isinstance(value, str):
                     found.notes[f'{name}/{key}'] = value
                 else:
                     found.scores[f'{name}/{key}'] = value
             rows = list(zip(sources, references, written, strict=True))[:10]
+            head = [
+                f'{title} {scores[key]:.2f}  {scores[f"{key}_signature"]}'
+                for title, key in (('BLEU', 'bleu'), ('chrF', 'chrf'))
+            ]
+            shown = [f'source:    {a}\nreference: {b}\nmodel:     {c}' for a, b, c in rows]
             found.texts[f'{name}/translations'] = '\n\n'.join(
-                generation.fenced(f'source:    {a}\nreference: {b}\nmodel:     {c}')
-                for a, b, c in rows
+                generation.fenced(text) for text in ('\n'.join(head), *shown)
             )
         return found
 
