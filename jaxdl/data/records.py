@@ -327,7 +327,9 @@ def stored_or_decoded(
 
 
 def _threads() -> int:
-    return min(8, os.cpu_count() or 1)
+    # Decoders of images let go of Python's lock; past some threads the rest of the work does not.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return min(32, cores or 1)
 
 
 @functools.cache
