@@ -17,7 +17,7 @@ from jaxdl.config import Config
 from jaxdl.errors import UserError
 from jaxdl.models import layout
 from jaxdl.models.layers import batch_axis
-from jaxdl.step import Packing, Steps, TrainState, hyper_parameters
+from jaxdl.step import Packing, Steps, Traced, TrainState, hyper_parameters
 
 
 def activations(mesh: config_lib.Mesh) -> tuple:
@@ -156,12 +156,21 @@ class Program:
 
         With steps_per_call = k the batch and the packed metrics have a first axis of k.
         """
-        packing = self.packing(self._plain.train_metrics, batch, resident)
         calls = self.config.steps_per_call
         make = self.steps.train_step if calls == 1 else self.steps.train_steps
+        found = Traced()
+        if self.config.compile == 'pmap':  # which is traced at its first call
+            found.packing = self.packing(self._plain.train_metrics, batch, resident)
         if calls > 1:
             batch = {k: parallel.stacked(v, calls) for k, v in batch.items()}
-        return self._compile(make(packing), batch, resident, train=True), packing
+        try:
+            step = self._compile(make(found), batch, resident, train=True)
+        except ValueError as error:
+            if found.packing is not None:
+                raise
+            raise UserError(f'the model and the task do not fit: {error}') from error
+        assert found.packing is not None
+        return step, found.packing
 
     def train_jaxpr(self, batch: dict, resident: dict) -> Any:
         """The jaxpr of a call of the compiled training step, on all devices together."""

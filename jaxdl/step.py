@@ -145,6 +145,16 @@ class Packing:
         return found
 
 
+class Traced:
+    """A packing that is found while a step is traced, which saves tracing it twice."""
+
+    packing: Packing | None = None
+
+    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
+        self.packing = Packing.of(metrics)
+        return self.packing.pack(metrics)
+
+
 FINITE = '_finite'  # 1 where the update was applied; the trainer reads it, nobody logs it
 FIRST = '_first'  # the place in Steps.suspects of the first leaf that is not finite
 RATE = 'learning_rate'
@@ -415,7 +425,7 @@ class Steps:
             loss_scale=scale,
         )
 
-    def train_step(self, packing: Packing) -> Callable:
+    def train_step(self, packing: Packing | Traced) -> Callable:
         """(state, batch, resident, hyper) → (state, packed metrics [size])."""
 
         def train_step(state, batch, resident, hyper):
@@ -424,7 +434,7 @@ class Steps:
 
         return train_step
 
-    def train_steps(self, packing: Packing) -> Callable:
+    def train_steps(self, packing: Packing | Traced) -> Callable:
         """The same for a stack of batches [calls, batch, …] in one program → packed [calls, size]."""
         one = self.train_step(packing)
 
