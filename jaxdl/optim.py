@@ -168,16 +168,19 @@ class Sgd(Optimizer):
     Attributes:
         momentum: decay of the velocity; 0: none.
         nesterov: look ahead along the velocity.
+        moment_dtype: dtype of the velocity; empty: that of the parameter.
     """
 
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
+    moment_dtype: str = ''
 
     def check(self):
         super().check()
         if not 0 <= self.momentum < 1:
             raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+        _check_moment_dtype(self)
         if self.nesterov and not self.momentum:
             raise ValueError('nesterov=True is unused when momentum=0; set nesterov=False')
 
@@ -188,7 +191,8 @@ class Sgd(Optimizer):
         if not _off(self.weight_decay):
             parts.append(optax.add_decayed_weights(self.weight_decay, mask=self.decays))
         if self.momentum:
-            parts.append(optax.trace(self.momentum, nesterov=self.nesterov))
+            kind = self.moment_dtype or None
+            parts.append(optax.trace(self.momentum, nesterov=self.nesterov, accumulator_dtype=kind))
         parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
         return optax.chain(*parts)
 
@@ -212,6 +216,7 @@ class AdamW(Optimizer):
     def check(self):
         super().check()
         _check_betas(self)
+        _check_moment_dtype(self)
 
     def direction(self):
         return optax.scale_by_adam(
@@ -226,18 +231,21 @@ class Lion(Optimizer):
     Attributes:
         b1: interpolation between momentum and gradient in the update.
         b2: decay of the momentum.
+        moment_dtype: dtype of the momentum; empty: that of the parameter.
     """
 
     learning_rate: float = 1e-4
     b1: float = 0.9
     b2: float = 0.99
+    moment_dtype: str = ''
 
     def check(self):
         super().check()
         _check_betas(self)
+        _check_moment_dtype(self)
 
     def direction(self):
-        return optax.scale_by_lion(b1=self.b1, b2=self.b2)
+        return optax.scale_by_lion(b1=self.b1, b2=self.b2, mu_dtype=self.moment_dtype or None)
 
 
 @dataclasses.dataclass
@@ -325,6 +333,14 @@ def _scale_by_shape(updates, state, params=None):
         return update * max(1.0, update.shape[axes.output_axis] / rows) ** 0.5
 
     return jax.tree_util.tree_map_with_path(scale, updates), state
+
+
+def _check_moment_dtype(optimizer):
+    allowed = ('', 'float32', 'bfloat16')
+    if optimizer.moment_dtype not in allowed:
+        raise ValueError(
+            f'moment_dtype={optimizer.moment_dtype!r}: must be one of {", ".join(map(repr, allowed))}'
+        )
 
 
 def _check_betas(optimizer):

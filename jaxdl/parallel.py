@@ -282,7 +282,13 @@ def compile_step(
 def compile_pmap(
     function: Callable, *, donate: bool, mesh: jax.sharding.Mesh, stacked: bool
 ) -> Callable:
-    """The same step by jax.pmap, for pure data parallelism; takes and returns the same arrays."""
+    """The same step by jax.pmap, for pure data parallelism; takes and returns the same arrays.
+
+    Raises:
+        UserError: the run has several processes.
+    """
+    if jax.process_count() > 1:
+        raise UserError("--config.compile='pmap' runs in one process only; use compile='jit'")
     devices = list(mesh.devices.flat)
     count = len(devices)
     mapped = jax.pmap(

@@ -1,4 +1,4 @@
-"""Bytes that a device exchanges as devices are added: python -m experiments.scaling.collectives
+"""Bytes that a device exchanges as devices are added: python -m experiments.scaling.collectives [LAYOUT …]
 
 Compiles the training step of a small decoder for 1 to 64 simulated CPU devices and prints, for weak
 scaling (the same rows a device) and strong scaling (the same rows in all), the bytes of the collectives
@@ -10,10 +10,11 @@ import sys
 
 from jaxdl import cli
 from jaxdl.efficiency import cards, gpu_compile
+from jaxdl.errors import UserError
 
 WIDTH, LAYERS, VOCAB, LENGTH = 128, 2, 256, 64
 ROWS, EACH = 64, 8  # in all for strong scaling, a device for weak scaling
-LAYOUTS = ('data', 'fsdp', 'tensor')
+LAYOUTS = ('data', 'fsdp', 'tensor', 'pipe', 'context')
 
 
 def cluster(devices: int) -> cards.Cluster:
@@ -22,7 +23,7 @@ def cluster(devices: int) -> cards.Cluster:
 
 
 def config(axis: str, devices: int, rows: int):
-    """A decoder with all devices on one axis; the tensor axis ends at 8, data takes the rest."""
+    """A decoder with all devices on one axis; those inside a host end at 8, data takes the rest."""
     from jaxdl.config import Config, Mesh
     from jaxdl.data.packing import Packed
     from jaxdl.data.text import Text
@@ -32,9 +33,11 @@ def config(axis: str, devices: int, rows: int):
     from jaxdl.tasks.language_model import LanguageModel
 
     model = gpt2(vocab=VOCAB, width=WIDTH, layers=LAYERS, heads=8, max_length=LENGTH)
-    if axis == 'tensor':
+    if axis == 'pipe':
+        model = model.clone(layers=8, scan_layers=True)
+    if axis in ('tensor', 'pipe', 'context'):
         ways = min(devices, 8)
-        mesh = Mesh(data=devices // ways, tensor=ways)
+        mesh = dataclasses.replace(Mesh(data=devices // ways, context_by='ring'), **{axis: ways})
     else:
         mesh = dataclasses.replace(Mesh(data=1), **{axis: devices})
     return Config(
@@ -61,13 +64,16 @@ def measure(axis: str, devices: int, rows: int) -> dict:
 
 
 def main(argv) -> int:
-    cli.parse_flags(argv, __doc__ or '')
+    layouts = cli.parse_flags(argv, __doc__ or '') or LAYOUTS
+    for axis in layouts:
+        if axis not in LAYOUTS:
+            raise UserError(f'{axis!r} is no layout; allowed: {", ".join(LAYOUTS)}')
     gpu_compile.prepare_process(64)
     print(
         '| layout | scaling | devices | rows | MB of the collectives of a device | parameters, MB |'
     )
     print('|---|---|---|---|---|---|')
-    for axis in LAYOUTS:
+    for axis in layouts:
         for scaling in ('weak', 'strong'):
             for devices in (1, 2, 8, 64):
                 rows = ROWS if scaling == 'strong' else EACH * devices

@@ -4,6 +4,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxdl.models import context, layout, ops, tensor
 from jaxdl.models.layers import Dense
@@ -200,6 +201,7 @@ class Attention(nn.Module):
         def by_head(out: jax.Array) -> jax.Array:
             out = out.reshape(*out.shape[:-1], -1, self.head_dim)
             # Fewer heads than devices (of grouped queries): every device has them all.
+            out = checkpoint_name(out, 'projections')
             even = out.shape[-2] % layout.ways(layout.axes('heads')[0]) == 0
             return nn.with_logical_constraint(
                 out, ('batch', 'inner', 'heads' if even else None, 'kv')
@@ -255,6 +257,7 @@ class Attention(nn.Module):
                 q_segments=routing.segments,
                 kv_segments=routing.segments,
             )
+        out = checkpoint_name(out, 'attention')
         out = out.reshape(*out.shape[:-2], self.heads * self.head_dim)
         last = Dense(
             width,
@@ -328,5 +331,6 @@ class Mlp(nn.Module):
         gated = ops.recompute(lambda x, *other: act(x) * other[0] if other else act(x))
         hidden = gated(hidden, *other)
         hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'mlp'))
+        hidden = checkpoint_name(hidden, 'mlp')
         out = tensor.rows(hidden, dense('down', self.width, size, self.out_std), 'mlp')
         return nn.with_logical_constraint(out, ('batch', 'length', 'embed'))

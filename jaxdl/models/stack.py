@@ -1,6 +1,7 @@
 """The Transformer: one block and one stack of blocks, shared by every model, and what a decoder remembers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Optional
 
 import flax.linen as nn
@@ -17,6 +18,28 @@ REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# What Attention and Mlp call their values, for 'save:NAMES'.
+SAVED = ('projections', 'attention', 'mlp')
+
+
+def remat_policy(name: str) -> Callable | None:
+    """Returns which values a checkpointed block keeps; None for 'none'.
+
+    Raises:
+        ValueError: there is no such policy, or it names values that there are not.
+    """
+    if name == 'none':
+        return None
+    if name in REMAT:
+        return REMAT[name]
+    kind, _, names = name.partition(':')
+    wanted = tuple(names.split(','))
+    if kind != 'save' or not set(wanted) <= set(SAVED):
+        allowed = ', '.join(('none', *REMAT, f'save:NAMES (of {", ".join(SAVED)})'))
+        raise ValueError(f'remat={name!r}: must be one of {allowed}')
+    return jax.checkpoint_policies.save_only_these_names(*wanted)
 
 
 # Where the parameters of blocks live: (pattern of the path, mesh axes of each dimension). After
@@ -56,7 +79,7 @@ class Transformer(nn.Module):
         dropout: rate on embeddings and on what each layer adds, in [0, 1).
         init_std: deviation of the normal initialisation; 0: 1/sqrt(fan in).
         scan_layers: one traced block with parameters stacked on axis 0: compiles in constant time.
-        remat: recompute in the backward pass: 'none', 'dots' (all but products with weights) or 'full'.
+        remat: recompute in the backward pass: 'none', 'dots' (all but products with weights), 'full', or 'save:NAMES', all but these: projections, attention, mlp.
         dtype: dtype of the computation, 'float32' or 'bfloat16'.
     """
 
@@ -102,12 +125,12 @@ class Transformer(nn.Module):
             ('activation', tuple(attention.ACTIVATIONS)),
             ('norm', ('layer', 'rms')),
             ('positions', ('learned', 'sinusoidal', 'rotary', 'none')),
-            ('remat', ('none', *REMAT)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f'{name}={getattr(self, name)!r}: must be one of {", ".join(allowed)}'
                 )
+        remat_policy(self.remat)
         check_dtype(self.dtype)
         check_rate('dropout', self.dropout)
 
@@ -335,7 +358,8 @@ class Stack(Transformer):
                 return self._pipelined(Block(**options, parent=None), x, routing), None
         if self.remat != 'none':
             # Inside a scan common subexpressions cannot be merged anyway, and the barrier costs.
-            block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
+            policy = remat_policy(self.remat)
+            block = nn.remat(block, policy=policy, prevent_cse=not self.scan_layers)
         if self.scan_layers:
             scanned = nn.scan(
                 block,
@@ -364,7 +388,7 @@ class Stack(Transformer):
             return block.apply({'params': params}, x, None, routing, rngs={'dropout': key})[0]
 
         if self.remat != 'none':
-            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False)
+            layer = jax.checkpoint(layer, policy=remat_policy(self.remat), prevent_cse=False)
         key = self.make_rng('dropout') if self.has_rng('dropout') else jax.random.key(0)
         x = pipeline.run(layer, self.get_variable('params', 'layers'), x, routing, key)
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
