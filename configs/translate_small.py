@@ -17,7 +17,7 @@ VARIANTS = ('', 'full')
 
 
 def get_config(variant: str = '') -> Config:
-    vocab, layers, dropout, steps = {'': (4096, 3, 0.3, 1200), 'full': (8192, 4, 0.1, 3000)}[
+    vocab, layers, dropout, steps = {'': (4096, 3, 0.3, 1000), 'full': (8192, 4, 0.1, 2600)}[
         variant
     ]
     return Config(
@@ -46,6 +46,6 @@ def get_config(variant: str = '') -> Config:
         steps=steps,
         ema=0.995,
         log_every=50,
-        eval_every=steps // 3,
+        eval_every=steps // 2,
         checkpoint=Checkpoint(every=200),
     )
