@@ -323,6 +323,10 @@ def _check_type(path: str, kind: Any, value: Any) -> None:
             raise UserError(f'--{path}={value!r}: must be a tuple of {type_name(items[0])}')
         for index, item in enumerate(value):
             _check_type(f'{path}[{index}]', items[0], item)
+    if kind is tuple and not isinstance(value, tuple | list):
+        raise UserError(f'--{path}={value!r}: must be a tuple')
+    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        raise UserError(f'--{path}={value!r}: must be a {kind.__name__}')
     plain = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
     if kind in plain and (
         not isinstance(value, plain[kind]) or (isinstance(value, bool) and kind is not bool)
@@ -449,21 +453,34 @@ def from_json(tree: Any) -> Any:
     """The inverse of to_json: rebuilds the objects, so a run's folder is enough to evaluate it.
 
     This is the only place where a class is found by its name; the names were written by to_json.
+
+    Raises:
+        UserError: a class is gone, or the tree is not what to_json writes.
     """
+    try:
+        return _build(tree)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'config.json does not hold a config ({type(error).__name__}: {error}); put the file '
+            'back as it was written'
+        ) from None
+
+
+def _build(tree: Any) -> Any:
     if isinstance(tree, list):
-        return tuple(from_json(item) for item in tree)
+        return tuple(_build(item) for item in tree)
     if not isinstance(tree, dict):
         return tree
     kind = tree['type']
     if kind == 'dict':
-        return {key: from_json(value) for key, value in tree['items'].items()}
+        return {key: _build(value) for key, value in tree['items'].items()}
     if kind == 'function':
         return _find(tree['name'])
     cls = _find(kind)
     if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
         raise UserError(f'config.json names {kind}, which is not a dataclass')
     known = {f.name for f in dataclasses.fields(cls)}
-    arguments = {key: from_json(value) for key, value in tree.items() if key != 'type'}
+    arguments = {key: _build(value) for key, value in tree.items() if key != 'type'}
     unknown = [key for key in arguments if key not in known]
     if unknown:
         raise UserError(

@@ -1,5 +1,7 @@
 """What a run writes while it trains, all in one place; nothing on processes other than the chief."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,21 @@ from jaxdl.config import Config
 from jaxdl.errors import UserError
 from jaxdl.samples import SamplesFile
 from jaxdl.workdir import Workdir
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        steps: completed optimizer steps.
+        metrics: the last metrics of each name, floats.
+        workdir: the run's folder.
+    """
+
+    steps: int
+    metrics: dict[str, float]
+    workdir: Workdir
 
 
 class Record:
@@ -99,9 +116,18 @@ class Record:
         if self.chief:
             self.tensorboard.image(step, name, image)
 
-    def text(self, step: int, name: str, text: str) -> None:
-        if self.chief:
-            self.tensorboard.text(step, name, text)
+    def results(self, step: int, found: dict, generated: Any, class_names: Sequence[str]) -> None:
+        """The pictures and texts of an evaluation: confusion matrices, what the model wrote."""
+        if not self.chief:
+            return
+        for name, value in found.items():
+            if isinstance(value, np.ndarray) and value.ndim == 2:
+                self.image(step, name, logs.confusion_image(value, class_names))
+        if generated is not None:
+            for name, text in generated.texts.items():
+                self.tensorboard.text(step, f'eval/{name}', text)
+            if generated.notes:
+                self.note(scores=generated.notes)
 
     def message(self, text: str) -> None:
         if self.progress is not None:

@@ -8,15 +8,13 @@ The only module that knows every other. One iteration, in order, and never anoth
 """
 
 import collections
-import dataclasses
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxdl import config as config_lib
-from jaxdl import divergence, logs, parallel, warm_start
+from jaxdl import divergence, logs, parallel
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.config import Config
 from jaxdl.data.pipeline import Order
@@ -33,7 +31,8 @@ from jaxdl.interval import Interval
 from jaxdl.peers import Peers, StopFlag
 from jaxdl.program import Program
 from jaxdl.recompile import OneProgram
-from jaxdl.record import Record
+from jaxdl.record import Record, Result
+from jaxdl.states import States
 from jaxdl.step import FINITE, STOP, TrainState
 from jaxdl.workdir import Workdir
 
@@ -42,21 +41,6 @@ from jaxdl.workdir import Workdir
 IN_FLIGHT = 2
 # Training examples that a fresh model may look at.
 INIT_ROWS = 512
-
-
-@dataclasses.dataclass
-class Result:
-    """How a run ended.
-
-    Attributes:
-        steps: completed optimizer steps.
-        metrics: the last metrics of each name, floats.
-        workdir: the run's folder.
-    """
-
-    steps: int
-    metrics: dict[str, float]
-    workdir: Workdir
 
 
 def train(
@@ -141,7 +125,9 @@ class _Run:
             self.order = Order(len(self.feed.source), config.batch_size, config.seed)
             self.hyper = self.program.place_hyper()
             self.checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
-            self.saved_before = place.saved_step()
+            self.states = States(
+                self.program, self.checkpoints, place, self._rows_to_look_at, clock
+            )
             place.check_config(config)
             if place.config.exists():
                 self.record.keep_data(config.data)
@@ -173,7 +159,9 @@ class _Run:
         )
         self.peers.report = lambda reason: self.record.end('failed', reason)
         try:
-            state = self._first_state()
+            state, extra = self.states.first()
+            self._recall(state, extra)
+            self.account.begin((extra or {}).get('account'))
             if int(state.step) > config.steps:
                 raise UserError(
                     f'--config.steps={config.steps}: the run in {self.place.path} is already at '
@@ -211,33 +199,8 @@ class _Run:
         self.record.end('failed', reason)
         self.peers.failed(RuntimeError(reason))
 
-    def _first_state(self) -> TrainState:
-        with self.clock('checkpoint'):
-            if self.checkpoints.steps():
-                step, state, extra = self.checkpoints.restore(self.program.abstract)
-                self._recall(step, extra)
-                self.account.begin(extra.get('account'))
-                if self.chief:
-                    print(f'resuming from step {step} in {self.place.path}', flush=True)
-                return state
-        if self.saved_before is not None:
-            raise UserError(
-                f'--workdir={self.place.path} holds a run that was saved at step {self.saved_before}, '
-                f'but {self.place.checkpoints} holds no good checkpoint.\n'
-                'Put one back (damaged ones are kept in damaged/), or give another --workdir to start anew'
-            )
-        self.account.begin(None)
-        return self._fresh_state()
-
-    def _fresh_state(self) -> TrainState:
-        with self.clock('init'):
-            state = self.program.init(self.feed.source.fetch(self.order.batch(0)[:INIT_ROWS]))
-            if not self.config.init_from.path:
-                return state
-            state, table = warm_start.load(self.config.init_from, self.program, state)
-            if self.chief:
-                print(table, flush=True)
-            return state
+    def _rows_to_look_at(self) -> dict[str, np.ndarray]:
+        return self.feed.source.fetch(self.order.batch(0)[:INIT_ROWS])
 
     def _already_finished(self, state: TrainState) -> Result:
         step = int(state.step)
@@ -261,16 +224,17 @@ class _Run:
             processes=jax.process_count(),
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             placement=self.feed.placement,
-            saved=self.saved_before if self.saved_step is None else self.saved_step,
+            saved=self.states.saved_before if self.saved_step is None else self.saved_step,
             **self.account.facts(),
             **self.context,
         )
 
-    def _recall(self, step: int, extra: dict) -> None:
-        self.saved_step = step
-        self.unevaluated = bool(extra.get('unevaluated'))
-        self.recalled = extra
-        self.metrics = dict(extra.get('metrics', {}))
+    def _recall(self, state: TrainState, extra: dict | None) -> None:
+        """Takes over what a checkpoint held beside the state; None: there was none."""
+        self.saved_step = None if extra is None else int(state.step)
+        self.recalled = extra or {}
+        self.unevaluated = bool(self.recalled.get('unevaluated'))
+        self.metrics = dict(self.recalled.get('metrics', self.metrics))
 
     def _compile(self) -> None:
         with self.clock('compile'):
@@ -320,7 +284,7 @@ class _Run:
                     rows = self._next_rows(stream, step, state)
                 with clock('transfer'):
                     batch = {**stream.place(rows), **self.flag.raised(bool(self.stop.name))}
-                self.record.sampled(step + 1, rows['id'].reshape(calls, -1))
+                self._note_samples(step, rows['id'])
                 with clock('dispatch'):
                     state, packed = self.train_step(state, batch, self.feed.resident, self.hyper)
                     packed.copy_to_host_async()
@@ -348,6 +312,14 @@ class _Run:
         self._take_in(0)
         with self.clock('profile'), self.watchdog.paused():
             self.record.message(self.profiler.turn(step))
+
+    def _note_samples(self, step: int, ids: np.ndarray) -> None:
+        """Writes down what the next steps are trained on; `ids` are this process's rows."""
+        calls = self.config.steps_per_call
+        if not self.flag.alone:
+            first = step + self.offset
+            ids = np.stack([self.order.batch(index) for index in range(first, first + calls)])
+        self.record.sampled(step + 1, ids.reshape(calls, -1))
 
     def _next_rows(self, stream: Stream, step: int, state: TrainState) -> dict[str, np.ndarray]:
         try:
@@ -432,15 +404,7 @@ class _Run:
         if generated is not None:
             row |= {f'eval/{name}': value for name, value in generated.scores.items()}
         self._write(step, row)
-        names = getattr(self.feed.source, 'class_names', ())
-        for name, value in found.items():
-            if self.chief and isinstance(value, np.ndarray) and value.ndim == 2:
-                self.record.image(step, name, logs.confusion_image(value, names))
-        if generated is not None:
-            for name, text in generated.texts.items():
-                self.record.text(step, f'eval/{name}', text)
-            if generated.notes:
-                self.record.note(scores=generated.notes)
+        self.record.results(step, found, generated, getattr(self.feed.source, 'class_names', ()))
         return row
 
     # ---- what goes wrong ----
@@ -453,33 +417,13 @@ class _Run:
 
     def _roll_back(self, bad: divergence.Rollback) -> TrainState:
         """The last checkpoint's state (or a fresh one), with the data moved past the bad step."""
-        self.checkpoints.wait()
         self.pending.clear()
         self.account.undo()
-        with self.clock('checkpoint'):
-            if self.checkpoints.steps():
-                step, state, extra = self.checkpoints.restore(self.program.abstract)
-                self._recall(step, extra)
-            else:
-                step, state = 0, self._fresh_state()
-                self.recalled = {}
-        self.unevaluated = False
-        offset = self.offset + bad.step - step
-        count = self.rollbacks + 1
-        if self.chief:
-            print(
-                f'WARNING: {bad.message}; back to step {step}, data moved on by {bad.step - step} '
-                f'batches (roll-back {count} of {self.config.divergence.max_rollbacks})',
-                file=sys.stderr,
-                flush=True,
-            )
-        everywhere = parallel.replicated(self.mesh)
-        health = state.health.replace(
-            data_offset=parallel.put(np.int32(offset), everywhere),
-            rollbacks=parallel.put(np.int32(count), everywhere),
-        )
-        self.record.truncate(step)
-        return state.replace(health=health)
+        state, extra = self.states.back(bad, offset=self.offset, count=self.rollbacks + 1)
+        self._recall(state, extra)
+        self.unevaluated = False  # it was evaluated since then
+        self.record.truncate(int(state.step))
+        return state
 
     def _preempt(self, step: int, state: TrainState) -> None:
         self._take_in(0)
