@@ -80,12 +80,12 @@ class Broken:
 
     def kill_trial(self, name: str) -> None:
         store = Store(self.folder)
-        owner = (self.folder / 'trials' / name / '.lock').read_text().strip()
+        owner = store.owner(name)
         if not store.is_running(name) or not owner:
             return
         self.done['killed before a save'] += store.saved(name) < 0
         try:
-            os.kill(int(owner), signal.SIGKILL)
+            os.kill(owner, signal.SIGKILL)
         except ProcessLookupError:
             return
         self.done['trial kills'] += 1

@@ -1,7 +1,9 @@
 """A config for sweeps in tests: small.config as a file, and data that goes wrong on demand."""
 
 import dataclasses
+import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,8 +17,9 @@ class Faulty:
     """The digits, or a fault when the training set is opened.
 
     Attributes:
-        fault: 'crash', 'memory', 'hang', 'once' (crashes the first time) or ''.
-        mark: file by which 'once' remembers.
+        fault: 'crash', 'memory', 'killed', 'hang', 'once' (crashes the first time), 'tell' (writes
+            its GPU variables into a file) or ''.
+        mark: file by which 'once' remembers; folder where 'tell' writes.
         delay: seconds that every batch takes longer.
     """
 
@@ -31,6 +34,12 @@ class Faulty:
             raise MemoryError(
                 'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9e9 bytes'
             )
+        if self.fault == 'killed':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == 'tell':
+            names = ('CUDA_VISIBLE_DEVICES', 'XLA_CLIENT_MEM_FRACTION')
+            told = Path(self.mark) / f'{os.getpid()}.json'
+            told.write_text(json.dumps([os.environ.get(name) for name in names]))
         if self.fault == 'hang':
             time.sleep(3600)
         if self.fault == 'once' and not os.path.exists(self.mark):

@@ -10,6 +10,10 @@ import time
 import pytest
 
 from jaxdl import logs
+from jaxdl.sweeps import local, slots
+from jaxdl.sweeps.spec import Trial
+from jaxdl.sweeps.store import Store
+from tests import sweep_chaos
 from tests.conftest import ROOT
 
 HEAD = """
@@ -181,6 +185,58 @@ def test_faults_are_recorded_and_the_rest_goes_on(sweep, tmp_path):
     assert status['once']['attempts'] == 2
 
 
+def test_gpus_are_pinned_and_their_memory_shared(sweep, tmp_path):
+    """Two GPUs that a script in place of nvidia-smi shows; the trials themselves run on the CPU."""
+    tool, told = tmp_path / 'bin' / 'nvidia-smi', tmp_path / 'told'
+    tool.parent.mkdir()
+    told.mkdir()
+    tool.write_text('#!/bin/sh\necho 0\necho 1\n')
+    tool.chmod(0o755)
+    environ = {'PATH': f'{tool.parent}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
+    rest = (
+        "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2, "
+        f"overrides={{'data.fault': 'tell', 'data.mark': {str(told)!r}}}"
+    )
+    wrong = sweep(rest, '--gpus=0,2', variant=':faulty', **environ)
+    assert wrong.returncode == 2 and 'no GPU 2; this machine shows GPUs 0, 1' in wrong.stdout
+    assert not sweep.out.exists()
+    done = sweep(rest, '--per_gpu=2', variant=':faulty', **environ)
+    assert done.returncode == 0, done.stdout
+    # Without a GPU: the process that looked for the metric's name.
+    assert sorted([variables for p in told.iterdir() if (variables := json.loads(p.read_text()))[0]]) == [
+        ['0', '0.4500'], ['0', '0.4500'], ['1', '0.4500'], ['1', '0.4500'],
+    ]  # fmt: skip
+    places = [trial['place'] for trial in finished_once(sweep, 4)['trials']]
+    assert sorted(places) == ['gpu 0.0', 'gpu 0.1', 'gpu 1.0', 'gpu 1.1']
+
+
+def test_what_the_kernel_kills_for_memory_is_recorded_as_such(tmp_path, monkeypatch):
+    """The kernel's counter is a file of the test's: a real shortage would hit everybody."""
+    counter = tmp_path / 'vmstat'
+    counter.write_text('nr_free_pages 5\noom_kill 3\n')
+    monkeypatch.setattr(local, 'VMSTAT', counter)
+    assert local.oom_kills() == 3
+    place = slots.cpu_slots(1)
+    for kills in (3, 4):
+        folder = tmp_path / str(kills)
+        (folder / 'logs').mkdir(parents=True)
+        launcher = local.Local(
+            folder, place, fork=True, env={'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+        )
+        trial = Trial('0000', 0, {}, None, 'tests/sweep_config.py:faulty', {'data.fault': 'killed'})
+        try:
+            counter.write_text('oom_kill 3\n')
+            launcher.start([local.Job([trial])])
+            counter.write_text(f'oom_kill {kills}\n')
+            ended = []
+            while not ended:
+                ended = launcher.poll(1.0)
+        finally:
+            launcher.close()
+        assert ended[0].code == -9 and ended[0].job.seconds > 0
+        assert ('Out of memory' in local.log_path(folder, trial).read_text()) == (kills > 3)
+
+
 def test_fresh_processes_give_the_same_as_forked_ones(sweep):
     rest = "points=grid({'optimizer.learning_rate': (0.02, 0.1)})"
     assert sweep(rest, '--slots=2').returncode == 0
@@ -201,7 +257,8 @@ def wait_for(condition, seconds=120):
 
 def running(sweep):
     """Process ids that own a trial's folder."""
-    return [int(p.read_text() or 0) for p in sweep.out.glob('trials/*/.lock')]
+    store = Store(sweep.out)
+    return [store.owner(p.parent.name) for p in sweep.out.glob('trials/*/.lock')]
 
 
 def alive(pid):
@@ -212,25 +269,28 @@ def alive(pid):
     return True
 
 
-@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_called_again(sweep, number):
+def test_interrupted_and_called_again(sweep):
     rest = "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2, retries=0"
     process = sweep(rest, '--slots=2', wait=False)
     wait_for(lambda: len(list(sweep.out.glob('trials/*/metrics.jsonl'))) >= 2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 75), out
-    if number == signal.SIGINT:
-        assert 'the same command resumes' in out
-        assert not any(alive(pid) for pid in running(sweep) if pid)
+    assert process.returncode == 75 and 'the same command resumes' in out, out
+    assert len(running(sweep)) >= 2 and not any(alive(pid) for pid in running(sweep))
     done = sweep(rest, '--slots=2')
     assert done.returncode == 0, done.stdout
-    found = finished_once(sweep, 4)
-    os.rename(sweep.out, sweep.out.parent / 'broken')
-    assert sweep(rest, '--slots=2').returncode == 0
-    assert [t['value'] for t in results(sweep)['trials']] == pytest.approx(
-        [t['value'] for t in found['trials']], abs=1e-6
+    finished_once(sweep, 4)
+
+
+def test_killed_at_random(tmp_path, monkeypatch):
+    """A small `python -m tests.sweep_chaos`: equal bit for bit to a sweep that nobody touched."""
+    monkeypatch.setenv('XLA_FLAGS', '')
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    done, wrong = sweep_chaos.run(
+        tmp_path, trials=4, slots=2, kills=2, trial_kills=2, steps=60, seed=0
     )
+    assert not wrong
+    assert (done['sweep kills'], done['trial kills']) == (2, 2)
 
 
 def test_vectorized_sweep_is_the_same_sweep(sweep):

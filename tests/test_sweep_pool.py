@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -38,7 +40,6 @@ class Fake:
     def __init__(self, folder, script=None, slots=2, value=lambda trial: 0.5):
         self.folder, self.script, self.slots, self.value = folder, script or {}, slots, value
         self.jobs, self.started, self.stopped, self.checked = {}, [], [], 0
-        self.remote = False
 
     def adopt(self, trials):
         return []
@@ -308,6 +309,32 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     (tmp_path / 'mine' / 'thesis.tex').touch()
     with pytest.raises(UserError, match=r'thesis\.tex'):
         Store(tmp_path / 'mine').open()
+
+
+HOLD = """
+import sys, time
+from jaxdl.workdir import Workdir
+place = Workdir(sys.argv[1])
+place.create()
+print('held', flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_left_behind_is_waited_for_and_then_killed(tmp_path):
+    store, said = Store(tmp_path), []
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(tmp_path / 'trials' / '0000')],
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == b'held\n'
+        assert store.is_running('0000') and store.owner('0000') == process.pid
+        store.wait_for(['0000', '0001'], 0.1, said.append)
+        assert process.wait(10) == -signal.SIGKILL and not store.is_running('0000')
+    finally:
+        process.kill()
+    assert 'waiting for 1 trials' in said[0]
 
 
 # ---- searches ----

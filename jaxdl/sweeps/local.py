@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 from jaxdl.errors import UserError
 from jaxdl.sweeps.slots import Slot
 from jaxdl.sweeps.spec import Trial
+
+VMSTAT = Path('/proc/vmstat')
 
 
 @dataclasses.dataclass
@@ -157,8 +160,6 @@ class Local(Checks):
         env: variables for all processes.
     """
 
-    remote = False
-
     def __init__(self, folder: Path, slots: list[Slot], *, fork: bool, env: Mapping[str, str]):
         super().__init__(env)
         self.folder, self.slots, self.fork = folder, slots, fork
@@ -181,6 +182,7 @@ class Local(Checks):
             slot = next(s for s in self.slots if s not in self._taken.values())
             module, argv = command(self.folder, job.trials)
             job.place, job.started = slot.name, time.monotonic()
+            job.handle = {'oom_kills': oom_kills()}
             self.jobs[job.name], self._taken[job.name] = job, slot
             message = {
                 'do': 'start',
@@ -211,12 +213,13 @@ class Local(Checks):
             return lost
         found = []
         for message in messages:
-            if 'started' in message and message['started'] in self.jobs:
-                self.jobs[message['started']].handle = message['pid']
             if 'exited' in message and message['exited'] in self.jobs:
                 del self._taken[message['exited']]
                 job = self.jobs.pop(message['exited'])
                 job.seconds = message['seconds']
+                if message['code'] == -signal.SIGKILL and oom_kills() > job.handle['oom_kills']:
+                    with open(log_path(self.folder, job.trials[0]), 'a') as log:
+                        log.write('Out of memory: killed by the kernel\n')
                 found.append(Exit(job, message['code']))
         return found
 
@@ -227,6 +230,15 @@ class Local(Checks):
             self.server.send({'do': 'signal', 'id': job.name, 'number': int(number), 'group': now})
         except ServerGone:
             pass
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed because memory ran out; they cannot say it themselves."""
+    try:
+        found = re.search(r'^oom_kill (\d+)', VMSTAT.read_text(), re.M)
+    except OSError:
+        return 0
+    return int(found.group(1)) if found else 0
 
 
 def trial_path(folder: Path, trial: Trial) -> Path:

@@ -29,7 +29,6 @@ class Launcher(Protocol):
     """Starts jobs somewhere."""
 
     jobs: dict[str, Job]
-    remote: bool
 
     def adopt(self, trials: list[Trial]) -> list[Job]: ...
     def check(self, trials: list[Trial]) -> list[dict]: ...
@@ -106,7 +105,7 @@ class Pool:
         adopted = {t.id for job in self.launcher.adopt(self.trials) for t in job.trials}
         names = [t.id for t in self.trials if t.id not in adopted]
         running = [name for name in names if self.store.is_running(name)]
-        self._wait_for(running)
+        self.store.wait_for(running, self.sweep.grace, self.display.event)
         self._take_stock()
         old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -137,11 +136,6 @@ class Pool:
         else:
             self.signal = name
             os.write(2, f'\n{name}: the trials save and stop; a second one kills them\n'.encode())
-
-    def _wait_for(self, names: list[str]) -> None:
-        self.store.wait_for(
-            names, self.sweep.grace, self.display.event, kill=not self.launcher.remote
-        )
 
     def _take_stock(self) -> None:
         """Which trials are to be run: those that are not over, nor still in a cluster's queue."""
@@ -304,7 +298,7 @@ class Pool:
         if self._lost > LOST * max(1, len(self.trials)):
             raise RuntimeError('the process that starts the trials dies again and again')
         names = [trial.id for trial in job.trials]
-        self._wait_for(names)
+        self.store.wait_for(names, self.sweep.grace, self.display.event)
         for trial in job.trials:
             if self.store.has_finished(trial):
                 self._conclude(trial, stores.FINISHED)

@@ -221,12 +221,18 @@ class Store:
         except OSError:
             return False
 
-    def wait_for(
-        self, names: list[str], grace: float, say: Callable[[str], None], *, kill: bool = True
-    ) -> None:
+    def owner(self, name: str) -> int:
+        """The process of this machine that last took the lock of a trial's folder; 0: none."""
+        try:
+            words = (self.path / 'trials' / name / '.lock').read_text().split()
+            return int(words[0]) if words[1:] == ['on', os.uname().nodename] else 0
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def wait_for(self, names: list[str], grace: float, say: Callable[[str], None]) -> None:
         """Waits for processes that a killed sweep left behind; those that take too long are killed.
 
-        They were told to save and stop when the sweep died. `kill`: they are on this machine.
+        They were told to save and stop when the sweep died.
         """
         left = [name for name in names if self.is_running(name)]
         if left:
@@ -235,12 +241,13 @@ class Store:
         while left and time.monotonic() < end:
             time.sleep(0.1)
             left = [name for name in left if self.is_running(name)]
-        for name in left if kill else ():
-            try:
-                owner = int((self.path / 'trials' / name / '.lock').read_text().strip())
-                os.killpg(owner, signal.SIGKILL)
-            except (OSError, ValueError):
-                pass
+        for name in left:
+            owner = self.owner(name)
+            if owner:
+                try:
+                    os.killpg(owner, signal.SIGKILL)
+                except OSError:
+                    pass
         end = time.monotonic() + 30
         while left and time.monotonic() < end:
             time.sleep(0.1)
