@@ -44,14 +44,7 @@ class LayerNorm(nn.Module):
         bias = None
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (width,), jnp.float32)
-
-        def norm(x, scale, bias):
-            x = x.astype(jnp.float32)
-            x = x - x.mean(-1, keepdims=True)
-            x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
-            return (x if bias is None else x + bias).astype(self.dtype)
-
-        return ops.recompute(norm)(x, scale, bias)
+        return ops.norm(x, scale, bias, epsilon=self.epsilon, centred=True, dtype=self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -68,13 +61,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
-
-        def norm(x, scale):
-            x = x.astype(jnp.float32)
-            x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale
-            return x.astype(self.dtype)
-
-        return ops.recompute(norm)(x, scale)
+        return ops.norm(x, scale, None, epsilon=self.epsilon, centred=False, dtype=self.dtype)
 
 
 def make_norm(kind: str, *, epsilon: float, use_bias: bool, dtype: str, name: str) -> nn.Module:

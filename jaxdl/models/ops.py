@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxdl.models import ops_attention, ops_dense, ops_loss, ops_pool, ops_rnn
+from jaxdl.models import ops_attention, ops_dense, ops_loss, ops_norm, ops_pool, ops_rnn
 
 _plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
 _platform: str | None = None
@@ -46,8 +46,8 @@ def platform() -> str:
 def recompute(function: Callable[..., Array]) -> Callable[..., Array]:
     """Returns `function`, whose backward pass on GPUs needs nothing but the arguments.
 
-    For norms and chains of element-wise operations, never for products: on a GPU what lies between
-    their arguments and their result is sooner computed again than written to memory and read back.
+    For chains of element-wise operations, never for products: on a GPU what lies between their
+    arguments and their result is sooner computed again than written to memory and read back.
     """
     return jax.checkpoint(function) if platform() == 'cuda' else function
 
@@ -117,6 +117,17 @@ def batch_norm_relu(
     factor = scale * lax.rsqrt(variance + epsilon)
     y = (x.astype(jnp.float32) - mean) * factor + bias
     return jax.nn.relu(y).astype(x.dtype)
+
+
+def norm(
+    x: Array, scale: Array, bias: Array | None, *, epsilon: float, centred: bool, dtype: str
+) -> Array:
+    """Returns scale·(x - mean)/sqrt(mean square + epsilon) + bias for x [..., width], in `dtype`.
+
+    Without `centred` no mean is taken off (RMSNorm). The arithmetic is float32.
+    """
+    form = ops_norm.norm if platform() == 'cuda' else ops_norm.plain
+    return form(x, scale, bias, epsilon, centred, dtype)
 
 
 def attention(

@@ -434,6 +434,26 @@ def test_unknown_platform():
         ops.set_platform('gpu')
 
 
+@pytest.mark.parametrize('centred', [True, False])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_norm_by_hand_equals_the_plain_one(centred, dtype):
+    x, scale, bias = normal(0, 3, 5, 16, dtype=dtype) + 3, normal(1, 16), normal(2, 16)
+
+    def function(x, scale, bias):
+        return ops.norm(x, scale, bias, epsilon=1e-6, centred=centred, dtype=dtype)
+
+    ops.set_platform('cuda')
+    try:
+        ours = value_and_gradients(function, x, scale, bias)
+        without = value_and_gradients(lambda x, scale: function(x, scale, None), x, scale)
+    finally:
+        ops.set_platform(None)
+    tolerance = 1e-5 if dtype == 'float32' else 1e-2
+    close(ours, value_and_gradients(function, x, scale, bias), tolerance)
+    theirs = value_and_gradients(lambda x, scale: function(x, scale, None), x, scale)
+    close(without, theirs, tolerance)
+
+
 def test_recomputed_operations_keep_only_their_arguments_on_gpus():
     x, scale = normal(0, 4, 16), normal(1, 16)
 
