@@ -77,13 +77,24 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize('meant', ['', 'sweep'])
-def test_a_job_that_is_told_to_stop_goes_back_into_the_queue(tmp_path, monkeypatch, meant):
+@pytest.mark.parametrize(
+    ('meant', 'state', 'back'),
+    [
+        ('', 'RUNNING', True),
+        ('sweep', 'RUNNING', False),
+        ('', 'COMPLETING PreemptTime=None', False),  # cancelled by hand
+        ('', 'COMPLETING PreemptTime=2026-01-01T00:00:00', True),
+    ],
+)
+def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, meant, state, back):
     """A job with real processes and signals; scontrol alone is a script that writes down its words."""
     tools = tmp_path / 'tools'
     tools.mkdir()
     scontrol = tools / 'scontrol'
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit 1\n')
+    scontrol.write_text(
+        f'#!/bin/sh\n[ "$2" = show ] && echo JobId=12 JobState={state} && exit\n'
+        f'echo "$@" >> {tmp_path}/asked\nexit 1\n'
+    )
     scontrol.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tools}:{os.environ["PATH"]}')
     monkeypatch.setenv('SLURM_ARRAY_JOB_ID', '12')
@@ -106,7 +117,7 @@ def test_a_job_that_is_told_to_stop_goes_back_into_the_queue(tmp_path, monkeypat
     os.killpg(pid, signal.SIGUSR1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
     asked = (tmp_path / 'asked').read_text() if (tmp_path / 'asked').exists() else ''
-    assert asked == ('' if meant else 'requeue 12_3\n' * 3)
+    assert asked == ('requeue 12_3\n' * 3 if back else '')
 
 
 # ---- with one -----------------------------------------------------------------------------------
@@ -276,9 +287,7 @@ def test_faults_and_a_cancelled_job(sweep, cluster):
     wait_for(lambda: steps_of(sweep, '0002'))
     running = [n for n, state in queue(cluster).items() if state == 'RUNNING']
     mine = [n for n in running if n.endswith('_2')]
-    subprocess.run(
-        ['scancel', *mine], env=cluster, check=True
-    )  # somebody's hand, or the OOM killer
+    subprocess.run(['scancel', *mine], env=cluster, check=True)  # by somebody's hand
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 1, out
     found = {t['id']: t for t in results(sweep)['trials']}
@@ -287,7 +296,8 @@ def test_faults_and_a_cancelled_job(sweep, cluster):
     }  # fmt: skip
     assert 'the disk is on fire' in found['0000']['reason'] and found['0000']['attempts'] == 2
     assert found['0002']['attempts'] == 2
-    assert 'ended: cancelled' in (sweep.out / 'logs' / '0002.txt').read_text()
+    # It does not put itself back into the queue against that hand; the sweep submits it anew.
+    assert 'goes back' not in (sweep.out / 'logs' / '0002.txt').read_text()
 
 
 @needs_slurm
@@ -301,3 +311,51 @@ def test_a_trial_longer_than_the_time_limit_goes_on_in_several_jobs(sweep):
     assert found['trials'][0]['attempts'] == 1
     info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
     assert info['history'] and all(s['status'] == 'preempted' for s in info['history'])
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_job_of_higher_priority_takes_the_gpus_for_a_while(sweep, cluster, tmp_path):
+    """Slurm's own preemption: TERM, some seconds to save, back into the queue."""
+    rest = "points=[{}], overrides={'data.delay': 0.1, 'steps': 100}"
+    process = sweep(rest, *SLURM, '--gpus_per_trial=2', '--partition=main', wait=False)
+    wait_for(lambda: steps_of(sweep, '0000'))
+    words = [
+        'sbatch',
+        '--partition=urgent',
+        '--gpus=2',
+        '--wrap=sleep 3',
+        f'--output={tmp_path / "urgent"}',
+    ]
+    subprocess.run(words, env=cluster, check=True)
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    assert whole(sweep, 1, 100)['trials'][0]['attempts'] == 1
+    info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
+    assert [s['status'] for s in info['history']] == ['preempted']
+    assert 'restart 1' in (sweep.out / 'logs' / '0000.txt').read_text()
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_srun_with_two_tasks_is_one_run_of_two_processes(tmp_path, cluster):
+    words = [sys.executable, 'train.py', '--config=tests/sweep_config.py']
+    two = [*words, f'--workdir={tmp_path / "two"}']
+    step = ['srun', '--ntasks=2', '--cpus-per-task=1', '--kill-on-bad-exit=1']
+    done = subprocess.run(
+        [*step, *two], cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('done: ') == 1  # only one of the two talks
+    info = json.loads((tmp_path / 'two' / 'run.json').read_text())
+    assert info['processes'] == 2 and len(info['devices']) == 2
+    # The same mathematics as one process with two devices.
+    one = {**cluster, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    words.append(f'--workdir={tmp_path / "one"}')
+    subprocess.run(words, cwd=ROOT, env=one, check=True, capture_output=True, timeout=500)
+    rows, others = (logs.read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one'))
+    assert [row['step'] for row in rows] == [row['step'] for row in others]
+    for row, other in zip(rows, others, strict=True):
+        for name in ('train/loss', METRIC):
+            assert (name in row) == (name in other)
+            assert row.get(name, 0.0) == pytest.approx(other.get(name, 0.0), rel=1e-5)

@@ -57,8 +57,6 @@ class Slurm(Checks):
         UserError: there is no Slurm here, or it refuses these options.
     """
 
-    remote = True
-
     def __init__(
         self,
         folder: Path,
@@ -228,18 +226,7 @@ class Slurm(Checks):
     def _code(self, job: Job) -> int:
         """How a job ended that left no result, by Slurm's own word."""
         number = job.handle.job_id
-        state = ''
-        try:
-            done = subprocess.run(
-                ['scontrol', '--oneliner', 'show', 'job', number],
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            found = re.search(r'\bJobState=(\S+)', done.stdout)
-            state = found.group(1) if found else ''
-        except (OSError, subprocess.SubprocessError):
-            pass
+        state = _show(number).get('JobState', '')
         words = state.replace('_', ' ').lower() or 'gone'
         self._say(job, f'Slurm job {number} ended: {words}')
         return 75 if job.stopping else -int(signal.SIGKILL)
@@ -302,18 +289,29 @@ class Task:
             )
             code = process.wait()
             preempted = bool(asked) or (code == 75 and self._saved() > before)
-            if code not in (0, 2, 3) and preempted and not self._told_to_stop():
+            if code not in (0, 2, 3) and preempted and not self._unwanted():
                 log.write(f'Slurm job {_own_id()}: told to stop, goes back into the queue\n')
                 log.flush()
                 self._requeue()
         return code
 
+    def _unwanted(self) -> bool:
+        """Whether the sweep has stopped the trials, or somebody has cancelled the job."""
+        if self._told_to_stop():
+            return True
+        job = _show(_own_id())
+        return job.get('JobState') in ('CANCELLED', 'COMPLETING') and not _preempted(job)
+
     def _requeue(self) -> None:
-        """Puts the job back into the queue; returns only if Slurm refuses."""
+        """Puts the job back into the queue; returns only if it will not be there."""
         for _ in range(3):
             if _call('scontrol', 'requeue', _own_id()):
-                time.sleep(600)  # Slurm ends this process
+                break
             time.sleep(2)
+        else:
+            if not _preempted(_show(_own_id())):
+                return
+        time.sleep(600)  # Slurm ends this process; what it preempts it may requeue itself
 
     def _where(self) -> str:
         environ = os.environ
@@ -345,6 +343,21 @@ class Task:
                 continue
             steps += [int(entry) for entry in found if entry.isdigit()]
         return max(steps)
+
+
+def _show(number: str) -> dict[str, str]:
+    """What Slurm says about a job, such as JobState; {} if it does not say."""
+    words = ['scontrol', '--oneliner', 'show', 'job', number]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(re.findall(r'(\w+)=(\S*)', done.stdout))
+
+
+def _preempted(job: Mapping[str, str]) -> bool:
+    """Whether a job has to make room for another one."""
+    return job.get('PreemptTime', 'None') not in ('None', 'N/A', 'Unknown', '')
 
 
 def _own_id() -> str:

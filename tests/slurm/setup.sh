@@ -84,7 +84,10 @@ KillWait=10
 InactiveLimit=0
 MinJobAge=300
 NodeName=$name NodeAddr=127.0.0.1 CPUs=$((2 * cores)) RealMemory=4000 Gres=gpu:2 State=UNKNOWN
-PartitionName=main Nodes=$name Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=$name Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=$name MaxTime=INFINITE State=UP PriorityTier=2
 CONF
     cat >"$dir/gres.conf" <<CONF
 NodeName=$name Name=gpu File=$dir/gpu[0-1]
