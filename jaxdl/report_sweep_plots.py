@@ -6,7 +6,7 @@ What belongs to a trial carries the id 'trial-ID' in the SVG, so that the page c
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxdl.report_plots import (
@@ -51,7 +51,7 @@ class Axis:
     values: list[Any]
     numeric: bool
     log: bool
-    safe: str = field(default='')
+    safe: str
 
     def place(self, value: Any) -> float:
         """Where a value lies between 0 and 1."""
@@ -66,7 +66,7 @@ class Axis:
 def axis(path: str, name: str, values: Sequence[Any]) -> Axis:
     """The axis of these values of a hyper-parameter."""
     numeric = all(not isinstance(value, str) for value in values)
-    different = sorted(set(values)) if numeric else list(dict.fromkeys(map(str, values)))
+    different: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(str, values)))
     log = numeric and different[0] > 0 and different[-1] / different[0] >= 8
     return Axis(path, name, different, numeric, log, re.sub(r'[^\w.-]+', '_', path))
 
