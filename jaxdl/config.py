@@ -8,6 +8,7 @@ hold no arrays, so a config can hold a model. After parsing nobody changes a con
 import copy
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import math
 import re
@@ -142,6 +143,7 @@ class Config:
         eval_batch_size: examples of one evaluation step; 0: batch_size.
         accumulate: parts a batch is cut into, one after the other, to save memory.
         ema: decay of the moving average of the weights that is evaluated; 0: none.
+        float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
         divergence: what happens when a value is not finite.
@@ -170,6 +172,7 @@ class Config:
     eval_batch_size: int = 0
     accumulate: int = 1
     ema: float = 0.0
+    float8: bool = False
     loss_scale: float = 0.0
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     divergence: Divergence = dataclasses.field(default_factory=Divergence)
@@ -204,6 +207,10 @@ class Config:
             raise ValueError(f'seed={self.seed}: must be below 2**32')
         if not 0 <= self.ema < 1:
             raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
+        if self.float8 and importlib.util.find_spec('qwix') is None:
+            raise ValueError(
+                'float8=True: needs qwix; python -m pip install -r requirements-fp8.txt'
+            )
         if self.loss_scale and not 1 <= self.loss_scale <= 2**24:
             raise ValueError(
                 f'loss_scale={self.loss_scale}: must be 0 (off) or from 1 to 16777216; 65536 is usual'

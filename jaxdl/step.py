@@ -18,6 +18,7 @@ import optax
 from jaxdl import config as config_lib
 from jaxdl.config import Config
 from jaxdl.metrics import Mean
+from jaxdl.models.float8 import quantized
 from jaxdl.optim import path_name
 
 
@@ -248,8 +249,10 @@ class Steps:
         which is float32: what is float16 between them neither vanishes nor overflows.
         """
 
+        model = quantized(config.model) if config.float8 else config.model
+
         def total_loss(params):
-            outputs, new_state = config.model.apply(
+            outputs, new_state = model.apply(
                 {'params': params, **model_state},
                 **config.task.inputs(batch),
                 train=True,
