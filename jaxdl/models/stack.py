@@ -15,7 +15,10 @@ from jaxdl.models.layers import Dropout, check_dtype, check_rate
 
 REMAT = {
     # Keeps the products with weights, which are dear, and recomputes attention and the rest.
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names('product'),
+    ),
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 

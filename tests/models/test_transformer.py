@@ -164,6 +164,7 @@ def test_remat_computes_more_and_keeps_less():
         return str(jax.make_jaxpr(jax.grad(loss))(params)).count('dot_general')
 
     assert products('none') < products('dots') < products('full')
+    assert products('none') < products('save:attention,projections') < products('full')
 
 
 def test_dropout_may_be_traced():
