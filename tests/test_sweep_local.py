@@ -10,8 +10,10 @@ import time
 import pytest
 
 from jaxdl import logs
+from jaxdl.errors import UserError
+from jaxdl.sweep import check
 from jaxdl.sweeps import local, slots
-from jaxdl.sweeps.spec import Trial
+from jaxdl.sweeps.spec import Trial, load_sweep
 from jaxdl.sweeps.store import Store
 from tests import sweep_chaos
 from tests.conftest import ROOT
@@ -85,8 +87,31 @@ def finished_once(sweep, count):
         ("points=Search({'optimizer.lr': uniform(0, 1)}, 3)", {}, 'no field'),
     ],
 )
-def test_wrong_sweeps(sweep, rest, options, says):
-    done = sweep(rest, **options)
+def test_wrong_sweeps(checks, tmp_path, rest, options, says):
+    file = tmp_path / 'sweep.py'
+    file.write_text(HEAD.format(rest=rest, variant='', metric=options.get('metric', METRIC)))
+    with pytest.raises(UserError) as caught:
+        check(load_sweep(str(file)), None, checks, str(file))
+    assert says in str(caught.value) and str(file) in str(caught.value)
+
+
+@pytest.fixture(scope='module')
+def checks():
+    """The process that reads configs, one for all of these."""
+    found = local.Checks({'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)})
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ('rest', 'metric', 'says'),
+    [
+        ("points=grid({'optimizer.learning_rat': (1, 2)})", METRIC, "did you mean 'learning_rate'"),
+        ('', 'eval/test/acuracy', "did you mean 'eval/test/accuracy'"),
+    ],
+)
+def test_a_wrong_sweep_ends_with_2_before_anything_starts(sweep, rest, metric, says):
+    done = sweep(rest, metric=metric)
     assert done.returncode == 2, done.stdout
     assert says in done.stdout and 'Traceback' not in done.stdout
     assert not sweep.out.exists()
@@ -287,10 +312,10 @@ def test_killed_at_random(tmp_path, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     done, wrong = sweep_chaos.run(
-        tmp_path, trials=4, slots=2, kills=2, trial_kills=2, steps=60, seed=0
+        tmp_path, trials=4, slots=2, kills=1, trial_kills=1, steps=60, seed=0
     )
     assert not wrong
-    assert (done['sweep kills'], done['trial kills']) == (2, 2)
+    assert (done['sweep kills'], done['trial kills']) == (1, 1)
 
 
 def test_vectorized_sweep_is_the_same_sweep(sweep):
