@@ -28,12 +28,12 @@ class Work:
     Attributes:
         flops: of its products on all devices together, as the mathematics needs them.
         peak: of all devices together, or None where it is not known.
-        note: why there is no peak, or where it is from.
+        measured: the peak was measured here, not published.
     """
 
     flops: float
     peak: float | None
-    note: str
+    measured: bool = False
 
     @classmethod
     def of(cls, count: Flops, devices: Iterable[Any], steps: int = 1) -> 'Work':
@@ -45,10 +45,9 @@ class Work:
         devices = list(devices)
         found = peak.of(devices[0], count.by_dtype)
         if found is None:
-            kind = devices[0].device_kind
-            return cls(count.model / steps, None, f'no published peak of {kind!r} is known')
+            return cls(count.model / steps, None)
         flops = found.flops * (1 if found.shared else len(devices))
-        return cls(count.model / steps, flops, found.source)
+        return cls(count.model / steps, flops, found.measured)
 
 
 class Account:
@@ -159,6 +158,8 @@ class Account:
                 row['perf/flops_per_s'] = self.work.flops / seconds
                 if self.work.peak:
                     row['perf/mfu'] = row['perf/flops_per_s'] / self.work.peak
+                    if row['perf/mfu'] > 1 and self.work.measured:
+                        peak.forget()
         self._step, self._waited = step, waited
         if self._started:
             row['perf/first_step_s'], self._started = self._started, 0.0

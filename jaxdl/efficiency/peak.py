@@ -21,12 +21,12 @@ class Peak:
     Attributes:
         flops: of one device, or of the machine where `shared`.
         shared: all local devices share it: simulated devices on one CPU.
-        source: where the figure comes from.
+        measured: by matrix products on this machine.
     """
 
     flops: float
     shared: bool
-    source: str
+    measured: bool = False
 
 
 def of(device: Any, by_dtype: Mapping[str, float]) -> Peak | None:
@@ -48,11 +48,11 @@ def of(device: Any, by_dtype: Mapping[str, float]) -> Peak | None:
             value = 0.0
         if not 0 < value < float('inf'):
             raise UserError(f'{OVERRIDE}={given}: must be a positive number of FLOP/s')
-        return Peak(value, device.platform == 'cpu', OVERRIDE)
+        return Peak(value, shared=device.platform == 'cpu')
     if device.platform == 'cpu':
-        return Peak(_cpu(dtype), True, f'measured {dtype} matrix product')
+        return Peak(_cpu(dtype), shared=True, measured=True)
     card = cards.of_device(device.device_kind)
-    return card and Peak(card.peak(dtype), False, f'{card.title}, {dtype}')
+    return card and Peak(card.peak(dtype), shared=False)
 
 
 def _cpu(dtype: str) -> float:
@@ -65,7 +65,7 @@ def _cpu(dtype: str) -> float:
 
 
 def forget() -> None:
-    """Drops the measured peaks: one of them was beaten, so it was taken on a busy machine."""
+    """Drops the measured peaks, one of which was beaten: the next run measures them anew."""
     try:
         os.unlink(_path())
     except OSError:

@@ -152,7 +152,7 @@ def test_energy_that_was_not_measured_before_has_no_total(now):
 def test_speed(now):
     clock = Clock()
     made = Account(clock, None, batch_size=8)
-    made.work = Work(flops=2e9, peak=4e10, note='')
+    made.work = Work(flops=2e9, peak=4e10)
     now.time = 3.0
     made.first_step()
     now.time = 9.0
@@ -190,7 +190,7 @@ def test_work_on_several_devices(monkeypatch):
     monkeypatch.setenv(peak.OVERRIDE, '5e11')
     count = Flops(matmul=6e9, by_dtype={'float32': 6e9})
     cpu = jax.devices()[:4]
-    assert Work.of(count, cpu, 3) == Work(2e9, 5e11, peak.OVERRIDE)  # one CPU, simulated four times
+    assert Work.of(count, cpu, 3) == Work(2e9, 5e11)  # one CPU, simulated four times
 
     class Gpu:
         platform, device_kind = 'gpu', 'NVIDIA H100 80GB HBM3'
@@ -217,6 +217,12 @@ def test_a_cpu_is_measured_once(monkeypatch, tmp_path):
     for _ in range(2):
         assert peak.of(jax.devices()[0], {'bfloat16': 1.0}).flops == 1e11
     assert asked == ['bfloat16']
+    made = Account(Clock(), None, batch_size=8)
+    made.work = Work.of(Flops(matmul=1e9, by_dtype={'bfloat16': 1e9}), jax.devices()[:1])
+    made.speed(1, 0.02)  # half of the peak
+    assert (tmp_path / 'peak.json').exists()
+    made.speed(2, 0.005)  # twice the peak: it was taken on a busy machine
+    assert not (tmp_path / 'peak.json').exists()
     (tmp_path / 'peak.json').write_text('{torn')
     assert peak.of(jax.devices()[0], {}).flops == 1e11
     assert asked == ['bfloat16', 'float32']
