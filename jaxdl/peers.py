@@ -24,6 +24,7 @@ from jaxdl.step import STOP
 # A process that was silent for SILENT seconds counts as dead; well under a minute, and long enough
 # for a machine that swaps. jax itself would wait 100 s and then abort.
 EVERY, SILENT = 4.0, 25.0
+MEET = 1800  # seconds that one process may compile longer than another
 
 _runs = 0  # each run of a process has its own keys
 
@@ -48,10 +49,17 @@ class Peers:
         if self._client is None:
             return
         _runs += 1
+        self._meetings = 0
         self._key = f'jaxdl/{_runs}'
         self._say('0')
         self._thread = threading.Thread(target=self._watch, name='peers', daemon=True)
         self._thread.start()
+
+    def meet(self) -> None:
+        """Waits for the others: a collective waits only 30 s for one that still compiles."""
+        if self._client is not None:
+            self._meetings += 1
+            self._client.wait_at_barrier(f'{self._key}/meet/{self._meetings}', 1000 * MEET)
 
     def failed(self, error: BaseException) -> BaseException:
         """Tells the others that this process ends because of `error`; they end too.

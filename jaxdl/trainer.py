@@ -159,6 +159,7 @@ class _Run:
         )
         self.peers.report = lambda reason: self.record.end('failed', reason)
         try:
+            self.peers.meet()
             state, extra = self.states.first()
             self._recall(state, extra)
             self.account.begin((extra or {}).get('account'))
@@ -175,6 +176,7 @@ class _Run:
             self.record.open(int(state.step))
             self._introduce(state)
             self._compile()
+            self.peers.meet()
             while True:
                 try:
                     state = self._loop(state)

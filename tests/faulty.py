@@ -4,7 +4,9 @@ What happens is set in `FAULTS` and not in the config, so a run that failed can 
 """
 
 import dataclasses
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxdl.tasks.classification import Classification
 from tests import small
 
 TRAIN, EVAL, BATCH = 64, 24, 16
+DIE_AT = 'TEST_DIE_AT'  # a worker process that fetches this example is killed
 # {('train' or 'test', id): what to do with the rows when this example is fetched}
 FAULTS: dict[tuple[str, int], Callable[[dict], dict]] = {}
 
@@ -36,6 +39,9 @@ class Source(ArraySource):
         for (name, number), fault in list(FAULTS.items()):
             if name == self.name and len(ids) > 1 and number in ids:
                 rows = fault(rows)
+        # Worker processes do not see FAULTS; they inherit the environment.
+        if multiprocessing.parent_process() and int(os.environ.get(DIE_AT, '-1')) in ids:
+            os.kill(os.getpid(), signal.SIGKILL)
         return rows
 
 

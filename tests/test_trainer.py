@@ -253,6 +253,15 @@ def test_a_bad_source_loses_nothing(fault, kind, message, unbroken, tmp_path):
     resume_and_compare(folder, unbroken)
 
 
+def test_a_worker_process_that_dies(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setenv(faulty.DIE_AT, str(first_id(3)))
+    folder = tmp_path / 'run'
+    with pytest.raises(RuntimeError, match=r'the data source failed at step .* exit code -9'):
+        trainer.train(faulty.config(workers=1), str(folder))
+    assert run_json(folder)['status'] == 'failed'
+    resume_and_compare(folder, unbroken)
+
+
 # ---- disks ----
 
 
