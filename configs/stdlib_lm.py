@@ -1,6 +1,7 @@
 """A byte-level Transformer on the Python standard library's own source: no file, no network.
 
-Ten minutes on two CPU cores. Afterwards: python -m jaxdl.sample --workdir=… --prompt="def "
+Meant for a quarter of an hour on two CPU cores. Afterwards:
+    python -m jaxdl.sample --workdir=… --prompt="def "
 """
 
 from jaxdl.config import Checkpoint, Config
