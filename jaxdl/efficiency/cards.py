@@ -216,7 +216,7 @@ def parse(text: str, *, network: float | None = None) -> Cluster:
     if network is None:
         network = card.network_bandwidth * (min(gpus, 8) / 8 if card.nvlink_bandwidth else 1)
     if network <= 0:
-        raise UserError(f'--network={network}: must be more than 0, in GB/s of a host')
+        raise UserError(f'--network={network / 1e9:g}: must be more than 0, in GB/s of a host')
     return Cluster(card, gpus, hosts, network)
 
 
