@@ -5,6 +5,7 @@ It writes what jaxdl.trainer writes, so each run can be resumed, evaluated and r
 
 import json
 import shutil
+import time
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Lane:
         self.in_a_row = self.skipped = 0
         self.over = ''
         self.offset = 0
+        self.earlier: dict[str, float] = {}
         self.info: logs.RunInfo | None = None
         self._logs: list[Any] = []
 
@@ -70,6 +72,7 @@ class Lane:
         self.sums = np.asarray(extra.get('sums') or [], np.float64)
         self.counted = int(extra.get('counted', 0))
         self.metrics = dict(extra.get('metrics', {}))
+        self.earlier = dict((extra.get('account') or {}).get('seconds', {}))
         self.offset = int(state.health.data_offset)
         self.in_a_row, self.skipped = int(state.health.in_a_row), int(state.health.skipped)
         return state
@@ -125,7 +128,20 @@ class Lane:
         self.file.write(step, row)
         self.tensorboard.scalars(step, row)
 
-    def save(self, step: int, state: TrainState) -> bool:
+    def seconds(self, share: dict[str, float]) -> dict[str, float]:
+        """This run's account of the time: what earlier sessions took, and its share of this one."""
+        found = dict(self.earlier)
+        for name, value in share.items():
+            found[name] = found.get(name, 0.0) + value
+        return found
+
+    def write_time(self, step: int, share: dict[str, float]) -> None:
+        """The row of the account, as jaxdl.efficiency.account makes it."""
+        seconds = self.seconds(share)
+        row = {f'perf/time_{name}_s': value for name, value in sorted(seconds.items())}
+        self.write(step, {**row, 'perf/wall_s': sum(seconds.values())})
+
+    def save(self, step: int, state: TrainState, share: dict[str, float]) -> bool:
         """Starts to save a state whose steps' metrics were taken in."""
         best = (
             self.metrics.get(self.config.checkpoint.best) if self.config.checkpoint.best else None
@@ -134,7 +150,10 @@ class Lane:
             'sums': list(map(float, self.sums)) if self.counted else [],
             'counted': self.counted,
             'metrics': self.metrics,
+            'account': {'seconds': self.seconds(share), 'time': time.time()},
         }
+        if step < self.config.steps:
+            self.write_time(step, share)
         for log in self._logs:
             log.flush()
         if step in self.checkpoints.steps():

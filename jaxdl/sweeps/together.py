@@ -362,6 +362,7 @@ class _Run:
             lane.order.batch(step - 1 + lane.offset),
         )
         message = f"the run diverged: {found} (policy '{lane.config.divergence.policy}')"
+        lane.write(step, {'train/skipped': float(lane.skipped)})
         lane.over = 'diverged'
         lane.end('failed', message, exit=3)
         self.progress.message(f'{lane.place.path.name}: {message}')
@@ -377,8 +378,13 @@ class _Run:
             for index, lane in enumerate(self.lanes):
                 if not lane.over:
                     mine = jax.tree.map(lambda x, i=index: np.array(x[i]), host)
-                    good = lane.save(step, jax.device_put(mine, place)) and good
+                    good = lane.save(step, jax.device_put(mine, place), self._share()) and good
         return good
+
+    def _share(self) -> dict[str, float]:
+        """Each run's share of the time that this process has spent."""
+        seconds = self.clock.read()
+        return {name: value / len(self.lanes) for name, value in seconds.items() if value > 0}
 
     def _preempt(self, step: int) -> None:
         self._take_in(0)
@@ -395,12 +401,8 @@ class _Run:
         self.watchdog.rest()
         if self.evaluator.feeds:
             self._evaluate(step)
-        share = {
-            f'perf/time_{name}_s': value / len(self.lanes)
-            for name, value in sorted(self.clock.read().items())
-        }
         for lane in self.active:
-            lane.write(step, share)
+            lane.write_time(step, self._share())
         self._save(step)
         with self.clock('checkpoint'):
             for lane in self.active:
