@@ -7,6 +7,8 @@ of the time in which the loop waited for data.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
 import tempfile
@@ -93,7 +95,8 @@ def _loop(options) -> dict[str, float]:
     """The medians of a run's own metrics after its first interval."""
     from jaxdl import logs, trainer
 
-    with tempfile.TemporaryDirectory() as folder:
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory() as folder, quiet:
         result = trainer.train(_config(options), folder + '/run')
         rows = logs.read_metrics(result.workdir.metrics)[1:]
     return {
