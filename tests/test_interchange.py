@@ -269,7 +269,7 @@ def test_broken_files(tmp_path):
 
 
 CONFIG = """
-from jaxdl.config import Checkpoint, Config, Mesh
+from jaxdl.config import Checkpoint, Config
 from jaxdl.data.tfds import Tfds
 from jaxdl.models.vit import ViT
 from jaxdl.optim import Constant, Sgd
@@ -281,7 +281,7 @@ def get_config(variant=''):
         task=Classification(),
         data=Tfds('digits'),
         optimizer=Sgd(learning_rate=0.05, schedule=Constant()),
-        steps=2, batch_size=8, ema=0.9, checkpoint=Checkpoint(every=1), mesh=Mesh(data=1),
+        steps=2, batch_size=8, ema=0.9, checkpoint=Checkpoint(every=1),
     )
 """
 
