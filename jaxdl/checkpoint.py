@@ -22,6 +22,8 @@ from jaxdl import config as config_lib
 from jaxdl.errors import UserError
 from jaxdl.optim import path_name
 
+READ_AHEAD = 2**27  # bytes that a restore holds in host memory beside the arrays
+
 
 def leaf_names(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
@@ -260,6 +262,9 @@ class Checkpoints:
         )
         context = ocp.Context()
         context.pytree.loading.partial_load = len(wanted) < len(names)
+        # Or Orbax reads all of it into host memory at once, beside the arrays themselves.
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+        context.memory.read_concurrent_bytes = max(READ_AHEAD, 2 * largest)
         try:
             with context:
                 found = ocp.load_checkpointables(
