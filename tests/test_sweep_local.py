@@ -186,6 +186,7 @@ def test_a_sweep_and_its_second_call(sweep, tmp_path):
     assert other.returncode == 2 and 'another sweep' in other.stdout
 
 
+@pytest.mark.slow
 def test_faults_are_recorded_and_the_rest_goes_on(sweep, tmp_path):
     mark = tmp_path / 'mark'
     rest = f"""retries=1, hang_timeout=20.0, grace=5.0, points=chain(
@@ -318,6 +319,7 @@ def test_killed_at_random(tmp_path, monkeypatch):
     assert (done['sweep kills'], done['trial kills']) == (1, 1)
 
 
+@pytest.mark.slow
 def test_vectorized_sweep_is_the_same_sweep(sweep):
     rest = (
         "points=chain(grid({'optimizer.learning_rate': (0.02, 0.1)}), "
