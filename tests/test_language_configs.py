@@ -274,6 +274,8 @@ def test_bert_large_takes_one_real_step(files):
     config.data.train, config.data.tokenizer = str(files / 'text.txt'), tokenizer
     config.data.length, config.data.cache = 128, str(files / 'cache')
     config.task = MaskedLM(vocab_size=tokenizer.vocab_size, mask_token=tokenizer.mask)
+    # XLA's CPU backend lacks some products of bfloat16 numbers with a float32 result.
+    config.model = config.model.clone(dtype='float32')
     config = dataclasses.replace(config, batch_size=1, accumulate=1, steps=1)
     program, feed, order = small.program(config)
     step, packing = program.compile_train(feed.abstract(mask=False), feed.resident)
@@ -284,7 +286,7 @@ def test_bert_large_takes_one_real_step(files):
     batch = feed.place(feed.load(order.batch(0)))
     state, packed = step(state, batch, feed.resident, program.place_hyper())
     means = packing.means(np.asarray(packed))
-    assert means['_finite'] == 1 and int(state.step) == 1
+    assert packing.unpack(np.asarray(packed))['_finite'][0] == 1 and int(state.step) == 1
     assert means['loss'] == pytest.approx(np.log(30522), rel=0.1)  # a fresh model knows nothing
     rate = float(config.optimizer.rate(0, 1))
     assert means['learning_rate'] == pytest.approx(rate)
