@@ -1,6 +1,7 @@
 """Four small models, the layouts they can be trained in, and how one is trained for some steps."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ class Tokens:
 
 def families() -> dict[str, tuple[Any, Any, Any]]:
     """{name: (model, task, data)}."""
-    shape = dict(width=16, heads=4, layers=4, vocab=VOCAB, max_length=16, scan_layers=True)
+    shape = dict(width=16, heads=4, layers=2, vocab=VOCAB, max_length=16, scan_layers=True)
     return {
         'cnn': (
             Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
@@ -87,6 +88,33 @@ def families() -> dict[str, tuple[Any, Any, Any]]:
     }
 
 
+LAYOUTS: dict[str, dict] = {
+    'data': dict(mesh=Mesh(data=8)),
+    'fsdp': dict(mesh=Mesh(data=1, fsdp=8)),
+    'data_fsdp': dict(mesh=Mesh(data=2, fsdp=4)),
+    'tensor': dict(mesh=Mesh(data=1, tensor=2)),
+    'data_tensor': dict(mesh=Mesh(data=4, tensor=2)),
+    'fsdp_tensor': dict(mesh=Mesh(data=1, fsdp=4, tensor=2)),
+    'pmap': dict(mesh=Mesh(data=8), compile='pmap'),
+    'accumulation': dict(mesh=Mesh(data=4), accumulate=4),
+    'pipe': dict(mesh=Mesh(data=1, pipe=2)),
+    'data_fsdp_pipe': dict(mesh=Mesh(data=2, fsdp=2, pipe=2, pipe_parts=2)),
+    'ring': dict(mesh=Mesh(data=2, context=4, context_by='ring')),
+    'heads': dict(mesh=Mesh(data=4, context=2, context_by='heads')),
+    'sequence': dict(mesh=Mesh(data=2, tensor=2, sequence=True)),
+    'all': dict(mesh=Mesh(data=1, pipe=2, context=2, tensor=2, sequence=True)),
+    'zero': dict(mesh=Mesh(data=8, zero=True)),
+    'offload': dict(mesh=Mesh(data=4, offload=True)),
+}
+# Those that every model can use; the others split stacked layers or attention.
+ANY_MODEL = tuple(LAYOUTS)[:8]
+
+
+def devices_of(run: Config) -> int:
+    """The devices that the mesh of a layout fills."""
+    return math.prod(getattr(run.mesh, axis) for axis in Mesh.AXES)
+
+
 def config(family: str, **changes) -> Config:
     """The run of a family; it uses Adam, in which every gradient counts from the first step."""
     model, task, data = families()[family]
@@ -97,33 +125,34 @@ def config(family: str, **changes) -> Config:
         optimizer=AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, eps=1e-4),
         steps=STEPS,
         batch_size=16,
-        mesh=Mesh(data=-1),
+        mesh=Mesh(data=8),
         placement='host',
     )
     return Config(**{**values, **changes})
 
 
-def built(run: Config, devices: int = 8) -> tuple[Program, Feed]:
-    """The program of a run on the first `devices` devices, and where its batches come from."""
-    mesh = parallel.make_mesh(run.mesh, jax.devices()[:devices])
+def built(run: Config) -> tuple[Program, Feed]:
+    """The program of a run, and where its batches come from."""
+    here = jax.local_devices() if devices_of(run) == 1 else jax.devices()
+    mesh = parallel.make_mesh(run.mesh, here[: devices_of(run)])
     feed = Feed(run.data.train_source(), run.batch_size, mesh, placement=run.placement)
     return Program(run, mesh, feed.example), feed
 
 
 def initial(run: Config) -> Any:
     """A fresh state as host arrays, the checkpoint that every layout starts from."""
-    made, feed = built(run, 1)
+    made, feed = built(dataclasses.replace(run, mesh=Mesh(data=1)))
     return jax.tree.map(np.asarray, made.init(feed.source.fetch(np.arange(16))))
 
 
-def losses(run: Config, start: Any, devices: int = 8, steps: int = STEPS) -> np.ndarray:
+def losses(run: Config, start: Any) -> np.ndarray:
     """The loss of each step from the state `start`."""
-    made, feed = built(run, devices)
+    made, feed = built(run)
     order = Order(len(feed.source), run.batch_size, run.seed)
     step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
     state = parallel.put(start, made.shardings)
     hyper, found = made.place_hyper(), []
-    for index in range(steps):
+    for index in range(run.steps):
         batch = feed.place(feed.load(order.batch(index)))
         state, packed = step(state, batch, feed.resident, hyper)
         found.append(packing.means(np.asarray(packed))['loss'])

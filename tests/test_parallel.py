@@ -114,7 +114,7 @@ def test_the_tensor_axis_alone_splits_every_model(family):
 def test_an_axis_that_a_model_cannot_use_is_refused(axis):
     able = {'pipe': (), 'context': (), 'tensor': ('cnn', 'lstm')}[axis]
     for family in ('cnn', 'lstm'):
-        run = layouts.config(family, mesh=Mesh(data=-1, **{axis: 2}))
+        run = layouts.config(family, mesh=Mesh(data=4, **{axis: 2}))
         if family in able:
             layouts.built(run)
             continue
@@ -137,14 +137,14 @@ def test_an_axis_that_a_model_cannot_use_is_refused(axis):
     ],
 )
 def test_a_model_that_does_not_divide_says_what_would(changes, sizes, said):
-    run = layouts.config('decoder', mesh=Mesh(data=-1, **sizes))
+    run = layouts.config('decoder', mesh=Mesh(data=1, **sizes))
     run.model = run.model.clone(**changes)
     with pytest.raises(UserError, match=said):
         layouts.built(run)
 
 
 def test_a_length_that_does_not_divide_is_an_error_and_no_crash():
-    run = layouts.config('decoder', mesh=Mesh(data=-1, context=2), data=layouts.Tokens(length=15))
+    run = layouts.config('decoder', mesh=Mesh(data=4, context=2), data=layouts.Tokens(length=15))
     made, feed = layouts.built(run)
     with pytest.raises(UserError, match='15 tokens do not split over mesh'):
         made.compile_train(feed.abstract(mask=False), feed.resident)

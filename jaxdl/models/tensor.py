@@ -48,28 +48,26 @@ def columns(x: jax.Array, layers: list[Dense], name: str) -> list[jax.Array]:
 def rows(x: jax.Array, layer: Dense, name: str) -> jax.Array:
     """Returns what `layer` makes of x [batch, length, in], whose features are split as `name` is.
 
-    The sum over the devices is split by length again where the residual stream is.
+    Where the residual stream is split by length the sum over the devices is too. A whole sum is
+    left to the compiler: written out here, its gradient would be summed over the devices as well.
     """
     (split,) = layout.axes(name)
-    ways = layout.ways(split)
-    if ways == 1 or x.shape[-1] % ways:
-        return layer(x)
     batch, length, inner = _length(x, split)
+    if not length or x.shape[-1] % layout.ways(split):
+        return layer(x)
     kernel, bias = layer(x, apply=False)
     done = {*split, *length, *batch}
 
     def product(x, kernel):
         with layout.manual(*done):
             y = ops.matmul(x.astype(kernel.dtype), kernel)
-            if length:
-                return jax.lax.psum_scatter(y, split, scatter_dimension=1, tiled=True)
-            return jax.lax.psum(y, split)
+            return jax.lax.psum_scatter(y, split, scatter_dimension=1, tiled=True)
 
     y = jax.shard_map(
         product,
         mesh=jax.sharding.get_abstract_mesh(),
         in_specs=(PartitionSpec(batch or None, inner or None, split), PartitionSpec(split)),
-        out_specs=PartitionSpec(batch or None, length or None),
+        out_specs=PartitionSpec(batch or None, length),
         axis_names=done,
         check_vma=False,
     )(x, kernel)
@@ -84,6 +82,6 @@ def _length(x: jax.Array, split: tuple[str, ...]) -> tuple[tuple[str, ...], ...]
     """
     batch, length, _ = layout.axes('batch', 'length', 'embed')
     even = x.shape[1] % layout.ways(length) == 0 and x.shape[0] % layout.ways(batch) == 0
-    if not set(split) <= set(length) or not even:
+    if not split or not set(split) <= set(length) or not even:
         return (), (), ()
     return batch, length, tuple(axis for axis in length if axis not in split)
