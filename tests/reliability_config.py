@@ -6,7 +6,6 @@
 """
 
 import argparse
-import dataclasses
 
 from jaxdl.config import Checkpoint, Config
 from jaxdl.data.packing import Packed, Stream

@@ -224,7 +224,9 @@ def test_pooling_is_the_formula():
 
 
 def test_checks_name_the_value_and_what_is_allowed():
-    with pytest.raises(ValueError, match="dtype='float8': must be one of float32, bfloat16, float16"):
+    with pytest.raises(
+        ValueError, match="dtype='float8': must be one of float32, bfloat16, float16"
+    ):
         layers.check_dtype('float8')
     with pytest.raises(ValueError, match=r'dropout=1: must be in \[0, 1\)'):
         layers.check_rate('dropout', 1)
