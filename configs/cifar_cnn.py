@@ -51,5 +51,5 @@ def get_config(variant: str = '') -> Config:
         ema=0.99,
         log_every=epoch // 4,
         eval_every=epoch * max(1, epochs // 10),
-        checkpoint=Checkpoint(every=epoch * max(1, epochs // 4), best='eval/test/accuracy'),
+        checkpoint=Checkpoint(every=epoch * max(1, epochs // 10), best='eval/test/accuracy'),
     )

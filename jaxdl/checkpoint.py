@@ -114,6 +114,7 @@ class Checkpoints:
                         get_metric_fn=lambda metrics: metrics['best'],
                         reverse=self.options.mode == 'min',
                         n=1,
+                        keep_checkpoints_without_metrics=False,
                     )
                 )
 

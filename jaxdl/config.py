@@ -261,6 +261,12 @@ class Config:
                 'checkpoint.best is unused when eval_every=0 (evaluated only at the end); '
                 'set eval_every'
             )
+        every = self.checkpoint.every
+        if best and (not every or (every % self.eval_every and self.eval_every % every)):
+            raise ValueError(
+                f'checkpoint.every={every} and eval_every={self.eval_every}: checkpoint.best needs '
+                'checkpoints of evaluated steps, so one must be a multiple of the other'
+            )
 
 
 # ---- checks -------------------------------------------------------------------------------------

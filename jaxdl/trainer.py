@@ -145,6 +145,7 @@ class _Run:
         self.recalled: dict = {}  # what the checkpoint held beside the state
         self.saved_step: int | None = None  # what was saved or restored last
         self.unevaluated = False  # a signal broke the evaluation of this step off
+        self.evaluated = -1  # the newest step that was evaluated
         self.flag = StopFlag(self.mesh, config.steps_per_call)
 
     # ---- the whole run ----
@@ -401,7 +402,7 @@ class _Run:
             self.unevaluated = True
             self._preempt(step, state)
             raise
-        self.unevaluated = False
+        self.unevaluated, self.evaluated = False, step
         row = {name: value for name, value in found.items() if isinstance(value, float)}
         if generated is not None:
             row |= {f'eval/{name}': value for name, value in generated.scores.items()}
@@ -439,9 +440,8 @@ class _Run:
 
     def _save(self, step: int, state: TrainState) -> bool:
         """Saves a state that is known to be finite: its steps' metrics were taken in before."""
-        best = (
-            self.metrics.get(self.config.checkpoint.best) if self.config.checkpoint.best else None
-        )
+        # The value of an older step would let a later, worse state count as the best.
+        best = self.metrics.get(self.config.checkpoint.best) if self.evaluated == step else None
         extra = {
             **self.interval.save(),
             'metrics': self.metrics,

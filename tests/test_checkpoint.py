@@ -62,6 +62,18 @@ def test_round_trip(saved):
     assert step == 2 and same(found, state, 2) and extra == {'sums': [0.1, 2.5], 'counted': 2}
 
 
+@pytest.mark.parametrize(('mode', 'kept'), [('max', {'2', '6'}), ('min', {'4', '6'})])
+def test_the_newest_and_the_best_are_kept(tmp_path, mode, kept):
+    """Steps that were not evaluated have no value, and are kept only while they are new."""
+    options = config.Checkpoint(keep=1, best='eval/test/accuracy', mode=mode)
+    store = checkpoint.Checkpoints(tmp_path, options)
+    for step, value in enumerate((None, 0.9, None, 0.1, None, 0.5), 1):
+        state = jax.device_put({'step': np.int32(step)}, jax.devices()[0])
+        assert store.save(step, state, extra={}, best=value) and store.wait()
+    store.close()
+    assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == kept
+
+
 def test_no_flipped_byte_changes_a_value_unseen(saved, tmp_path, capsys):
     """Whatever byte of whatever file is flipped: the newest step is right, or the older one is used."""
     folder, abstract, state = saved
