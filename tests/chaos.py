@@ -156,7 +156,8 @@ def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random, l
                 if not evaluated(workdir, step):
                     break
             if kind == 'start-up' and step > resumed:
-                startup = min(startup, time.monotonic() - began)
+                startup = time.monotonic() - began
+                break  # over sooner than it was thought to be
             time.sleep(0.001 if step > resumed else 0.01)
         if process.poll() is not None:
             raise SystemExit(
@@ -165,6 +166,8 @@ def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random, l
             )
         kill(process)
         step = last_sample(workdir)
+        if kind == 'start-up' and step > resumed:
+            kind = 'step'
         if kind == 'save' and not unfinished(workdir) - old:
             kind = 'step'  # it was complete before the kill arrived
         if kind == 'evaluation' and (step % every or evaluated(workdir, step)):

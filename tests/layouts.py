@@ -71,7 +71,7 @@ def families() -> dict[str, tuple[Any, Any, Any]]:
     return {
         'cnn': (
             Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
-            Classification(),
+            Classification(num_classes=4),
             SyntheticImages(num_examples=64, shape=(8, 8, 1), num_classes=4),
         ),
         'lstm': (RnnLM(vocab=VOCAB, width=16, layers=1), LanguageModel(), Tokens()),

@@ -186,6 +186,7 @@ def test_heads_are_exchanged_all_to_all():
     assert set(found) == {'all-to-all', 'all-reduce'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['cnn', 'lstm', 'encoder_decoder'])
 def test_no_layout_exchanges_what_nobody_asked_for(family):
     for layout in ('data', 'fsdp_tensor'):

@@ -70,6 +70,8 @@ SHRUNK = {
     'heads': 2,
     'dtype': 'float32',
 }
+# The same parts are in the others, or train in tests of their own.
+BIG = ('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit')
 IMAGE_CONFIGS = [
     name
     for name in golden.names()
@@ -77,7 +79,10 @@ IMAGE_CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize('name', IMAGE_CONFIGS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in IMAGE_CONFIGS],
+)
 def test_image_configs_train_two_steps(name, images, tmp_path):
     config = golden.load(name)
     fields = {f.name for f in config_lib.fields(config.model)}

@@ -175,12 +175,17 @@ def drop_rows(kind, monkeypatch):
 @pytest.mark.parametrize(
     'name',
     [
-        'stdlib_lm',
         'char_rnn:gru',
-        'bert_large:next_sentence',
-        'translate_small',
-        'imdb_lstm',
-        'cifar_vit',
+        *(
+            pytest.param(slow, marks=pytest.mark.slow)
+            for slow in (
+                'stdlib_lm',
+                'bert_large:next_sentence',
+                'translate_small',
+                'imdb_lstm',
+                'cifar_vit',
+            )
+        ),
     ],
 )
 def test_one_device_equals_eight_that_accumulate(name, files, tmp_path, monkeypatch):

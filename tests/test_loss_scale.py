@@ -72,6 +72,7 @@ def test_a_real_divergence_is_still_one():
     assert int(state.health.skipped) == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_float16_learns_and_resumes(tmp_path):
     config = dict(steps=40, log_every=10, eval_every=0, checkpoint=Checkpoint(every=20))
     train(half(loss_scale=2.0**24, **config), str(tmp_path / 'half'))

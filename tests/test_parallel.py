@@ -60,10 +60,15 @@ def test_two_open_axes_or_none_left_are_refused():
         Mesh(context_by='rings').check()
 
 
+def _axes(entry):
+    """An entry of a PartitionSpec as a tuple of axes; jax writes a single one without."""
+    return (entry,) if isinstance(entry, str) else tuple(entry) if entry else None
+
+
 def specs(tree, shardings):
     named = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        path_name(path): tuple(tuple(entry) if entry else None for entry in s.spec)
+        path_name(path): tuple(_axes(entry) for entry in s.spec)
         for (path, _), s in zip(named, jax.tree.leaves(shardings), strict=True)
     }
 
@@ -92,8 +97,8 @@ def test_zero_splits_the_largest_dimension_that_is_left():
     placed = parallel.state_shardings(shapes, rules, here)
     placed = parallel.split_further(shapes, placed, 'data', here)
     found = [place.shard_shape(leaf.shape) for leaf, place in zip(shapes, placed, strict=True)]
-    # The second and fourth follow the default rule of fsdp where it divides; the third is small.
-    assert found == [(32, 8), (15, 16) if found[1] == (15, 16) else (30, 8), (8,), (31, 63)]
+    # The second has its 64 split by fsdp, and no other that 4 divides; the others nothing that fits.
+    assert found == [(32, 8), (30, 32), (8,), (31, 63)]
 
 
 FAMILIES = ('decoder', 'encoder_decoder', 'lstm', 'cnn')
@@ -102,7 +107,10 @@ FAMILIES = ('decoder', 'encoder_decoder', 'lstm', 'cnn')
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_tensor_axis_alone_splits_every_model(family):
     """Without a rule in the config: weights and their moments are on one device each only in part."""
-    made, _ = layouts.built(layouts.config(family, mesh=Mesh(data=4, tensor=2)))
+    run = layouts.config(family, mesh=Mesh(data=4, tensor=2))
+    if family == 'lstm':  # of which only table and head are split: the vocabulary has to divide
+        run.model = run.model.clone(vocab_multiple=8)
+    made, _ = layouts.built(run)
     whole = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params))
     moments = made.abstract.opt_state
     for tree, total in ((made.abstract.params, whole), (moments, 2 * whole)):

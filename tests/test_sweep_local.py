@@ -263,6 +263,7 @@ def test_what_the_kernel_kills_for_memory_is_recorded_as_such(tmp_path, monkeypa
         assert ('Out of memory' in local.log_path(folder, trial).read_text()) == (kills > 3)
 
 
+@pytest.mark.slow
 def test_fresh_processes_give_the_same_as_forked_ones(sweep):
     rest = "points=grid({'optimizer.learning_rate': (0.02, 0.1)})"
     assert sweep(rest, '--slots=2').returncode == 0
@@ -308,6 +309,7 @@ def test_interrupted_and_called_again(sweep):
     finished_once(sweep, 4)
 
 
+@pytest.mark.slow
 def test_killed_at_random(tmp_path, monkeypatch):
     """A small `python -m tests.sweep_chaos`: equal bit for bit to a sweep that nobody touched."""
     monkeypatch.setenv('XLA_FLAGS', '')
@@ -342,6 +344,7 @@ def test_vectorized_sweep_is_the_same_sweep(sweep):
     assert together['best']['trials'] == alone['best']['trials']
 
 
+@pytest.mark.slow
 def test_a_search_with_early_stopping(sweep):
     rest = (
         "points=Search({'optimizer.learning_rate': log_uniform(1e-5, 0.3)}, 5, 'random'), "

@@ -90,6 +90,7 @@ def test_each_run_is_the_run_alone(tmp_path, placement):
         assert (places[index] / 'config.json').read_text() == (alone / 'config.json').read_text()
 
 
+@pytest.mark.slow
 def test_another_optimizer_and_no_ema(tmp_path):
     configs = runs(scale=0.02, ema=0.0, optimizer=AdamW(weight_decay=0.1, clip_norm=1.0))
     together.train_together(configs, [str(tmp_path / f'together{i}') for i in range(3)])
@@ -135,6 +136,7 @@ def test_stopped_together_resumed_alone_and_together(tmp_path, monkeypatch):
         assert_same_run(places[index], alone, config)
 
 
+@pytest.mark.slow
 def test_runs_at_different_steps_go_on(tmp_path, monkeypatch):
     configs = runs()
     places = [tmp_path / f'together{i}' for i in range(3)]

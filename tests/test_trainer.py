@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -271,6 +272,9 @@ def test_a_full_disk_is_loud_and_loses_nothing(unbroken, tmp_path, capfd):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(rows):
+        deadline = time.monotonic() + 60  # the save of step 4 is under way in the background
+        while not (folder / 'checkpoints' / '4').exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         return rows
 

@@ -76,7 +76,13 @@ class RecurrentLayer(nn.Module):
         # Four parts in both: a GRU's candidate has one bias inside the reset gate, one outside.
         init = forget_bias if self.cell == 'lstm' else nn.initializers.zeros
         bias = self.param('bias', init, (4 * dim,), jnp.float32)
-        x, w_input, w_hidden, bias = (a.astype(self.dtype) for a in (x, w_input, w_hidden, bias))
+        x = x.astype(self.dtype)
+        # Whole on every device before the scan: weights split by FSDP would be put together, or
+        # the activations exchanged, anew at each time step.
+        w_input, w_hidden, bias = (
+            nn.with_logical_constraint(a.astype(self.dtype), (None,) * a.ndim)
+            for a in (w_input, w_hidden, bias)
+        )
         if carry is None:
             carry = zero_carry(self.cell, x.shape[0], dim, self.dtype)
         run = ops.lstm if self.cell == 'lstm' else ops.gru

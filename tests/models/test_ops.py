@@ -304,6 +304,7 @@ def test_argmax_takes_the_first():
     assert ops.argmax(x).tolist() == [1, 0, 0]
 
 
+@pytest.mark.slow
 @few
 @given(
     small, small, st.integers(2, 9), st.integers(1, 5), st.booleans(),
