@@ -303,8 +303,9 @@ def test_faults_and_a_cancelled_job(sweep, cluster):
 @needs_slurm
 @pytest.mark.slow
 def test_a_trial_longer_than_the_time_limit_goes_on_in_several_jobs(sweep):
-    # One minute is Slurm's least; it may send the signal up to a minute early.
-    rest = "points=[{}], overrides={'data.delay': 0.25, 'steps': 400}"
+    # One minute is Slurm's least; it may send the signal up to a minute early. Two rows are fetched
+    # at a time, so the trial takes 100 seconds.
+    rest = "points=[{}], overrides={'data.delay': 0.5, 'steps': 400}"
     done = sweep(rest, *SLURM, f'--hours={2 / 60}')
     assert done.returncode == 0, done.stdout
     found = whole(sweep, 1, 400)
