@@ -104,6 +104,7 @@ def test_fsdp_gathers_twice_and_sums_once(layout):
     between(found['all-reduce'], whole, int(sums[layout]))
 
 
+@pytest.mark.slow
 def test_zero_adds_one_gathering_of_the_parameters():
     made, read = program('zero')
     found = traffic(read)
@@ -168,6 +169,7 @@ def test_a_pipeline_hands_on_micro_batches_and_sums_gradients_once():
     between(found['all-reduce'], whole - table(made), whole + 3 * table(made))
 
 
+@pytest.mark.slow
 def test_a_ring_passes_keys_and_values_on():
     _, read = program('ring')
     found = traffic(read)

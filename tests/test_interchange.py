@@ -286,6 +286,7 @@ def get_config(variant=''):
 """
 
 
+@pytest.mark.slow
 def test_command_line_both_ways(tmp_path):
     import subprocess
     import sys

@@ -16,12 +16,7 @@ TABLE = [
     *(('encoder_decoder', n) for n in LAYOUTS if n not in ('zero', 'offload', 'all')),
 ]
 # The whole table takes minutes; these come first.
-FIRST = [
-    ('cnn', 'data'),
-    ('lstm', 'fsdp'),
-    *(('decoder', n) for n in ('fsdp_tensor', 'pmap', 'accumulation', 'pipe', 'ring', 'heads')),
-    ('encoder_decoder', 'sequence'),
-]
+FIRST = [('cnn', 'data'), *(('decoder', n) for n in ('pipe', 'ring', 'heads'))]
 
 
 @functools.cache

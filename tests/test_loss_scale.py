@@ -20,6 +20,7 @@ def half(**changes):
     return small.config(model=model, ema=0.0, **changes)
 
 
+@pytest.mark.slow
 def test_a_scale_changes_nothing_where_nothing_overflows():
     # A power of two is exact; parts of a batch have weights of their own.
     plain, _, first = small.losses(small.config(accumulate=2), 4)

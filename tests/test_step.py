@@ -98,6 +98,7 @@ def test_pmap_shares_the_statistics_of_batchnorm():
     np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp_equals_data_parallel():
     base = small.config(model=Cnn(channels=(16, 32), pools=2, dense=64))
     one, _, _ = small.losses(base, 5, 8)

@@ -119,6 +119,7 @@ class StopAt:
         return 'SIGTERM' if self.left < 0 else ''
 
 
+@pytest.mark.slow
 def test_stopped_together_resumed_alone_and_together(tmp_path, monkeypatch):
     configs = runs()
     places = [tmp_path / f'together{i}' for i in range(3)]

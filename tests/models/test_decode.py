@@ -222,6 +222,7 @@ def exhaustive(model, variables, source, segments):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('strength', [0.0, 0.6, 2.0, -1.0])
 def test_wide_beams_find_what_exhaustive_search_finds(strength):
     model, variables, source, segments = seq2seq()

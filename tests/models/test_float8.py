@@ -24,6 +24,7 @@ def plain():
     ops.set_plain(False)
 
 
+@pytest.mark.slow
 def test_products_take_eight_bits(plain):
     model = TransformerLM(vocab=32, max_length=8, width=16, layers=1, heads=2)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 8)))

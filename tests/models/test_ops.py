@@ -390,6 +390,7 @@ def test_rnn(case, cell):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])
 def test_rnn_transforms(cell, dtype):

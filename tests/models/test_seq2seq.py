@@ -80,6 +80,7 @@ def test_packed_pairs_are_what_they_are_alone():
     np.testing.assert_allclose(packed[:, 2:6], second, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
 def test_scanned_and_rematerialised_equal_the_plain_stacks(remat):
     model = Seq2Seq(**SMALL, decoder_layers=3)

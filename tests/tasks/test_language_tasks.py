@@ -172,6 +172,7 @@ def test_deferred_logits_give_the_same_metrics_and_gradients():
     np.testing.assert_allclose(jax.grad(plain)(kernel), jax.grad(deferred)(kernel), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_next_sentence_loss_is_the_sum_of_both_means_and_merges():
     task = MaskedLM(vocab_size=1000, mask_token=3, rate=0.25)
     batch = masked_batch(batch=8, time=32) | {
