@@ -5,6 +5,7 @@ computed on the device, which does not depend on the sharding. A restore compute
 it differs, or anything cannot be read, the next older step is tried.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -15,59 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import config as config_lib
+from jaxdl.digest import Digest
 from jaxdl.errors import UserError
 from jaxdl.optim import path_name
 
+_DIGESTS = 'digests.json'
 READ_AHEAD = 2**27  # bytes that a restore holds in host memory beside the arrays
 
 
 def leaf_names(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def digest(tree: Any) -> jax.Array:
-    """One uint32 per leaf, [leaves]: a sum of scrambled words, each bound to its place.
-
-    The scrambling (the finaliser of MurmurHash3 by Austin Appleby) is a bijection of a word, so one
-    changed word always changes the sum; several changed words go unseen once in 2^32. Sums modulo
-    2^32 do not depend on the order, so every sharding gives the same digest.
-    """
-    return jnp.stack([_leaf_digest(leaf) for leaf in jax.tree.leaves(tree)])
-
-
-def _leaf_digest(leaf: jax.Array) -> jax.Array:
-    if leaf.dtype == jnp.bool_:
-        words = leaf.astype(jnp.uint32)
-    elif leaf.dtype.itemsize == 4:
-        words = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    else:
-        small = {1: jnp.uint8, 2: jnp.uint16}[leaf.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(leaf, small).astype(jnp.uint32)
-    # The place of a word, built from one iota per axis: no reshape, so shards stay where they are.
-    place = jnp.zeros(words.shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(words.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
-        stride *= words.shape[axis]
-    x = words ^ (place * jnp.uint32(0x9E3779B9) + jnp.uint32(0x7F4A7C15))
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    x = x ^ (x >> 16)
-    return x.sum(dtype=jnp.uint32) if words.ndim else x
-
-
-_one = jax.jit(_leaf_digest)
-
-
-def _digest(tree: Any) -> jax.Array:
-    """`digest`, a program per shape: on a CPU the words of a leaf are copied, of one at a time."""
-    return jnp.stack([_one(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 class Damaged(Exception):
@@ -104,8 +65,7 @@ class Checkpoints:
 
     def _open(self) -> Any:
         if self._checkpointer is None:
-            from orbax.checkpoint import v1 as ocp
-
+            ocp = _orbax()
             policies = ocp.training.preservation_policies
             keep: list[Any] = [policies.LatestN(self.options.keep)]
             if self.options.best:
@@ -152,7 +112,7 @@ class Checkpoints:
             text, names = json.dumps(extra), leaf_names(state)
             checkpointer.save_checkpointables_async(
                 step,
-                {'state': state, 'digest': {'leaves': _digest(state)}},
+                {'state': state, 'digest': Digest(state)},
                 overwrite=True,
                 metrics=None if best is None else {'best': best},
                 custom_metadata={
@@ -260,12 +220,8 @@ class Checkpoints:
         return state, json.loads(text)
 
     def _read_state(self, step: int, abstract: Any, names: list[str]) -> Any:
-        from orbax.checkpoint import v1 as ocp
-
+        ocp = _orbax()
         wanted = leaf_names(abstract)
-        count = jax.ShapeDtypeStruct(
-            (len(names),), jnp.uint32, sharding=_like_replicated(jax.tree.leaves(abstract)[0])
-        )
         context = ocp.Context()
         context.pytree.loading.partial_load = len(wanted) < len(names)
         # Or Orbax reads all of it into host memory at once, beside the arrays themselves.
@@ -274,17 +230,19 @@ class Checkpoints:
         try:
             with context:
                 found = ocp.load_checkpointables(
-                    self.folder / str(step), {'state': abstract, 'digest': {'leaves': count}}
+                    self.folder / str(step), {'state': abstract, 'digest': Digest}
                 )
         except Exception as error:
             raise Damaged(f'it cannot be read ({_first_line(error)})') from None
         state = found['state']
-        places = [names.index(name) for name in wanted]
-        expected = np.asarray(jax.device_get(found['digest']['leaves']))[places]
-        wrong = np.flatnonzero(np.asarray(jax.device_get(_digest(state))) != expected)
-        if wrong.size:
-            more = f' and {wrong.size - 1} more' if wrong.size > 1 else ''
-            raise Damaged(f'the bytes of {wanted[wrong[0]]}{more} do not match their digest')
+        if len(found['digest']) != len(names):
+            raise Damaged(f'it has {len(found["digest"])} digests for {len(names)} leaves')
+        expected = dict(zip(names, found['digest'], strict=True))
+        digests = zip(wanted, Digest(state).values().tolist(), strict=True)
+        wrong = [name for name, digest in digests if expected[name] != digest]
+        if wrong:
+            more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+            raise Damaged(f'the bytes of {wrong[0]}{more} do not match their digest')
         return state
 
     def _name_damage(self, step: int, error: Damaged) -> None:
@@ -319,10 +277,8 @@ class Checkpoints:
         return names, text, shapes
 
     def _metadata(self, step: int) -> Any:
-        from orbax.checkpoint import v1 as ocp
-
         try:
-            return ocp.checkpointables_metadata(self.folder / str(step))
+            return _orbax().checkpointables_metadata(self.folder / str(step))
         except Exception as error:
             raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
 
@@ -363,10 +319,38 @@ def _first_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {text[:120]}'
 
 
-def _like_replicated(leaf: Any) -> Any:
-    from jax.sharding import NamedSharding, PartitionSpec
+class _DigestHandler:
+    """How Orbax writes a Digest: by its own thread, so the training does not wait for the sums."""
 
-    sharding = leaf.sharding
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    return sharding
+    async def save(self, directory: Any, checkpointable: Digest) -> Any:
+        async def write():
+            folder = await directory.await_creation()
+            values = checkpointable.values().tolist()
+            if jax.process_index() == 0:
+                (folder / _DIGESTS).write_text(json.dumps(values))
+
+        return write()
+
+    async def load(self, directory: Any, abstract_checkpointable: Any = None) -> Any:
+        async def read():
+            return list(map(int, json.loads((directory / _DIGESTS).read_text())))
+
+        return read()
+
+    async def metadata(self, directory: Any) -> None:
+        return None
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        return isinstance(checkpointable, Digest)
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool:
+        return abstract_checkpointable is Digest
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Orbax, which takes seconds to import, once it can write digests."""
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.handlers.register_handler(_DigestHandler)
+    return ocp

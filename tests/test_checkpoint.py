@@ -1,4 +1,4 @@
-"""Damage is found: flipped bytes, missing and cut files; a digest that no sharding changes."""
+"""Damage is found: flipped bytes, missing and cut files."""
 
 import random
 import shutil
@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdl import checkpoint, config, parallel
 from jaxdl.config import Mesh
@@ -74,7 +73,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path, mode, kept):
     assert {p.name for p in tmp_path.iterdir() if p.name.isdigit()} == kept
 
 
-def test_no_flipped_byte_changes_a_value_unseen(saved, tmp_path, capsys):
+@pytest.mark.parametrize('flips', [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_flipped_byte_changes_a_value_unseen(flips, saved, tmp_path, capsys):
     """Whatever byte of whatever file is flipped: the newest step is right, or the older one is used."""
     folder, abstract, state = saved
     copy = tmp_path / 'copy'
@@ -82,7 +82,7 @@ def test_no_flipped_byte_changes_a_value_unseen(saved, tmp_path, capsys):
     rng = random.Random(0)
     caught = 0
     paths = [path for path in files(copy / '2') if path.stat().st_size]
-    for _ in range(200):
+    for _ in range(flips):
         path = rng.choice(paths)
         good = path.read_bytes()
         data = bytearray(good)
@@ -93,7 +93,7 @@ def test_no_flipped_byte_changes_a_value_unseen(saved, tmp_path, capsys):
         assert extra == {'sums': [0.1, 2.5], 'counted': step}
         caught += step == 1
         path.write_bytes(good)
-    assert caught > 50
+    assert caught > flips // 4
     assert 'is damaged' in capsys.readouterr().err
 
 
@@ -126,31 +126,3 @@ def test_none_good_says_what_was_tried(saved, tmp_path):
     store.close()
     # Nothing is moved where nothing replaces it, so the next call says the same.
     assert store.steps() == [1, 2] and not (tmp_path / 'run' / 'damaged').exists()
-
-
-def test_the_digest_depends_on_values_and_places_only():
-    mesh = parallel.make_mesh(Mesh(data=4, fsdp=2))
-    x = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-    places = [PartitionSpec(), PartitionSpec('data'), PartitionSpec('fsdp', 'data')]
-    found = {
-        int(jax.jit(checkpoint.digest)([jax.device_put(x, NamedSharding(mesh, p))])[0])
-        for p in places
-    }
-    assert len(found) == 1
-    swapped = x.copy()
-    swapped[[0, 1]] = x[[1, 0]]
-    negative = x.copy()
-    negative[3, 3] *= -1
-    for other in (swapped, negative, x.T.copy()):
-        assert int(checkpoint.digest([jnp.asarray(other)])[0]) not in found
-
-
-def test_every_single_bit_counts():
-    x = np.zeros((3, 5), np.float32)
-    plain = int(checkpoint.digest([jnp.asarray(x)])[0])
-    words = x.view(np.uint32)
-    for place in range(words.size):
-        for bit in (0, 1, 15, 22, 23, 31):
-            words.flat[place] ^= np.uint32(1 << bit)
-            assert int(checkpoint.digest([jnp.asarray(words).view(jnp.float32)])[0]) != plain
-            words.flat[place] ^= np.uint32(1 << bit)

@@ -19,7 +19,8 @@ ALLOWED = {
     'config': {'errors'},
     'step': {'config', 'metrics', 'models', 'optim'},  # optim: the name of a path
     'parallel': {'config', 'errors', 'optim'},
-    'checkpoint': {'config', 'errors', 'optim'},
+    'digest': set(),
+    'checkpoint': {'config', 'digest', 'errors', 'optim'},
     'feed': {'parallel', 'data', 'errors'},
     'program': {'config', 'errors', 'models', 'optim', 'parallel', 'step'},
     'evaluation': {'config', 'errors', 'feed', 'parallel', 'program', 'step'},

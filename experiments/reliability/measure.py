@@ -1,6 +1,6 @@
 """What reliability costs: python -m experiments.reliability.measure digest|stall|memory [--millions=100]
 
-digest  seconds of a save of a state of so many parameters, and of the digest in it
+digest  what the digest adds to a save of a state of so many parameters
 stall   what an asynchronous save adds to the training that goes on meanwhile, in steps
 memory  peak memory of a process that restores, against one that starts fresh
 
@@ -10,6 +10,7 @@ standard library; folders are made under --folder and removed.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -18,6 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxdl import runtime
 
@@ -71,40 +75,74 @@ def store_in(folder: Path):
     return Checkpoints(folder / 'checkpoints', Checkpoint(keep=1))
 
 
-def digest(millions: int, folder: Path, repeats: int = 4) -> dict:
+def digest(millions: int, folder: Path, pairs: int = 12) -> dict:
+    """Saves with their digest and saves that are given a known one, in turn."""
     import jax
 
     from jaxdl import checkpoint
+    from jaxdl.digest import Digest
 
     program, feed, order = parts(millions)
     state, store = fresh(program, feed, order), store_in(folder)
-    jax.block_until_ready((state, checkpoint._digest(state)))
-    saves, digests, cpu = [], [], [0.0, 0.0]
-    for step in range(1, repeats + 1):
-        began, busy = time.perf_counter(), time.process_time()
-        jax.block_until_ready(checkpoint._digest(state))
-        digests.append(time.perf_counter() - began)
-        cpu[0] += time.process_time() - busy
-        began, busy = time.perf_counter(), time.process_time()
-        assert store.save(step, state, extra={}) and store.wait()
-        saves.append(time.perf_counter() - began)
-        cpu[1] += time.process_time() - busy
+    values = Digest(state).values()
+
+    class Known(Digest):
+        def __init__(self, tree):
+            pass
+
+        def values(self):
+            return values
+
+    alone = [timed(lambda: Digest(state).values()) for _ in range(pairs)]
+    read = [
+        timed(lambda: [np.asarray(leaf).sum() for leaf in jax.tree.leaves(state)])
+        for _ in range(pairs)
+    ]
+    found: dict[str, list[tuple]] = {'with': [], 'without': []}
+    for step in range(1, 2 * pairs + 3):
+        kind = 'with' if step % 2 else 'without'
+        checkpoint.Digest = Digest if step % 2 else Known
+        os.sync()  # or a save waits for the disk because of the one before it
+        call = [0.0]
+
+        def save(step=step, call=call):
+            began = time.perf_counter()
+            assert store.save(step, state, extra={})
+            call[0] = time.perf_counter() - began
+            assert store.wait()
+
+        wall, cpu = timed(save)
+        if step > 2:
+            found[kind].append((call[0], wall, cpu))
+    checkpoint.Digest = Digest
     store.close()
-    return {
+    result: dict[str, Any] = {
         'parameters': parameters(program),
         'state_gb': sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9,
-        'save_s': spread(saves[1:]),
-        'digest_s': spread(digests[1:]),
-        'digest_cpu_s': cpu[0] / repeats,
-        'save_cpu_s': cpu[1] / repeats,
-        'share_of_cpu_time': cpu[0] / cpu[1],
-        'share': statistics.median(digests[1:]) / statistics.median(saves[1:]),
+        'digest_alone_s': spread([wall for wall, _ in alone]),
+        'digest_alone_cpu_s': spread([cpu for _, cpu in alone]),
+        'numpy_sum_of_the_same_cpu_s': spread([cpu for _, cpu in read]),
     }
+    for place, name in enumerate(('call', 'save', 'save_cpu')):
+        with_it, without = ([row[place] for row in found[k]] for k in ('with', 'without'))
+        added = [a - b for a, b in zip(with_it, without, strict=True)]
+        result[f'{name}_without_s'] = spread(without)
+        result[f'{name}_added_s'] = spread(added)
+    middle = {name: result[name]['median'] for name in result if name.endswith('_s')}
+    result['alone_to_save'] = middle['digest_alone_s'] / middle['save_without_s']
+    result['alone_to_save_cpu'] = middle['digest_alone_cpu_s'] / middle['save_cpu_without_s']
+    return result
+
+
+def timed(function) -> tuple[float, float]:
+    """Seconds of a call, and of CPU time of this process during it."""
+    began, busy = time.perf_counter(), time.process_time()
+    function()
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 def stall(millions: int, folder: Path, steps: int = 12, repeats: int = 3) -> dict:
     import jax
-    import numpy as np
 
     program, feed, order = parts(millions)
     step, _ = program.compile_train(feed.abstract(mask=False), feed.resident)
@@ -124,13 +162,13 @@ def stall(millions: int, folder: Path, steps: int = 12, repeats: int = 3) -> dic
         return state, times
 
     state, _ = run(state, None)  # warm
-    added, plain, calls = [], [], []
+    added, plain, waits = [], [], []
     for repeat in range(1, repeats + 1):
         state, without = run(state, None)
         state, times = run(state, repeat)
         began = time.perf_counter()
         assert store.wait()
-        calls.append(time.perf_counter() - began)
+        waits.append(time.perf_counter() - began)
         plain.append(statistics.median(without))
         added.append((sum(times) - sum(without)) / statistics.median(without))
     store.close()
@@ -139,7 +177,7 @@ def stall(millions: int, folder: Path, steps: int = 12, repeats: int = 3) -> dic
         'parameters': parameters(program),
         'step_s': spread(plain),
         'added_steps': spread(added),
-        'still_writing_after_s': spread(calls),
+        'still_writing_after_s': spread(waits),
         'steps_watched': steps,
     }
 
@@ -177,7 +215,13 @@ def memory(millions: int, folder: Path) -> dict:
 
 
 def spread(values: list[float]) -> dict:
-    return {'median': statistics.median(values), 'min': min(values), 'max': max(values)}
+    low, _, high = statistics.quantiles(values, n=4)
+    return {
+        'median': statistics.median(values),
+        'quartiles': (low, high),
+        'min': min(values),
+        'max': max(values),
+    }
 
 
 def main() -> int:
