@@ -391,7 +391,7 @@ def test_bert_large_on_eight_gpus():
     large = [e for e in found['time']['exchanges'] if e['bytes'] > 2**20]
     assert large and all(exchange['overlapped'] for exchange in large)
     assert found['time']['exposed'] < 0.05 * found['time']['seconds']
-    assert found['mfu_bound'] >= 0.58  # 0.591; docs/scaling.md says what holds it there
+    assert found['mfu_bound'] >= 0.60  # 0.635; docs/scaling.md says what it took
 
 
 @pytest.mark.slow

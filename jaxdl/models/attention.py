@@ -312,11 +312,16 @@ class Mlp(nn.Module):
 
         act, size = ACTIVATIONS[self.activation], x.shape[-1]
         names = ('gate', 'up') if self.activation in GATED else ('up',)
-        hidden, *other = tensor.columns(
+        pairs = tensor.products(
             x, [dense(name, size, self.width, self.std) for name in names], 'mlp'
         )
-        gated = ops.recompute(lambda x, *other: act(x) * other[0] if other else act(x))
-        hidden = gated(hidden, *other)
+
+        def gated(pairs):
+            first, *other = (y if bias is None else y + bias for y, bias in pairs)
+            return act(first) * other[0] if other else act(first)
+
+        # With the biases, so that a product is kept and its sum with the bias is not written.
+        hidden = ops.recompute(gated)(pairs)
         hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'mlp'))
         hidden = checkpoint_name(hidden, 'mlp')
         out = tensor.rows(hidden, dense('down', self.width, size, self.out_std), 'mlp')

@@ -92,8 +92,11 @@ class Dense(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, apply: bool = True) -> Any:
-        """Returns y; with apply=False, (kernel, bias or None) in the compute precision instead."""
+    def __call__(self, x: jax.Array, *, apply: bool = True, add: bool = True) -> Any:
+        """Returns y. Otherwise a pair, in the compute precision, whose second is bias or None:
+
+        (kernel, bias) with apply=False, (x · kernel, bias) with add=False.
+        """
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         kernel, bias = kernel.astype(self.dtype), None
         if self.use_bias:
@@ -102,6 +105,8 @@ class Dense(nn.Module):
         if not apply:
             return kernel, bias
         y = ops.matmul(x.astype(self.dtype), kernel)
+        if not add:
+            return y, bias
         return y if bias is None else y + bias
 
 
@@ -219,9 +224,7 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if not train or (isinstance(self.rate, (int, float)) and self.rate == 0):
             return x
-        keep = 1 - jnp.asarray(self.rate, jnp.float32)
-        kept = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
-        return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros_like(x))
+        return ops.dropout(x, self.make_rng('dropout'), self.rate)
 
 
 def max_pool(

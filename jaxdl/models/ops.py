@@ -121,6 +121,17 @@ def batch_norm_relu(
     return jax.nn.relu(y).astype(x.dtype)
 
 
+def dropout(x: Array, key: Array, rate) -> Array:
+    """Returns x with each element 0 with probability `rate`, else divided by 1 - rate; any dtype."""
+    if platform() == 'cuda':
+        # Bits that depend on x are drawn where x is read. Otherwise those of all layers are drawn
+        # at the start, together, and lie in memory as integers of 32 bits.
+        key, _ = lax.optimization_barrier((key, x))
+    keep = 1 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(key, keep, x.shape)
+    return jnp.where(kept, x.astype(jnp.float32) / keep, 0.0).astype(x.dtype)
+
+
 def norm(
     x: Array, scale: Array, bias: Array | None, *, epsilon: float, centred: bool, dtype: str
 ) -> Array:

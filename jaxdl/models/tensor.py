@@ -16,33 +16,36 @@ def columns(x: jax.Array, layers: list[Dense], name: str) -> list[jax.Array]:
 
     Where the length of x is split over the same devices it is gathered here, once for all layers.
     """
+    return [y if bias is None else y + bias for y, bias in products(x, layers, name)]
+
+
+def products(
+    x: jax.Array, layers: list[Dense], name: str
+) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Like `columns`, but pairs (x · kernel, bias or None): who adds them may keep the product alone."""
     (split,) = layout.axes(name)
     ways = layout.ways(split)
     if ways == 1 or any(layer.features % ways for layer in layers):
-        return [layer(x) for layer in layers]
+        return [layer(x, add=False) for layer in layers]
     batch, length, inner = _length(x, split)
-    weights = [layer(x, apply=False) for layer in layers]
+    kernels, biases = zip(*(layer(x, apply=False) for layer in layers), strict=True)
     done = {*split, *length, *batch}
 
-    def products(x, weights):
+    def multiply(x, kernels):
         with layout.manual(*done):
             if length:
                 x = jax.lax.all_gather(x, split, axis=1, tiled=True)
-            ys = [ops.matmul(x.astype(kernel.dtype), kernel) for kernel, _ in weights]
-            return [y if b is None else y + b for y, (_, b) in zip(ys, weights, strict=True)]
+            return [ops.matmul(x.astype(kernel.dtype), kernel) for kernel in kernels]
 
-    places = [
-        (PartitionSpec(None, split), None if bias is None else PartitionSpec(split))
-        for _, bias in weights
-    ]
-    return jax.shard_map(
-        products,
+    ys = jax.shard_map(
+        multiply,
         mesh=jax.sharding.get_abstract_mesh(),
-        in_specs=(PartitionSpec(batch or None, length or None), places),
+        in_specs=(PartitionSpec(batch or None, length or None), PartitionSpec(None, split)),
         out_specs=PartitionSpec(batch or None, inner or None, split),
         axis_names=done,
         check_vma=False,
-    )(x, weights)
+    )(x, kernels)
+    return list(zip(ys, biases, strict=True))
 
 
 def rows(x: jax.Array, layer: Dense, name: str) -> jax.Array:

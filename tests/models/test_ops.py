@@ -456,6 +456,26 @@ def test_norm_by_hand_equals_the_plain_one(centred, dtype):
     close(without, theirs, tolerance)
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dropout_is_the_formula_and_the_same_on_gpus(dtype):
+    x, key = normal(0, 64, 64, dtype=dtype), jax.random.key(3)
+    kept = np.asarray(jax.random.bernoulli(key, 0.9, x.shape))
+    ours = value_and_gradients(lambda x: ops.dropout(x, key, 0.1), x)
+    expected = np.where(kept, np.asarray(x, np.float32) / np.float32(0.9), 0)
+    tolerance = 1e-6 if dtype == 'float32' else 1e-2
+    close(ours[0], expected, tolerance)
+    for legacy in (False, True):
+        key = jax.random.PRNGKey(3) if legacy else key
+        ops.set_platform('cuda')
+        try:
+            theirs = jax.jit(lambda x, key: value_and_gradients(
+                lambda x: ops.dropout(x, key, 0.1), x
+            ))(x, key)  # fmt: skip
+        finally:
+            ops.set_platform(None)
+        close(theirs, ours, tolerance)
+
+
 def test_recomputed_operations_keep_only_their_arguments_on_gpus():
     x, scale = normal(0, 4, 16), normal(1, 16)
 
