@@ -50,7 +50,7 @@ def newest_state(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
     from orbax.checkpoint import v1 as ocp
 
     step = max(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
-    tree = ocp.load_checkpointables(workdir / 'checkpoints' / str(step))['state']
+    tree = ocp.load_checkpointables(workdir / 'checkpoints' / str(step), {'state': None})['state']
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
