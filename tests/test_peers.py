@@ -38,10 +38,14 @@ def start(folder, steps: int, count: int = 2) -> list[subprocess.Popen]:
     ]
 
 
-def await_step(folder, step: int, processes) -> None:
-    while chaos.last_sample(folder / 'run') < step:
+def await_until(condition, folder, processes) -> None:
+    while not condition():
         assert all(process.poll() is None for process in processes), texts(folder)
         time.sleep(0.05)
+
+
+def step_of(folder) -> int:
+    return chaos.last_sample(folder / 'run')
 
 
 def codes(processes) -> list[int]:
@@ -58,7 +62,7 @@ def saved(folder) -> int:
 
 def test_a_signal_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_path):
     processes = start(tmp_path, 10**6)
-    await_step(tmp_path, 20, processes)
+    await_until(lambda: step_of(tmp_path) >= 20, tmp_path, processes)
     processes[1].send_signal(signal.SIGTERM)  # not the one that writes
     assert codes(processes) == [75, 75], texts(tmp_path)
     step = saved(tmp_path)
@@ -74,12 +78,24 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_
     order = faulty.Order(faulty.TRAIN, faulty.BATCH, 0)
     assert sorted(used) == list(range(1, step + 4))
     assert all(used[s] == order.batch(s - 1).tolist() for s in used)
+    # And the same losses as one process that nobody stopped.
+    (tmp_path / 'whole').mkdir()
+    (whole,) = start(tmp_path / 'whole', step + 3, count=1)
+    assert codes([whole]) == [0], (tmp_path / 'whole' / 'out0').read_text()
+    found, expected = (
+        {row['step']: row['train/loss'] for row in chaos.lines(place / 'run')}
+        for place in (tmp_path, tmp_path / 'whole')
+    )
+    assert sorted(found) == list(range(1, step + 4))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_death_ends_the_others_and_a_restart_resumes(victim, tmp_path):
     processes = start(tmp_path, 10**6)
-    await_step(tmp_path, 510, processes)
+    # A checkpoint is complete, the next one is not, and steps after it were taken.
+    await_until(lambda: saved(tmp_path) > 0, tmp_path, processes)
+    await_until(lambda: step_of(tmp_path) % 500 > 5, tmp_path, processes)
     began = time.monotonic()
     processes[victim].kill()
     found = codes(processes)
