@@ -6,6 +6,7 @@ handle may abort.
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -24,8 +25,8 @@ SCAN = 'config.model.scan_layers'
 ZERO = 'config.mesh.zero'
 LAYERS = ('config.model.layers', 'config.model.depth', 'config.model.num_layers')
 _PARTS = (2, 4, 8, 16, 32, 64, 128)
-# Layouts run the same kernels on the same rows and differ in what they wait for: where that is less
-# than this share of the step, another layout cannot be worth more.
+# The tensor axis splits the same products in other ways, so it can save what a layout waits and what
+# it repeats to fit: where that is less than this share of the step, it is not tried.
 IDLE = 0.02
 
 
@@ -111,12 +112,14 @@ class Found:
     Attributes:
         best: the fastest candidate that fits, or None.
         tried: all of them.
-        spared: layouts that were not tried, because they could not be faster.
+        spared: layouts with a wider tensor axis that were not tried.
+        reason: why not.
     """
 
     best: Candidate | None
     tried: tuple[Candidate, ...]
     spared: int = 0
+    reason: str = ''
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -138,11 +141,7 @@ class Found:
         else:
             end = f'The fastest that fits, by its bound:\n  {self.best.flags()}'
             if self.spared:
-                end += (
-                    f'\n{self.spared} other layouts were not tried: this one waits '
-                    f'{self.best.exposed or 0:.1%} of the time for collectives, and no layout could '
-                    'save more'
-                )
+                end += f'\n{self.spared} layouts with more tensor parallelism were not tried: {self.reason}.'
         return f'{table(rows)}\n\n{end}'
 
 
@@ -171,15 +170,19 @@ def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
     """
     meshes = layouts(cluster)
     tried: list[Candidate] = []
-    done = 0
+    done, reason = 0, ''
     with concurrent.futures.ThreadPoolExecutor(asker.workers) as pool:
-        while done < len(meshes) and not _hardly_waits(_fastest(tried)):
-            several = meshes[done : done + asker.workers]
+        for tensor, several in itertools.groupby(meshes, lambda mesh: mesh['tensor']):
+            group: list[Candidate] = []
             for found in pool.map(lambda mesh: _layout(config, mesh, asker), several):
-                tried += found
-            done += len(several)
+                group += found
+                done += 1
+            before, tried = _fastest(tried), tried + group
+            reason = _enough(before, _fastest(group), tensor)
+            if reason:
+                break
     tried += _variants(config, _fastest(tried), tried, asker)
-    return Found(_fastest(tried), tuple(tried), len(meshes) - done)
+    return Found(_fastest(tried), tuple(tried), len(meshes) - done, reason)
 
 
 def _fastest(tried: list[Candidate]) -> Candidate | None:
@@ -187,13 +190,26 @@ def _fastest(tried: list[Candidate]) -> Candidate | None:
     return min(fitting, key=lambda one: one.seconds or float('inf'), default=None)
 
 
-def _hardly_waits(one: Candidate | None) -> bool:
-    """Whether no other layout can be faster: it waits for nothing and computes nothing twice."""
-    return (
-        one is not None
-        and (one.exposed or 0.0) <= IDLE
-        and one.overrides.get(REMAT, 'none') == 'none'
-    )
+def _enough(before: Candidate | None, here: Candidate | None, tensor: int) -> str:
+    """Why a wider tensor axis than `tensor` is not worth a plan; '' where it may be.
+
+    Args:
+        before: the fastest with a narrower one.
+        here: the fastest with this one.
+        tensor: its devices.
+    """
+    if before is not None and (here is None or (here.seconds or 0) >= (before.seconds or 0)):
+        slower = 'nothing fitted' if here is None else 'all were slower'
+        return f'{slower} with mesh.tensor={tensor} already'
+    best = here or before
+    if best is not None and _hardly_waits(best):
+        return f'the best without it waits {best.exposed or 0:.1%} for collectives, the most it could save'
+    return ''
+
+
+def _hardly_waits(one: Candidate) -> bool:
+    """Whether it waits for next to nothing and computes nothing twice."""
+    return (one.exposed or 0.0) <= IDLE and one.overrides.get(REMAT, 'none') == 'none'
 
 
 def _variants(
