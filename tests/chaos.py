@@ -87,6 +87,14 @@ def last_sample(workdir: Path) -> int:
         return 0
 
 
+def touched(workdir: Path) -> int:
+    """When samples.jsonl was written last."""
+    try:
+        return (workdir / 'samples.jsonl').stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def evaluated(workdir: Path, step: int) -> bool:
     """Whether metrics.jsonl holds an evaluation of `step`."""
     try:
@@ -139,13 +147,14 @@ def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random, l
     for index in range(kills):
         kind = KINDS[index % 4]
         old, resumed, began = unfinished(workdir), complete(workdir), time.monotonic()
+        before = touched(workdir)  # lines of the call before this one are no steps of this one
         process = start(words, log)
         done['resumes'] += index > 0
         # Kill by kill a little further, so that the run does not end before the last one.
         target = rng.randint(resumed + 1, max(resumed + 1, steps * (index + 1) // (kills + 1)))
         moment = began + rng.uniform(0.1, 1.0) * startup
         while process.poll() is None:
-            step = last_sample(workdir)
+            step = last_sample(workdir) if touched(workdir) != before else resumed
             if kind == 'start-up' and time.monotonic() > moment:
                 break
             if kind == 'step' and step >= target and step > resumed:
@@ -165,7 +174,7 @@ def break_run(words: list[str], workdir: Path, kills: int, rng: random.Random, l
                 f'kill {index + 1} ({kind}); raise --config.steps:\n{log.read_text()[-2000:]}'
             )
         kill(process)
-        step = last_sample(workdir)
+        step = last_sample(workdir) if touched(workdir) != before else resumed
         if kind == 'start-up' and step > resumed:
             kind = 'step'
         if kind == 'save' and not unfinished(workdir) - old:
