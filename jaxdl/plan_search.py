@@ -165,8 +165,8 @@ def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
 
     The global batch stays as it is. For each layout: first neither; if that does not fit,
     rematerialisation by degrees, and accumulation in ever more parts. The fastest is then planned
-    again with the optimizer's state split, with layers scanned or written out, and with more
-    rematerialisation, which may also move fewer bytes.
+    again with the optimizer's state split, with layers scanned or written out, and, where they are
+    scanned, with more rematerialisation, which may also move fewer bytes.
     """
     meshes = layouts(cluster)
     tried: list[Candidate] = []
@@ -229,7 +229,10 @@ def _variants(
         changes += [{REMAT: remat} for remat in ('none', 'dots', 'full')]
     known = [one.overrides for one in tried]
     for change in changes:
-        overrides = {**(_fastest([best, *found]) or best).overrides, **change}
+        fastest = _fastest([best, *found]) or best
+        if REMAT in change and not fastest.overrides.get(SCAN, scanned):
+            continue  # only stacks, which scanned layers copy what they keep into, make it pay
+        overrides = {**fastest.overrides, **change}
         if overrides not in known:
             known.append(overrides)
             found.append(_candidate(overrides, asker.ask(overrides)))
