@@ -291,6 +291,9 @@ def compile_pmap(
         raise UserError("--config.compile='pmap' runs in one process only; use compile='jit'")
     devices = list(mesh.devices.flat)
     count = len(devices)
+    # Where pmap leaves its results: a state from elsewhere would be compiled for once more.
+    line = jax.sharding.Mesh(np.asarray(devices), ('data',), axis_types=(AxisType.Auto,))
+    home = replicated(line)
     mapped = jax.pmap(
         function,
         axis_name='data',
@@ -302,6 +305,8 @@ def compile_pmap(
 
     def call(state, batch, resident, hyper):
         axis = 1 if stacked else 0
+        if jax.tree.leaves(state)[0].sharding != home:
+            state = jax.device_put(state, home, donate=donate)
 
         def split(x):
             shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])

@@ -41,8 +41,7 @@ class OneProgram:
             if not changed:
                 raise
             raise RuntimeError(_message(changed)) from error
-        # What is compiled at its first call (pmap) is compiled silently again for other shapes; it
-        # also is for its own results, once, which lie otherwise on the devices than a fresh state.
+        # What is compiled at its first call (pmap) is compiled silently again for other shapes.
         if sum(name.startswith('train') for name in self.traces) > 1:
             changed = changes(self.batch, batch)
             if changed:
