@@ -19,13 +19,15 @@ from jaxdl.efficiency import profiler
 
 def main(argv):
 
-    environment = runtime.prepare_process(deterministic=cli.is_true(argv, 'deterministic'))
+    environment = runtime.prepare_process()
     flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
     flags.DEFINE_string('workdir', '', 'the folder of the run')
     flags.DEFINE_string('profile', '', 'START:STOP, the steps to trace')
     flags.DEFINE_bool('plan', False, 'start only what fits the memory of the devices')
     distributed.define_flags()
     config = cli.parse_config(argv, __doc__ or '')
+    if config.deterministic:
+        runtime.make_deterministic(environment)
     profile = profiler.parse(flags.FLAGS.profile)
     distributed.join(distributed.of_flags(os.environ))
     from jaxdl import trainer  # heavy; wrong command lines need not wait for it

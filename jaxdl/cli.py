@@ -4,7 +4,6 @@ Every command of jaxdl goes through `run`, so the exit codes are the same everyw
 user's mistake, 3 diverged, 75 preempted after saving, 1 anything else.
 """
 
-import ast
 import glob
 import hashlib
 import importlib.util
@@ -332,17 +331,6 @@ def default_workdir(argv: Sequence[str]) -> str:
     if len(label) > 120:
         label = f'{label[:100]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}'
     return os.path.join('runs', label)
-
-
-def is_true(argv: Sequence[str], path: str) -> bool:
-    """Whether the command line itself sets the boolean field `path`; needed before jax starts."""
-    for found, text in overrides_in(argv):
-        if found == path:
-            try:
-                return text is None or bool(ast.literal_eval(text.capitalize()))
-            except (ValueError, SyntaxError):
-                return False
-    return False
 
 
 def summary(metrics: dict[str, Any], workdir: str) -> str:

@@ -28,12 +28,12 @@ _MALLOPT = {
 }
 
 
-def prepare_process(*, deterministic: bool = False, platform: str | None = None) -> dict:
+def prepare_process(*, platform: str | None = None) -> dict:
     """Sets the allocator, XLA's flags and the compile cache, and returns what was set.
 
     Call it before jax is imported; afterwards only the allocator can still be set, and the result
     says `late`. What the user set in the environment wins. `platform` ('cpu', 'cuda') restricts
-    jax to that platform; `deterministic` asks for bit-equal results on GPUs.
+    jax to that platform.
     """
     if os.environ.get('JAXDL_PLAIN', '') not in ('', '0'):
         return {'plain': True}
@@ -43,14 +43,28 @@ def prepare_process(*, deterministic: bool = False, platform: str | None = None)
         return done
     if platform:
         _set_default(done, 'JAX_PLATFORMS', platform)
-    flags = _flags_for(_CPU_FLAGS)
-    if deterministic:
-        flags += _flags_for(_DETERMINISTIC_FLAGS)
     if platform != 'cpu' and _has_nvidia():
         _set_default(done, 'JAX_OPTIMIZATION_LEVEL', 'O1')
-    done['xla_flags'] = _add_flags(flags)
+    done['xla_flags'] = _add_flags(_flags_for(_CPU_FLAGS))
     _set_compile_cache(done)
     return done
+
+
+def make_deterministic(done: dict) -> None:
+    """Asks for bit-equal results on GPUs; `done`, what prepare_process returned, holds the flags then.
+
+    Call it before a device is used: only then does XLA read its flags.
+    """
+    if done.get('plain'):
+        return
+    flags = _flags_for(_DETERMINISTIC_FLAGS)
+    if not flags:
+        print(
+            'WARNING: --config.deterministic: the flags of this jaxlib are not known, so a GPU may '
+            f'give other bits; known: {", ".join(_DETERMINISTIC_FLAGS)}',
+            file=sys.stderr,
+        )
+    done['xla_flags'] = [*done.get('xla_flags', ()), *_add_flags(flags)]
 
 
 def process_started() -> float:

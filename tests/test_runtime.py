@@ -7,10 +7,10 @@ import sys
 
 from jaxdl import runtime
 
-CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process({}); '
+CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
 
 
-def process(code, arguments='', **environment):
+def process(code, **environment):
     """The JSON that `code`, run after prepare_process, prints in a fresh process."""
     inherited = {
         name: value
@@ -18,7 +18,7 @@ def process(code, arguments='', **environment):
         if name not in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAXDL_PLAIN') and 'CACHE' not in name
     }
     result = subprocess.run(
-        [sys.executable, '-c', CALL.format(arguments) + code],
+        [sys.executable, '-c', CALL + code],
         env={**inherited, 'JAX_PLATFORMS': 'cpu', **environment},
         capture_output=True,
         text=True,
@@ -65,13 +65,25 @@ def test_plain_sets_nothing():
     assert done == {'plain': True} and flags is None
 
 
-def test_deterministic_flag_is_for_gpus_and_known(tmp_path):
+def test_deterministic_flags_reach_xla_after_jax_was_imported(tmp_path):
+    """A config is read first, which imports jax; XLA itself writes down what it runs with."""
     done = process(
-        'import jax; jax.devices(); print(json.dumps(done))',
-        'deterministic=True',
-        JAXDL_CACHE=str(tmp_path),
+        'import flax, jax; runtime.make_deterministic(done); '
+        'jax.jit(lambda x: x + 1)(1); print(json.dumps(done))',
+        JAXDL_CACHE=str(tmp_path / 'cache'),
+        XLA_FLAGS=f'--xla_dump_to={tmp_path / "dump"}',
     )
     assert '--xla_gpu_deterministic_ops=true' in done['xla_flags']
+    found = [path.read_text() for path in (tmp_path / 'dump').glob('*.debug_options')]
+    assert found and all('xla_gpu_deterministic_ops: true' in text for text in found)
+
+
+def test_deterministic_warns_where_the_flags_are_unknown(monkeypatch, capsys):
+    monkeypatch.setattr('jaxlib.version.__version__', '99.0')
+    done = {'xla_flags': ['--a']}
+    runtime.make_deterministic(done)
+    assert done == {'xla_flags': ['--a']}
+    assert 'not known' in capsys.readouterr().err
 
 
 def test_a_home_that_cannot_be_written_is_no_error(tmp_path):

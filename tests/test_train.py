@@ -50,6 +50,7 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
     }
     about = json.loads((folder / 'run.json').read_text())
     assert about['status'] == 'finished' and about['parameters'] > 0
+    assert about['environment']['xla_flags'], 'what was set before jax started'
     rows = rows_of(folder)
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
     assert rows[1]['eval/test/examples'] == 359 and rows[3]['train/loss'] > 0
@@ -67,6 +68,42 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
     values = json.loads(found.stdout.splitlines()[-1])
     assert values['step'] == 6 and values['eval/test/examples'] == 359
     assert values['eval/test/accuracy'] == rows_of(folder)[-1]['eval/test/accuracy']
+
+
+ONLY_THE_CONTEXT = """
+import json, os, sys, types
+import train
+
+def record(config, workdir, *, context, profile):
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized(), 'XLA has read its flags already'
+    print(json.dumps([context['environment']['xla_flags'], os.environ['XLA_FLAGS']]))
+    sys.exit()
+
+sys.modules['jaxdl.trainer'] = types.SimpleNamespace(train=record)
+train.main(['train.py', *sys.argv[1:]])
+"""
+
+
+def test_deterministic_sets_the_flags_before_a_device_is_used(tmp_path):
+    """Whether the command line asks for it or the config file does."""
+    file = tmp_path / 'config.py'
+    file.write_text(
+        'from configs.digits_cnn import get_config as digits\n'
+        'def get_config():\n    config = digits()\n    config.deterministic = True\n    return config\n'
+    )
+    flag = '--xla_gpu_deterministic_ops=true'
+    for words in (DIGITS, '--config.deterministic=True'), (f'--config={file}',):
+        found = subprocess.run(
+            [sys.executable, '-c', ONLY_THE_CONTEXT, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ,
+        )
+        assert found.returncode == 0, found.stderr
+        recorded, environment = json.loads(found.stdout.splitlines()[-1])
+        assert flag in recorded and flag in environment.split()
 
 
 def test_help_lists_fields_with_types_and_meanings():
