@@ -11,6 +11,7 @@ metrics.jsonl too (but for times). Exit 0: equal, after as many kills as were as
 import argparse
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -50,7 +51,15 @@ def newest_state(workdir: Path) -> tuple[int, dict[str, np.ndarray]]:
     from orbax.checkpoint import v1 as ocp
 
     step = max(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
-    tree = ocp.load_checkpointables(workdir / 'checkpoints' / str(step), {'state': None})['state']
+    path = workdir / 'checkpoints' / str(step)
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax does not know what else is there
+    # All of it on one device, also what several processes saved.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        ocp.checkpointables_metadata(path).metadata['state'],
+    )
+    tree = ocp.load_checkpointables(path, {'state': wanted})['state']
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

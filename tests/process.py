@@ -1,6 +1,6 @@
-"""One process of a run of several: python -m tests.process INDEX COUNT PORT WORKDIR STEPS
+"""One process of a run of several: python -m tests.process INDEX COUNT PORT WORKDIR STEPS [EVERY]
 
-One device each; what watches the others is quicker than in earnest.
+One device each, a checkpoint every EVERY steps; what watches the others is quicker than in earnest.
 """
 
 import os
@@ -11,6 +11,7 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=1'
 
 def main(argv):
     index, count, port, workdir, steps = argv[1:6]
+    every = int(argv[6]) if len(argv) > 6 else 500
     import jax
 
     if int(count) > 1:
@@ -22,7 +23,7 @@ def main(argv):
 
     peers.EVERY, peers.SILENT = 1.0, 6.0
     config = faulty.config(
-        steps=int(steps), log_every=1, eval_every=0, checkpoint=faulty.small.Checkpoint(every=500)
+        steps=int(steps), log_every=1, eval_every=0, checkpoint=faulty.small.Checkpoint(every=every)
     )
     trainer.train(config, workdir)
 
