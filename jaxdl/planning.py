@@ -343,6 +343,12 @@ def _warnings(cluster, memory, counted, read, time, dtype, mesh) -> list[str]:
             f'{traffic["all-to-all"][0]} all-to-all exchanges that no layout asks for: '
             'an activation lacks its sharding constraint'
         )
+    done = time.flops * cluster.devices
+    if done < 0.8 * counted.model:
+        found.append(
+            f'the times are too low: only {done / counted.model:.0%} of the FLOPs were found in the '
+            'compiled program, which has a loop or a kernel that cannot be read'
+        )
     if time.exposed > 0.05 * time.seconds:
         found.append(
             f'communication: the GPUs wait {time.exposed / time.seconds:.0%} of the time for it'

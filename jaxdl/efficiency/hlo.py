@@ -224,19 +224,87 @@ def shapes(text: str) -> tuple[Shape, ...]:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """Turns of a while loop, from the compiler's note or a comparison with a constant, or None."""
+    """Turns of a while loop: the compiler's note, or what its condition compares; None if unknown.
+
+    A condition is read as `counter < constant`, which may stand in a fusion of its own, with the
+    counter's first value and step where these are constants, else 0 and 1, as a scan counts.
+    """
     found = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if found:
         return int(found.group(1))
     condition = module.computations.get(loop.called('condition') or '')
-    if condition is None or 'direction=LT' not in condition.root.attributes:
+    if condition is None:
         return None
-    constants = [
-        int(operand.arguments)
-        for operand in map(condition.by_name.get, condition.root.operands)
-        if operand and operand.opcode == 'constant' and operand.arguments.isdigit()
-    ]
-    return constants[0] if len(constants) == 1 else None
+    inside, root, given = condition, condition.root, {}
+    if root.opcode == 'fusion':
+        inside = module.computations.get(root.called('calls') or '')
+        if inside is None:
+            return None
+        outside = [condition.operand(root, i) for i in range(len(root.operands))]
+        given = _parameters(inside, outside)
+        root = inside.root
+    if 'direction=LT' not in root.attributes:
+        return None
+    sides = [given.get(name, inside.by_name.get(name)) for name in root.operands]
+    limits = [value for side in sides if (value := _constant(side)) is not None]
+    if len(limits) != 1:
+        return None
+    start, step = 0, 1
+    places = [int(i) for side in sides for i in _tuple_index(side)]
+    if len(places) == 1:
+        start = _first_value(module, loop, places[0])
+        step = _step(module, loop, places[0])
+    return max(0, -(-(limits[0] - start) // step))
+
+
+def _parameters(inside: Computation, given: list) -> dict[str, Instruction | None]:
+    """{name of a parameter of a called computation: the instruction that is passed for it}."""
+    return {
+        part.name: given[int(part.arguments)]
+        for part in inside.instructions
+        if part.opcode == 'parameter' and int(part.arguments) < len(given)
+    }
+
+
+def _constant(part: Instruction | None) -> int | None:
+    if part is not None and part.opcode == 'constant' and re.fullmatch(r'-?\d+', part.arguments):
+        return int(part.arguments)
+    return None
+
+
+def _tuple_index(part: Instruction | None) -> list[str]:
+    if part is None or part.opcode != 'get-tuple-element':
+        return []
+    return re.findall(r'(?:^|[ ,])index=(\d+)', part.attributes)
+
+
+def _first_value(module: Module, loop: Instruction, place: int) -> int:
+    """The constant with which element `place` of a loop's state begins; 0 if it is none."""
+    for owner in module.computations.values():
+        if owner.by_name.get(loop.name) is loop:
+            state = owner.operand(loop, 0)
+            value = owner.operand(state, place) if state and state.opcode == 'tuple' else None
+            while value is not None and value.opcode in ('copy', 'bitcast'):
+                value = owner.operand(value, 0)
+            return _constant(value) or 0
+    return 0
+
+
+def _step(module: Module, loop: Instruction, place: int) -> int:
+    """The constant that a turn adds to element `place` of a loop's state; 1 if it is none."""
+    body = module.computations.get(loop.called('body') or '')
+    if body is None or body.root.opcode != 'tuple':
+        return 1
+    owner, value = body, body.operand(body.root, place)
+    while value is not None and value.opcode in ('copy', 'bitcast'):
+        value = owner.operand(value, 0)
+    if value is not None and value.opcode == 'fusion':
+        owner = module.computations.get(value.called('calls') or '', owner)
+        value = owner.root
+    if value is None or value.opcode != 'add':
+        return 1
+    added = [_constant(owner.operand(value, i)) for i in range(len(value.operands))]
+    return next((number for number in added if number), 1)
 
 
 def replica_groups(attributes: str, devices: int) -> list[list[int]]:

@@ -103,6 +103,51 @@ def test_trip_count(note, trips):
     assert hlo.trip_count(module, module.entry.root) == trips
 
 
+COUNTED = """
+HloModule jit_step, is_scheduled=true
+
+%less (a: s32[]) -> pred[] {
+  %a = s32[] parameter(0)
+  %n = s32[] constant(62)
+  ROOT %lt = pred[] compare(%a, %n), direction=LT
+}
+
+%more (b: s32[]) -> s32[] {
+  %b = s32[] parameter(0)
+  %two = s32[] constant(2)
+  ROOT %add = s32[] add(%b, %two)
+}
+
+%cond (p: (f32[4], s32[])) -> pred[] {
+  %p = (f32[4]{0}, s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=1
+  ROOT %f = pred[] fusion(%i), kind=kLoop, calls=%less
+}
+
+%body (q: (f32[4], s32[])) -> (f32[4], s32[]) {
+  %q = (f32[4]{0}, s32[]) parameter(0)
+  %v = f32[4]{0} get-tuple-element(%q), index=0
+  %j = s32[] get-tuple-element(%q), index=1
+  %g = s32[] fusion(%j), kind=kLoop, calls=%more
+  %again = s32[] copy(%g)
+  ROOT %t = (f32[4]{0}, s32[]) tuple(%v, %again)
+}
+
+ENTRY %main (x: f32[4]) -> (f32[4], s32[]) {
+  %x = f32[4]{0} parameter(0)
+  %one = s32[] constant(1)
+  %begin = s32[] copy(%one)
+  %state = (f32[4]{0}, s32[]) tuple(%x, %begin)
+  ROOT %while.1 = (f32[4]{0}, s32[]) while(%state), condition=%cond, body=%body
+}
+"""
+
+
+def test_a_fused_condition_is_read_with_its_start_and_step():
+    module = hlo.parse(COUNTED)
+    assert hlo.trip_count(module, module.entry.root) == len(range(1, 62, 2))
+
+
 def test_unknown_trip_count():
     module = hlo.parse(LOOP.replace(' NOTE', '').replace('constant(7)', 'parameter(1)'))
     assert hlo.trip_count(module, module.entry.root) is None
