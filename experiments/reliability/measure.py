@@ -141,44 +141,49 @@ def timed(function) -> tuple[float, float]:
     return time.perf_counter() - began, time.process_time() - busy
 
 
-def stall(millions: int, folder: Path, steps: int = 12, repeats: int = 3) -> dict:
+def stall(millions: int, folder: Path, steps: int = 4, repeats: int = 8) -> dict:
+    """`steps` steps after a save was started, and as many without one, in turn."""
     import jax
 
     program, feed, order = parts(millions)
     step, _ = program.compile_train(feed.abstract(mask=False), feed.resident)
     state, store, hyper = fresh(program, feed, order), store_in(folder), program.place_hyper()
     batch = feed.place(feed.load(order.batch(0)))
+    call = 0.0
 
-    def run(state, save: int | None) -> tuple:
-        """The state, and the seconds of each step; before the first one a save is started."""
-        times = []
-        for index in range(steps):
+    def run(save: int | None = None) -> None:
+        nonlocal state, call
+        if save is not None:
             began = time.perf_counter()
-            if index == 0 and save is not None:
-                assert store.save(save, state, extra={})
+            assert store.save(save, state, extra={})
+            call = time.perf_counter() - began
+        for _ in range(steps):
             state, packed = step(state, batch, feed.resident, hyper)
             np.asarray(packed)
-            times.append(time.perf_counter() - began)
-        return state, times
 
-    state, _ = run(state, None)  # warm
-    added, plain, waits = [], [], []
+    run(0)  # warm
+    found: dict[str, list[float]] = {}
+
+    def note(**values: float) -> None:
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+
     for repeat in range(1, repeats + 1):
-        state, without = run(state, None)
-        state, times = run(state, repeat)
-        began = time.perf_counter()
         assert store.wait()
-        waits.append(time.perf_counter() - began)
-        plain.append(statistics.median(without))
-        added.append((sum(times) - sum(without)) / statistics.median(without))
+        os.sync()
+        wall, cpu = timed(run)
+        with_wall, with_cpu = timed(lambda repeat=repeat: run(repeat))
+        late, _ = timed(store.wait)
+        note(step_s=wall / steps, step_cpu_s=cpu / steps, call_s=call, still_writing_s=late)
+        note(added_steps=(with_wall - wall) / (wall / steps))
+        note(added_steps_of_cpu=(with_cpu - cpu) / (cpu / steps))
+        note(call_in_steps=call / (wall / steps))
     store.close()
     jax.block_until_ready(state)
     return {
         'parameters': parameters(program),
-        'step_s': spread(plain),
-        'added_steps': spread(added),
-        'still_writing_after_s': spread(waits),
         'steps_watched': steps,
+        **{name: spread(values) for name, values in found.items()},
     }
 
 

@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> None:
     folder, names = flags.FLAGS.workdir, flags.FLAGS.trials
     trials = {trial.id: trial for trial in Store(folder).trials()}
     configs = [read_config(trials[name].config, trials[name].words()) for name in names]
+    if any(config.deterministic for config in configs):
+        runtime.make_deterministic(environment)
     places = [os.path.join(folder, 'trials', name) for name in names]
     train_together(
         configs, places, context={'environment': environment, 'started': runtime.process_started()}
