@@ -1,17 +1,22 @@
 """Evaluation counts each example once, whatever the devices and the batch size."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
 from jaxdl import parallel
+from jaxdl.config import Mesh
 from jaxdl.data.synthetic import SyntheticImages
-from jaxdl.evaluation import Evaluator
+from jaxdl.data.text import Text
+from jaxdl.data.tokenizers import Bytes
+from jaxdl.evaluation import Evaluator, readable_variables
+from jaxdl.models.decode import Sampling
 from jaxdl.program import Program
 from jaxdl.tasks.classification import Classification
-from tests import small
+from tests import layouts, small
 
 EXAMPLES = 10_003  # not a multiple of anything
 DATA = SyntheticImages(num_examples=64, num_eval_examples=EXAMPLES, shape=(8, 8, 1), noise=0.5)
@@ -65,3 +70,32 @@ def test_every_example_counts_once(run, expected, devices, batch_size):
     np.testing.assert_allclose(found['eval/test/loss'], wanted['eval/test/loss'], rtol=1e-5)
     np.testing.assert_allclose(found['eval/test/confusion'], wanted['eval/test/confusion'])
     assert evaluator.names() == sorted(n for n in wanted if n != 'eval/test/confusion')
+
+
+@functools.cache
+def measured(layout: str):
+    """The metrics of a decoder in a layout, and what it writes; all begin with the same weights."""
+    run = layouts.config('decoder', eval_batch_size=32, **layouts.LAYOUTS.get(layout, {}))
+    run.model = run.model.clone(vocab=260)
+    run.mesh = Mesh(data=1) if layout == 'whole' else run.mesh
+    made, _ = layouts.built(run)
+    state = parallel.put(layouts.initial(run), made.shardings)
+    evaluator = Evaluator(made, {'test': run.data.train_source()})
+    found = evaluator.run(state, made.place_hyper(), lambda: None)
+    greedy = Sampling(temperature=0.0)
+    data = Text(tokenizer=Bytes())
+    variables = readable_variables(state)
+    texts = run.task.continue_text(run.model, variables, data, 'ab', length=8, sampling=greedy)
+    return found, texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'layout', ['all', 'fsdp_tensor', 'data_fsdp_pipe', 'ring', 'heads', 'sequence']
+)
+def test_a_split_model_is_evaluated_and_writes_as_a_whole_one(layout):
+    (found, texts), (expected, whole) = measured(layout), measured('whole')
+    assert texts == whole
+    assert found.keys() == expected.keys() and found['eval/test/examples'] == 64
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
