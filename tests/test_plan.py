@@ -285,16 +285,33 @@ def test_train_refuses_what_does_not_fit(config_file, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def same_work(few, many):
+    """Each device does the same for its rows and holds the same, whatever their number."""
+    assert few['time']['flops'] == many['time']['flops']
+    assert few['flops']['model'] / few['batch_size'] == many['flops']['model'] / many['batch_size']
+    for part in ('parameters', 'optimizer', 'batch', 'arguments'):
+        assert few['memory'][part] == many['memory'][part], part
+
+
+def test_from_1_to_8_devices_only_the_exchange_is_new(data_parallel):
+    alone = planning.make(config(batch_size=8), cards.parse('h100'), cuda=False)
+    assert not alone.time.exchanges and alone.time.exposed == 0
+    same_work(alone.to_json(), data_parallel.to_json())
+
+
+@pytest.mark.slow
 def test_from_8_to_64_devices_only_the_share_that_is_sent_grows(config_file, data_parallel):
     words = (f'--config={config_file}', '--devices=h100x8x8', '--estimate', '--json')
     done = command(*words, '--config.batch_size=512')
     assert done.returncode == 0, done.stderr
-    (large,) = json.loads(done.stdout)['time']['exchanges']
+    large = json.loads(done.stdout)
+    (exchange,) = large['time']['exchanges']
     (small,) = data_parallel.time.exchanges
-    assert large['bytes'] == small.bytes
+    assert exchange['bytes'] == small.bytes
     # A ring of n sends 2 (n - 1) / n of the bytes.
-    assert large['wire_bytes'] / small.wire_bytes == pytest.approx((63 / 64) / (7 / 8))
-    assert (small.link, large['link']) == ('NVLink', 'network')
+    assert exchange['wire_bytes'] / small.wire_bytes == pytest.approx((63 / 64) / (7 / 8))
+    assert (small.link, exchange['link']) == ('NVLink', 'network')
+    same_work(data_parallel.to_json(), large)
 
 
 # ---- the shipped configs against published figures -----------------------------------------------
