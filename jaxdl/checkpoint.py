@@ -110,17 +110,21 @@ class Checkpoints:
         try:
             checkpointer = self._open()
             text, names = json.dumps(extra), leaf_names(state)
-            checkpointer.save_checkpointables_async(
-                step,
-                {'state': state, 'digest': Digest(state)},
-                overwrite=True,
-                metrics=None if best is None else {'best': best},
-                custom_metadata={
-                    'extra': text,
-                    'sha256': _checksum(text, names),
-                    'leaves': names,
-                },
-            )
+            context = _orbax().Context()
+            # Weights are noise to a compressor: four times the processor's time for 8 % of the size.
+            context.array.saving.use_compression = False
+            with context:
+                checkpointer.save_checkpointables_async(
+                    step,
+                    {'state': state, 'digest': Digest(state)},
+                    overwrite=True,
+                    metrics=None if best is None else {'best': best},
+                    custom_metadata={
+                        'extra': text,
+                        'sha256': _checksum(text, names),
+                        'leaves': names,
+                    },
+                )
             return True
         except Exception as error:  # whatever the file system or Orbax raises: the run goes on
             self._warn(step, error)

@@ -62,6 +62,20 @@ def fresh(program, feed, order):
     return program.init(feed.source.fetch(order.batch(0)))
 
 
+def noise(state):
+    """The state with noise instead of the zeros that a fresh optimizer holds."""
+    import jax
+    import jax.numpy as jnp
+
+    def fill(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        values = np.random.default_rng(leaf.size).standard_normal(leaf.shape, np.float32)
+        return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree.map(fill, state)
+
+
 def parameters(program) -> int:
     import jax
 
@@ -83,7 +97,7 @@ def digest(millions: int, folder: Path, pairs: int = 12) -> dict:
     from jaxdl.digest import Digest
 
     program, feed, order = parts(millions)
-    state, store = fresh(program, feed, order), store_in(folder)
+    state, store = noise(fresh(program, feed, order)), store_in(folder)
     values = Digest(state).values()
 
     class Known(Digest):
