@@ -32,8 +32,13 @@ lint: setup-dev
 types: setup-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# These tests check values, not speed: with little optimisation the compiler takes half the time. The slow ones compile
+# as a user's run does.
+QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+
 unit: setup-dev
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+	XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -n 2 --dist=worksteal
 
 slow: setup-dev
 	$(BIN)/python -m pytest -m slow

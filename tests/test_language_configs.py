@@ -172,20 +172,16 @@ def drop_rows(kind, monkeypatch):
     monkeypatch.setattr(kind, 'metrics', metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [
         'char_rnn:gru',
-        *(
-            pytest.param(slow, marks=pytest.mark.slow)
-            for slow in (
-                'stdlib_lm',
-                'bert_large:next_sentence',
-                'translate_small',
-                'imdb_lstm',
-                'cifar_vit',
-            )
-        ),
+        'stdlib_lm',
+        'bert_large:next_sentence',
+        'translate_small',
+        'imdb_lstm',
+        'cifar_vit',
     ],
 )
 def test_one_device_equals_eight_that_accumulate(name, files, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ TABLE = [
     *(('encoder_decoder', n) for n in LAYOUTS if n not in ('zero', 'offload', 'all')),
 ]
 # The whole table takes minutes; these come first.
-FIRST = [('cnn', 'data'), *(('decoder', n) for n in ('pipe', 'ring', 'heads'))]
+FIRST = [('decoder', n) for n in ('ring', 'heads')]
 
 
 @functools.cache

@@ -83,7 +83,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('name', CASES)
+SLOW = ('resnet',)
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_learns_one_batch_by_heart(name):
     model, task, batch = CASES[name]
     batch = task.augment(batch, jax.random.key(3))

@@ -143,6 +143,7 @@ def test_a_workdir_is_needed_and_must_be_this_sweep(sweep):
     assert done.returncode == 2 and 'thesis.tex' in done.stdout
 
 
+@pytest.mark.slow
 def test_dry_run(sweep):
     done = sweep(
         "points=grid({'optimizer.learning_rate': (0.1, 0.2)}), seeds=2", '--dry_run', '--slots=2'
@@ -155,6 +156,7 @@ def test_dry_run(sweep):
 # ---- what runs ----
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_second_call(sweep, tmp_path):
     cache = tmp_path / 'cache'
     rest = "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2"

@@ -76,7 +76,7 @@ def assert_same_run(a, b, config):
         np.testing.assert_allclose(leaf, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('placement', ['device', 'host'])
+@pytest.mark.parametrize('placement', ['device', pytest.param('host', marks=pytest.mark.slow)])
 def test_each_run_is_the_run_alone(tmp_path, placement):
     configs = runs(placement=placement)
     places = [tmp_path / f'together{i}' for i in range(3)]

@@ -81,7 +81,9 @@ def test_two_runs_are_bit_identical(unbroken, tmp_path):
 # ---- signals ----
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGUSR1'])
+@pytest.mark.parametrize(
+    'name', ['SIGTERM', *(pytest.param(n, marks=pytest.mark.slow) for n in ('SIGINT', 'SIGUSR1'))]
+)
 def test_a_signal_saves_and_the_run_resumes_exactly(name, unbroken, tmp_path, capfd):
     FAULTS['train', first_id(2)] = faulty.send(getattr(signal, name))
     folder = tmp_path / 'run'
@@ -94,7 +96,7 @@ def test_a_signal_saves_and_the_run_resumes_exactly(name, unbroken, tmp_path, ca
     resume_and_compare(folder, unbroken)
 
 
-@pytest.mark.parametrize('final', [False, True])
+@pytest.mark.parametrize('final', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_signal_breaks_an_evaluation_off(final, unbroken, tmp_path):
     """The state is saved without waiting for the evaluation, which comes first after the resume."""
     folder = tmp_path / 'run'
@@ -198,6 +200,7 @@ def rolled_back(bad: int, *, steps: int, every: int) -> tuple[dict[int, list[int
     return used, rollbacks
 
 
+@pytest.mark.slow
 def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
     folder = tmp_path / 'run'
     result = trainer.train(fragile(3, policy='rollback'), str(folder))

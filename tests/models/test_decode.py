@@ -255,6 +255,7 @@ def test_wide_beams_find_what_exhaustive_search_finds(strength):
             assert best[row, lengths[row] - 1] == END
 
 
+@pytest.mark.slow
 def test_narrow_beams_never_beat_wide_ones_and_report_true_scores():
     model, variables, source, segments = seq2seq()
     _, wide = search(model, variables, source, segments, VOCAB**LENGTH // 2)
@@ -268,7 +269,7 @@ def test_narrow_beams_never_beat_wide_ones_and_report_true_scores():
         np.testing.assert_allclose(narrow[row, 0], score, atol=1e-5)
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('scan', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_greedy_translation_equals_uncached(scan):
     model = Seq2Seq(
         width=32, layers=2, heads=4, vocab=20, dropout=0.0, init_std=0.3, scan_layers=scan

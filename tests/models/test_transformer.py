@@ -76,7 +76,7 @@ def test_vocabulary_padding_never_counts():
     np.testing.assert_allclose(logits, plain.apply(cut, ids, train=False), atol=1e-6)
 
 
-@pytest.mark.parametrize('softcap', [0.0, 3.0])
+@pytest.mark.parametrize('softcap', [pytest.param(0.0, marks=pytest.mark.slow), 3.0])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_deferred_logits_give_the_same_loss(softcap, smoothing):
     ids, labels = tokens(), tokens(seed=9)

@@ -191,6 +191,7 @@ def test_padding_rows_neither_give_nor_take(augmentation):
     assert (out['mix'][~untouched] < 1).any()
 
 
+@pytest.mark.slow
 def test_sharded_batch_gives_the_same_result():
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -227,6 +228,6 @@ def test_batches_that_do_not_fit_are_explained():
     with pytest.raises(ValueError, match=r'fill=\(1, 2\): must hold 1 or 3 numbers'):
         Cutout(2, (1, 2))(batch, KEY)
     with pytest.raises(ValueError, match='Mixup or CutMix may appear only once'):
-        CutMix()(Mixup()(batch, KEY), KEY)
+        jax.eval_shape(lambda batch: CutMix()(Mixup()(batch, KEY), KEY), batch)
     with pytest.raises(ValueError, match=r"HorizontalFlip needs 'image' .*found \['tokens'\]"):
         HorizontalFlip()({'tokens': jnp.ones((2, 3))}, KEY)
