@@ -141,7 +141,7 @@ class Found:
         else:
             end = f'The fastest that fits, by its bound:\n  {self.best.flags()}'
             if self.spared:
-                end += f'\n{self.spared} layouts with more tensor parallelism were not tried: {self.reason}.'
+                end += f'\nNot tried: {self.spared} with a wider tensor axis, since {self.reason}.'
         return f'{table(rows)}\n\n{end}'
 
 
@@ -200,10 +200,10 @@ def _enough(before: Candidate | None, here: Candidate | None, tensor: int) -> st
     """
     if before is not None and (here is None or (here.seconds or 0) >= (before.seconds or 0)):
         slower = 'nothing fitted' if here is None else 'all were slower'
-        return f'{slower} with mesh.tensor={tensor} already'
+        return f'{slower} with mesh.tensor={tensor}'
     best = here or before
     if best is not None and _hardly_waits(best):
-        return f'the best without it waits {best.exposed or 0:.1%} for collectives, the most it could save'
+        return f'the best waits {best.exposed or 0:.1%} for collectives, all that could be saved'
     return ''
 
 

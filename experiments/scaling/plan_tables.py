@@ -132,7 +132,7 @@ def why(found: plan_search.Found) -> str:
         more = (one.seconds or 0) / (found.best.seconds or 1) - 1
         told.append(f'the same with {short(_changed(one, found.best))} {more:+.0%}')
     if found.spared:
-        told.append(f'{found.spared} with more tensor parallelism spared: {found.reason}')
+        told.append(f'{found.spared} with a wider tensor axis not tried, since {found.reason}')
     return '; '.join(told) or 'the only one'
 
 
