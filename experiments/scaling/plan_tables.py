@@ -63,11 +63,12 @@ class Kept(plan_search.Asker):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A config on given GPUs: what the search found, and the plan of the best."""
+    """A config on given GPUs: what the search found, the plan of the best and those of all."""
 
     devices: str
     found: plan_search.Found
     plan: dict[str, Any] | None
+    others: list[dict[str, Any]]
 
 
 def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool) -> Row:
@@ -80,7 +81,7 @@ def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool) -> Row:
     )
     found = plan_search.search(config, cluster, asker)
     best = asker.ask(found.best.overrides) if found.best else None
-    return Row(devices, found, best)
+    return Row(devices, found, best, [asker.ask(one.overrides) for one in found.tried])
 
 
 def short(overrides: dict[str, Any]) -> str:
@@ -101,15 +102,17 @@ def short(overrides: dict[str, Any]) -> str:
     return ', '.join(words) or 'as it is'
 
 
-def why(found: plan_search.Found) -> str:
-    """One sentence about the others that were tried."""
+def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
+    """One sentence about the others that were tried; `plans` are those of all of them."""
     if found.best is None:
-        least = min((c for c in found.tried if c.missing is not None), key=lambda c: c.missing or 0)
-        return (
-            f'nothing fits; closest: {short(least.overrides)}, {gib(least.missing or 0)} too much'
-        )
+        memory = min((p['memory'] for p in plans if 'memory' in p), key=lambda m: m['arguments'])
+        state = memory['parameters'] + memory['gradients'] + memory['optimizer']
+        return f'nothing fits: parameters, gradients and optimizer state alone take {gib(state)}'
     told = []
     place = _mesh(found.best)
+    # The layouts are compared with layers as in the config; only the best is then varied.
+    same = [c for c in found.tried if _mesh(c) == place and c.fits and not _varied(c)]
+    base = min(same, key=lambda c: c.seconds or 0)
     others: dict[str, list[plan_search.Candidate]] = {}
     for one in found.tried:
         if _mesh(one) != place:
@@ -119,9 +122,9 @@ def why(found: plan_search.Found) -> str:
         known = [c for c in several if c.missing is not None]
         if fitting:
             fastest = min(fitting, key=lambda c: c.seconds or 0)
-            more = (fastest.seconds or 0) / (found.best.seconds or 1) - 1
             parts = {k: v for k, v in fastest.overrides.items() if not k.startswith('config.mesh')}
-            told.append(f'{label} ({short(parts)}) {more:+.0%}')
+            inside = '' if short(parts) == 'as it is' else f' ({short(parts)})'
+            told.append(f'{label}{inside} {_more(fastest, base)}')
         elif known:
             least = min(known, key=lambda c: c.missing or 0)
             told.append(f'{label}: {gib(least.missing or 0)} too much')
@@ -129,11 +132,18 @@ def why(found: plan_search.Found) -> str:
             told.append(f'{label}: {several[0].error[:60]}')
     variants = [c for c in found.tried if _mesh(c) == place and c is not found.best and c.fits]
     for one in variants:
-        more = (one.seconds or 0) / (found.best.seconds or 1) - 1
-        told.append(f'the same with {short(_changed(one, found.best))} {more:+.0%}')
+        told.append(f'the same with {_changed(one, found.best)} {_more(one, found.best)}')
     if found.spared:
         told.append(f'{found.spared} with a wider tensor axis not tried, since {found.reason}')
     return '; '.join(told) or 'the only one'
+
+
+def _more(one: plan_search.Candidate, base: plan_search.Candidate) -> str:
+    return f'{(one.seconds or 0) / (base.seconds or 1) - 1:+.0%}'
+
+
+def _varied(one: plan_search.Candidate) -> bool:
+    return plan_search.SCAN in one.overrides or plan_search.ZERO in one.overrides
 
 
 def _mesh(one: plan_search.Candidate) -> tuple[tuple[str, Any], ...]:
@@ -144,11 +154,19 @@ def _mesh(one: plan_search.Candidate) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _changed(one: plan_search.Candidate, best: plan_search.Candidate) -> dict[str, Any]:
+def _changed(one: plan_search.Candidate, best: plan_search.Candidate) -> str:
     """What `one` has otherwise than the best, in words that also name what is off."""
     changed = {k: v for k, v in one.overrides.items() if best.overrides.get(k) != v}
-    missing = [k for k in best.overrides if k not in one.overrides]
-    return changed or {f'{k} as in the config': True for k in missing}
+    words = []
+    if changed:
+        words.append('no remat' if set(changed.values()) == {'none'} else short(changed))
+        if changed.get('config.accumulate') == 1:
+            words.append('one part')
+    for path in best.overrides:
+        if path not in one.overrides:
+            field = path.rsplit('.', 1)[-1]
+            words.append('layers as in the config' if field == 'scan_layers' else f'no {field}')
+    return ' and '.join(word for word in words if word != 'as it is')
 
 
 def table(name: str, rows: list[Row]) -> str:
@@ -161,7 +179,7 @@ def table(name: str, rows: list[Row]) -> str:
     reasons = []
     for one in rows:
         gpus = cards.parse(one.devices).devices
-        reasons.append(f'* {gpus}: {why(one.found)}.')
+        reasons.append(f'* {gpus}: {why(one.found, one.others)}.')
         plan = one.plan
         if plan is None or one.found.best is None:
             lines.append(f'| {gpus} | nothing fits |' + ' |' * (len(head) - 2))
