@@ -47,7 +47,10 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize('shape', SPECS, ids=str)
+SMALLER, LARGE = SPECS
+
+
+@pytest.mark.parametrize('shape', [SMALLER, pytest.param(LARGE, marks=pytest.mark.slow)], ids=str)
 def test_no_sharding_changes_it(shape):
     mesh = parallel.make_mesh(Mesh(data=4, fsdp=2))
     values = random(shape)
