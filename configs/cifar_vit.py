@@ -13,7 +13,7 @@ EPOCH = 50_000 // 512
 def get_config() -> Config:
     return Config(
         model=ViT(
-            classes=10,
+            num_classes=10,
             patch=4,
             width=384,
             layers=8,

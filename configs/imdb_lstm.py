@@ -19,7 +19,7 @@ def get_config(variant: str = '') -> Config:
     place = {'': TfdsLabelledText, 'files': LabelledText}[variant]
     return Config(
         model=RnnClassifier(
-            vocab=8192, embed_width=128, width=128, pooling='max', dropout=0.4, classes=2
+            vocab=8192, embed_width=128, width=128, pooling='max', dropout=0.4, num_classes=2
         ),
         task=SequenceClassification(label_smoothing=0.05),
         data=place(tokenizer=Bpe(vocab_size=8192), length=400),

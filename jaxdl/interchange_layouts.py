@@ -168,7 +168,7 @@ def _bert(model: Bert | BertClassifier) -> Layout:
     else:
         entries += _linear('classifier', 'head', head=True)
         ignored, name = r'cls\.', 'BertForSequenceClassification'
-        extra = _labels(model.classes)
+        extra = _labels(model.num_classes)
     config = {
         'architectures': [name],
         'model_type': 'bert',
@@ -278,7 +278,7 @@ def _vit(model: ViT) -> Layout:
         'attention_probs_dropout_prob': 0.0,
         'initializer_range': model.init_std,
         'qkv_bias': True,
-        **_labels(model.classes),
+        **_labels(model.num_classes),
     }
     decisive = ('num_attention_heads', 'hidden_act', 'layer_norm_eps')
     return Layout(entries, config, decisive, 'vit.', r'vit\.pooler\.')

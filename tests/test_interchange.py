@@ -19,11 +19,11 @@ TEXT = dict(**SHAPE, vocab=60, max_length=16)
 MODELS = {
     'bert': Bert(**TEXT),
     'bert_padded': Bert(**TEXT, vocab_multiple=64, scan_layers=True),
-    'classifier': BertClassifier(**TEXT, classes=3),
+    'classifier': BertClassifier(**TEXT, num_classes=3),
     'gpt2': TransformerLM(**TEXT),
     'gpt2_scanned': TransformerLM(**TEXT, vocab_multiple=64, scan_layers=True, head_chunks=2),
-    'vit': ViT(**SHAPE, classes=7, patch=4, norm_epsilon=1e-12),
-    'vit_scanned': ViT(**SHAPE, classes=7, patch=4, scan_layers=True),
+    'vit': ViT(**SHAPE, num_classes=7, patch=4, norm_epsilon=1e-12),
+    'vit_scanned': ViT(**SHAPE, num_classes=7, patch=4, scan_layers=True),
 }
 
 
@@ -205,7 +205,7 @@ def test_a_new_head_for_a_pretrained_body():
 
     _, images = ours('vit')
     tensors, _ = interchange.to_hf(images, MODELS['vit'])
-    model = MODELS['vit'].clone(classes=4)
+    model = MODELS['vit'].clone(num_classes=4)
     fresh = {**images, 'head': {'kernel': np.ones((32, 4)), 'bias': np.zeros(4)}}
     loaded = interchange.from_hf(tensors, model, fresh, new_head=True)
     np.testing.assert_array_equal(loaded['head']['kernel'], np.ones((32, 4)))
@@ -277,7 +277,7 @@ from jaxdl.tasks.classification import Classification
 
 def get_config(variant=''):
     return Config(
-        model=ViT(width=32, layers=2, heads=4, classes=10, patch=4, scan_layers=True),
+        model=ViT(width=32, layers=2, heads=4, num_classes=10, patch=4, scan_layers=True),
         task=Classification(),
         data=Tfds('digits'),
         optimizer=Sgd(learning_rate=0.05, schedule=Constant()),

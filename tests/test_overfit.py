@@ -63,7 +63,7 @@ CASES = {
     'cnn': (Cnn(channels=(8, 16), pools=2, dense=32), Classification(), IMAGES),
     'resnet': (ResNet(depth=8, width=8), Classification(), IMAGES),
     'airbench': (Airbench(widths=(8, 16, 16), logit_scale=1.0), Classification(), IMAGES),
-    'vit': (ViT(classes=10, patch=4, width=32, layers=2, heads=2), Classification(), IMAGES),
+    'vit': (ViT(num_classes=10, patch=4, width=32, layers=2, heads=2), Classification(), IMAGES),
     'lstm': (RnnLM(vocab=VOCAB, width=32, layers=1), LanguageModel(), TEXT),
     'gru': (RnnLM(vocab=VOCAB, width=32, layers=1, cell='gru'), LanguageModel(), TEXT),
     'decoder': (TransformerLM(**SMALL), LanguageModel(), TEXT),

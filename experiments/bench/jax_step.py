@@ -31,7 +31,7 @@ def model_of(case, dtype: str):
     if case.name == 'vit_ti':
         from jaxdl.models.vit import ViT
 
-        return ViT(**sizes, classes=10, dtype=dtype)
+        return ViT(**sizes, num_classes=10, dtype=dtype)
     vocab, width = sizes['vocab'], sizes['width']
     if case.name == 'lstm':
         return RnnLM(vocab=vocab, width=width, layers=1, dtype=dtype)

@@ -58,11 +58,11 @@ class LabelSet(Tokenized):
     def check_with(self, model: Any, task: Any) -> None:
         """Raises UserError where the model has fewer classes than there are labels, or as above."""
         super().check_with(model, task)
-        have, need = getattr(model, 'classes', None), len(self.classes) or self.num_classes
+        have, need = getattr(model, 'num_classes', None), len(self.classes) or self.num_classes
         if have is not None and have < need:
             raise UserError(
-                f'--config.model.classes={have}: the data has {need} labels; '
-                f'give --config.model.classes={need}'
+                f'--config.model.num_classes={have}: the data has {need} labels; '
+                f'give --config.model.num_classes={need}'
             )
 
     def train_source(self) -> Rows:

@@ -153,14 +153,14 @@ class BertClassifier(BertShape):
     """BERT with a linear classifier on the pooled first token, for fine-tuning.
 
     Attributes:
-        classes: number of classes.
+        num_classes: number of classes.
     """
 
-    classes: int = 2
+    num_classes: int = 2
 
     def check(self):
         super().check()
-        check_positive(classes=self.classes)
+        check_positive(num_classes=self.num_classes)
 
     @nn.compact
     def __call__(
@@ -175,7 +175,7 @@ class BertClassifier(BertShape):
         """Returns float32 logits [batch, classes]; the inputs are those of Bert."""
         _, pooled = self.make_encoder(train)(tokens, segments, token_types, positions)
         pooled = Dropout(self.dropout)(pooled, train=train)
-        return self.dense(self.classes, 'head')(pooled).astype(jnp.float32)
+        return self.dense(self.num_classes, 'head')(pooled).astype(jnp.float32)
 
 
 def bert_base(**changes) -> Bert:

@@ -299,7 +299,7 @@ class RnnClassifier(nn.Module):
     """Classifies a token sequence by a recurrent network and a pooling over time.
 
     Attributes:
-        classes: number of classes.
+        num_classes: number of classes.
         vocab: number of tokens.
         cell: 'lstm' or 'gru'.
         embed_width: channels of the embedding.
@@ -315,7 +315,7 @@ class RnnClassifier(nn.Module):
     sharding: ClassVar[tuple] = SHARDING
     splits: ClassVar[tuple[str, ...]] = ('tensor',)
 
-    classes: int = 2
+    num_classes: int = 2
     vocab: int = 256
     cell: str = 'lstm'
     embed_width: int = 128
@@ -327,7 +327,7 @@ class RnnClassifier(nn.Module):
     dtype: str = 'float32'
 
     def check(self):
-        check_positive(classes=self.classes, vocab=self.vocab, embed_width=self.embed_width)
+        check_positive(num_classes=self.num_classes, vocab=self.vocab, embed_width=self.embed_width)
         check_rnn(self)
         if self.pooling not in ('mean', 'max', 'last'):
             raise ValueError(f'pooling={self.pooling!r}: must be one of mean, max, last')
@@ -366,7 +366,7 @@ class RnnClassifier(nn.Module):
             hidden = [carry[0] if self.cell == 'lstm' else carry for carry in last]
             pooled = jnp.concatenate(hidden, axis=-1)
         pooled = Dropout(self.dropout)(pooled.astype(self.dtype), train=train)
-        return Dense(self.classes, dtype=self.dtype, name='head')(pooled).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype, name='head')(pooled).astype(jnp.float32)
 
 
 def check_rnn(model) -> None:

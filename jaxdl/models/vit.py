@@ -15,7 +15,7 @@ class ViT(Transformer):
     `positions` is 'learned', a table with one row per patch and one for the class token.
 
     Attributes:
-        classes: number of classes.
+        num_classes: number of classes.
         patch: side of a square patch, in pixels.
         pooling: 'class': a learned class token; 'mean': the mean of the patches, without one.
     """
@@ -26,13 +26,13 @@ class ViT(Transformer):
     activation: str = 'gelu'
     norm_epsilon: float = 1e-6
     init_std: float = 0.02
-    classes: int = 1000
+    num_classes: int = 1000
     patch: int = 16
     pooling: str = 'class'
 
     def check(self):
         super().check()
-        check_positive(classes=self.classes, patch=self.patch)
+        check_positive(num_classes=self.num_classes, patch=self.patch)
         if self.positions != 'learned':
             raise ValueError(f"positions={self.positions!r}: must be 'learned'")
         if self.pooling not in ('class', 'mean'):
@@ -68,7 +68,9 @@ class ViT(Transformer):
         x, _ = Stack(name='encoder', **shape)(x, Routing())
         x = x[:, 0] if self.pooling == 'class' else x.mean(axis=1)
         # Zeros: every class is equally likely at the start, as in the paper's own code.
-        head = Dense(self.classes, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='head')
+        head = Dense(
+            self.num_classes, kernel_init=nn.initializers.zeros, dtype=self.dtype, name='head'
+        )
         return head(x).astype(jnp.float32)
 
 

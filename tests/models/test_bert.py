@@ -104,7 +104,7 @@ def test_scanned_equals_plain(remat):
 
 
 def test_classifier_shares_the_body():
-    model = BertClassifier(**SMALL, classes=3)
+    model = BertClassifier(**SMALL, num_classes=3)
     model.check()
     ids, variables = make(model)
     assert set(variables['params']) == {'bert', 'head'}

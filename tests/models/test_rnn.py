@@ -157,7 +157,7 @@ def test_head_variants_agree():
 @pytest.mark.parametrize('bidirectional', [False, True])
 def test_classifier_ignores_padding(cell, pooling, bidirectional):
     model = RnnClassifier(
-        classes=3,
+        num_classes=3,
         vocab=30,
         cell=cell,
         embed_width=8,

@@ -8,7 +8,7 @@ import pytest
 from jaxdl.models.stack import stack_layers
 from jaxdl.models.vit import ViT, vit_b, vit_s, vit_ti
 
-SMALL = dict(width=32, layers=2, heads=4, classes=10, patch=4)
+SMALL = dict(width=32, layers=2, heads=4, num_classes=10, patch=4)
 
 
 def count(model, side=224) -> int:
