@@ -160,8 +160,10 @@ def layouts(cluster: Cluster) -> list[dict[str, int]]:
     return found
 
 
-def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
+def search(config: Config, cluster: Cluster, asker: Asker, *, widest: int = 8) -> Found:
     """Plans layouts with as little rematerialisation and accumulation as fits.
+
+    Tensor axes go up to `widest`.
 
     The global batch stays as it is. For each layout: first neither; if that does not fit,
     rematerialisation by degrees, and accumulation in ever more parts. The fastest is then planned
@@ -173,6 +175,9 @@ def search(config: Config, cluster: Cluster, asker: Asker) -> Found:
     done, reason = 0, ''
     with concurrent.futures.ThreadPoolExecutor(asker.workers) as pool:
         for tensor, several in itertools.groupby(meshes, lambda mesh: mesh['tensor']):
+            if tensor > widest:
+                reason = f'only up to {widest} was asked for'
+                break
             group: list[Candidate] = []
             for found in pool.map(lambda mesh: _layout(config, mesh, asker), several):
                 group += found

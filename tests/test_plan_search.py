@@ -86,6 +86,8 @@ def test_search_stops_where_a_tensor_axis_cannot_be_faster():
     found = plan_search.search(config(), CLUSTER, asker)
     assert {o['config.mesh.tensor'] for o in asker.asked} == {1, 2}
     assert 'slower with mesh.tensor=2' in found.text()
+    found = plan_search.search(config(), CLUSTER, FakeAsker(state=10, exposed=0.3), widest=1)
+    assert {c.overrides['config.mesh.tensor'] for c in found.tried} == {1} and found.spared == 5
     # Nothing fits: all are tried, also those that cannot be compiled.
     asker = FakeAsker(state=10_000)
     found = plan_search.search(config(), CLUSTER, asker)

@@ -8,9 +8,11 @@ and prints the plans of what it chose as Markdown. Nothing is run and no GPU is 
   --only=NAMES     of bert_large gpt2_124m resnet50 wmt_big lm_7b, with commas between
   --devices=NAMES  default: h100,h100x8,h100x8x2,h100x8x8
   --ready          only what is in DIR already
+  --widest=N       only tensor axes up to N, which saves half of the programs; default: 8
   --write          put the tables into docs/scaling.md instead of printing them
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -71,7 +73,7 @@ class Row:
     others: list[dict[str, Any]]
 
 
-def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool) -> Row:
+def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool, widest: int = 8) -> Row:
     """Searches one cell of the tables."""
     words = [f'--config=configs/{name}.py', f'--devices={devices}', *CONFIGS[name]]
     asker = Kept(words, folder, ready=ready)
@@ -79,7 +81,7 @@ def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool) -> Row:
     config = cli.apply_overrides(
         cli.load_config(f'configs/{name}.py'), cli.overrides_in(['', *CONFIGS[name]])
     )
-    found = plan_search.search(config, cluster, asker)
+    found = plan_search.search(config, cluster, asker, widest=widest)
     best = asker.ask(found.best.overrides) if found.best else None
     return Row(devices, found, best, [asker.ask(one.overrides) for one in found.tried])
 
@@ -207,11 +209,23 @@ def table(name: str, rows: list[Row]) -> str:
     return f'### {name}{size}\n\n' + '\n'.join(lines) + '\n\n' + '\n'.join(reasons) + '\n'
 
 
+def _row(name: str, devices: str, folder: pathlib.Path) -> Row:
+    """The cell; with --ready one that was made with a smaller --widest will do."""
+    values = flags.FLAGS
+    if not values.ready:
+        return row(name, devices, folder, ready=False, widest=values.widest)
+    for widest in (8, 4, 2, 1):
+        with contextlib.suppress(Missing):
+            return row(name, devices, folder, ready=True, widest=min(widest, values.widest))
+    raise Missing(f'{name} on {devices}')
+
+
 def main(argv: list[str]) -> int:
     flags.DEFINE_string('cache', '', 'where plans are kept')
     flags.DEFINE_list('only', list(CONFIGS), 'configs')
     flags.DEFINE_list('devices', DEVICES.split(','), 'devices')
     flags.DEFINE_bool('ready', False, 'only what is kept already')
+    flags.DEFINE_integer('widest', 8, 'tensor axes up to this', lower_bound=1)
     flags.DEFINE_bool('write', False, 'into docs/scaling.md')
     cli.parse_flags(argv, __doc__ or '', required=('cache',))
     values = flags.FLAGS
@@ -225,7 +239,7 @@ def main(argv: list[str]) -> int:
         rows = []
         for devices in values.devices:
             try:
-                rows.append(row(name, devices, folder, ready=values.ready))
+                rows.append(_row(name, devices, folder))
             except Missing:
                 print(f'{name} on {devices}: not planned yet', file=sys.stderr)
         if rows:
