@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -72,6 +73,8 @@ class Asker:
         if done.returncode == 0 and lines:
             return json.loads(lines[-1])
         reasons = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
+        if done.returncode < 0:
+            return {'error': f'the compiler aborted ({signal.Signals(-done.returncode).name})'}
         first = next((line for line in reasons if line.startswith('error: ')), reasons[-1])
         return {'error': first.removeprefix('error: ')}
 

@@ -108,6 +108,22 @@ def test_search_also_writes_scanned_layers_out():
     assert sum(plan_search.SCAN in o for o in asker.asked) <= 3
 
 
+@pytest.mark.parametrize(
+    ('code', 'said'),
+    [
+        ('import os; os.abort()', 'the compiler aborted (SIGABRT)'),
+        ("import sys; print('error: no such card', file=sys.stderr); sys.exit(2)", 'no such card'),
+        ('raise SystemExit(3)', 'exit code 3'),
+    ],
+)
+def test_a_plan_that_fails_says_how(code, said, monkeypatch):
+    real = plan_search.subprocess.run
+    monkeypatch.setattr(
+        plan_search.subprocess, 'run', lambda words, **how: real([words[0], '-c', code], **how)
+    )
+    assert plan_search.Asker([]).ask({}) == {'error': said}
+
+
 def test_search_may_find_nothing():
     found = plan_search.search(config(), CLUSTER, FakeAsker(state=10_000))
     assert found.best is None
