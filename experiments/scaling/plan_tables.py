@@ -132,9 +132,10 @@ def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
             told.append(f'{label}: {gib(least.missing or 0)} too much')
         else:
             told.append(f'{label}: {several[0].error[:60]}')
-    variants = [c for c in found.tried if _mesh(c) == place and c is not found.best and c.fits]
-    for one in variants:
-        told.append(f'the same with {_changed(one, found.best)} {_more(one, found.best)}')
+    for one in found.tried:
+        if _mesh(one) == place and one is not found.best and (one.fits or one.error):
+            said = _more(one, found.best) if one.fits else f'({one.error[:60]})'
+            told.append(f'the same with {_changed(one, found.best)} {said}')
     if found.spared:
         told.append(f'{found.spared} with a wider tensor axis not tried, since {found.reason}')
     return '; '.join(told) or 'the only one'
