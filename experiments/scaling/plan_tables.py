@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxdl import cli, plan_search
+from jaxdl import cli, plan_search, planning
 from jaxdl.efficiency import cards
 from jaxdl.errors import UserError
 from jaxdl.plan_text import count, duration
@@ -129,7 +129,11 @@ def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
             told.append(f'{label}{inside} {_more(fastest, base)}')
         elif known:
             least = min(known, key=lambda c: c.missing or 0)
-            told.append(f'{label}: {gib(least.missing or 0)} too much')
+            memory = plans[found.tried.index(least)]['memory']
+            alone = memory['arguments'] + memory['gradients']
+            room = alone + planning.RESERVE <= memory['card']
+            said = f'{gib(least.missing or 0)} too much'
+            told.append(f'{label}: {said if room else f"state and gradients alone {gib(alone)}"}')
         else:
             told.append(f'{label}: {several[0].error[:60]}')
     for one in found.tried:
