@@ -131,7 +131,7 @@ def _equation(eqn: Any, remat: bool) -> Flops:
         return max(branches, key=lambda flops: (flops.hardware, flops.other))
     if name == 'shard_map':
         # The body is what one device does; axes that stay automatic are whole in it already.
-        manual = params.get('manual_axes') or params['mesh'].axis_names
+        manual = params['newly_manual_axes']
         shards = math.prod(dict(params['mesh'].shape)[axis] for axis in manual)
         return _inner(params['jaxpr'], remat).scaled(shards)
     if name == 'pallas_call':

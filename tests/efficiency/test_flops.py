@@ -240,6 +240,15 @@ def test_shard_map_counts_all_devices():
     assert flops.count(fn, shape(16, 4), shape(4, 4)).matmul == 2 * 16 * 4 * 4
 
 
+def test_shard_map_over_some_axes_counts_those():
+    mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2)
+    fn = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(P(), P(None, 'tensor')),
+        out_specs=P(None, 'tensor'), axis_names={'tensor'},
+    )  # fmt: skip
+    assert flops.count(fn, shape(16, 4), shape(4, 8)).matmul == 2 * 16 * 4 * 8
+
+
 def test_pmap_counts_all_devices():
     fn = jax.pmap(lambda x, w: x @ w, in_axes=(0, None))
     assert flops.count(fn, shape(8, 2, 4), shape(4, 4)).matmul == 2 * 16 * 4 * 4
