@@ -25,8 +25,8 @@ def get_config() -> Config:
         ),
         batch_size=16,
         eval_batch_size=32,
-        steps=1000,
+        steps=600,
         log_every=20,
-        eval_every=500,
+        eval_every=300,
         checkpoint=Checkpoint(every=250),
     )
