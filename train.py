@@ -43,4 +43,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    runtime.restart_without_thread_cache()
     sys.exit(cli.run(main))

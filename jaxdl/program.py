@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxdl import config as config_lib
 from jaxdl import parallel
@@ -65,12 +67,13 @@ class Program:
         }
         self._plain = Steps(config)  # shapes are traced outside pmap, where no axis is bound
         try:
-            shapes = self._scoped(jax.eval_shape)(self._plain.init, self._init_batch, self.hyper)
+            self._init = self._scoped(jax.jit(self._plain.init).trace)(self._init_batch, self.hyper)
         except ValueError as error:
             rows = ', '.join(
                 f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
             )
             raise UserError(f'the model cannot take this data ({rows}): {error}') from error
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
         rules = (*config.rules, *getattr(config.model, 'sharding', ()))
         self.shardings = parallel.state_shardings(shapes, rules, mesh)
         if config.mesh.zero:
@@ -123,10 +126,24 @@ class Program:
         """A fresh state, each device making only its own part.
 
         `rows` are real training examples, the same on every process: some models compute a first
-        layer from them. Where none does, the compiler drops the whole forward pass.
+        layer from them. Where none does, what was traced for the shapes is run, without the
+        forward pass: tracing and lowering that again would take longer than all the rest.
         """
-        jitted = jax.jit(self._plain.init, out_shardings=self.shardings)
-        return self._scoped(jitted)(rows, self.hyper)
+        whole = self._init.jaxpr
+        jaxpr, used = dce_jaxpr(whole.jaxpr, [True] * len(whole.jaxpr.outvars))
+        function, arguments = self._plain.init, (rows, self.hyper)
+        if not any(used[: len(self._init_batch)]):
+            wanted = used[len(self._init_batch) :]
+            leaves = jax.tree.leaves(self.hyper)
+            inputs = [x for x, need in zip(leaves, wanted, strict=True) if need]
+            values = jaxpr_as_fun(ClosedJaxpr(jaxpr, whole.consts))
+            tree = jax.tree.structure(self.shardings)
+
+            def function(inputs):
+                return jax.tree.unflatten(tree, values(*inputs))
+
+            arguments = (inputs,)
+        return self._scoped(jax.jit(function, out_shardings=self.shardings))(*arguments)
 
     def adopt(self, state: TrainState, params: Any, model_state: Any) -> TrainState:
         """A fresh state with these weights; of the fresh `state`, the rest is given away."""

@@ -22,10 +22,37 @@ _DETERMINISTIC_FLAGS = {
 # thread's arena are not reused by the next.
 _MALLOPT = {
     'M_MMAP_MAX': (-4, 0),
-    'M_TRIM_THRESHOLD': (-1, 2**31 - 1),
+    'M_TRIM_THRESHOLD': (-1, -1),  # never
     'M_TOP_PAD': (-2, 64 * 2**20),
     'M_ARENA_MAX': (-8, 1),
 }
+
+
+# What a step's block of temporaries is cut from leaves a crumb on each side. In a thread's cache a
+# crumb stays apart from the block when that is freed, the next step's block no longer fits in the
+# hole, and the process grows by the whole block, some times over. No function turns the cache off.
+_TUNABLE = 'glibc.malloc.tcache_count'
+
+
+def restart_without_thread_cache() -> None:
+    """Starts this command again, once, with glibc's cache of small blocks off; on a CPU only.
+
+    For the first line of a command: whatever ran before runs again. Nothing where the environment
+    says something of the cache already, and with JAXDL_PLAIN=1.
+    """
+    present = os.environ.get('GLIBC_TUNABLES', '')
+    plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
+    if plain or _TUNABLE in present or 'jax' in sys.modules or sys.gettrace() is not None:
+        return
+    if not _has_glibc() or _has_nvidia() or not sys.executable:
+        return
+    tunables = f'{present}:{_TUNABLE}=0' if present else f'{_TUNABLE}=0'
+    sys.stdout.flush()
+    os.execve(
+        sys.executable,
+        [sys.executable, *sys.orig_argv[1:]],
+        {**os.environ, 'GLIBC_TUNABLES': tunables},
+    )
 
 
 def prepare_process(*, platform: str | None = None) -> dict:
@@ -80,13 +107,17 @@ def process_started() -> float:
 
 
 def _set_allocator() -> dict | None:
-    try:
-        if not (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc'):
-            return None
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, ValueError, AttributeError):  # not glibc: musl, macOS, Windows
+    if not _has_glibc():
         return None
+    mallopt = ctypes.CDLL(None).mallopt
     return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
+
+
+def _has_glibc() -> bool:
+    try:
+        return (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc')
+    except (OSError, ValueError, AttributeError):  # musl, macOS, Windows
+        return False
 
 
 def _flags_for(table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

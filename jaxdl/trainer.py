@@ -175,7 +175,9 @@ class _Run:
                 return self._already_finished(state)
             self._begin(state)
             self.record.open(int(state.step))
-            self._introduce(state)
+            if self.chief and int(state.step) == 0:
+                with self.clock('log'):
+                    print(logs.parameter_table(state.params), flush=True)
             self._compile()
             self.peers.meet()
             while True:
@@ -246,11 +248,6 @@ class _Run:
             self.train_step = OneProgram(
                 step, self.program.traces, batch, self.config.steps_per_call
             )
-            if self.chief:
-                jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
-                self.account.work = Work.of(
-                    flops.count_jaxpr(jaxpr), self.mesh.devices.flat, self.config.steps_per_call
-                )
 
     # ---- the loop ----
 
@@ -294,6 +291,9 @@ class _Run:
                 step += calls
                 self.pending.append((step, packed))
                 self._take_in(IN_FLIGHT)
+                if self.chief and self.account.work is None:
+                    self._take_in(0)
+                    self._catch_up(first=start == 0)
                 evaluate = config.eval_every and step % config.eval_every == 0
                 save = config.checkpoint.every and step % config.checkpoint.every == 0
                 if step < config.steps and (evaluate or save):
@@ -485,14 +485,19 @@ class _Run:
         with self.clock('log'):
             self.record.write(step, row)
 
-    def _introduce(self, state: TrainState) -> None:
-        """At the start of a run: the table of parameters, and pictures of an augmented batch."""
-        if not self.chief or int(state.step) > 0:
+    def _catch_up(self, *, first: bool) -> None:
+        """What the first step need not wait for: the count of FLOPs, pictures of a fresh run's batch."""
+        config = self.config
+        batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
+        with self.clock('compile'):  # with nothing under way: the peak may be measured here
+            jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
+            self.account.work = Work.of(
+                flops.count_jaxpr(jaxpr), self.mesh.devices.flat, config.steps_per_call
+            )
+        preview = getattr(config.task, 'preview', None)
+        if not first or preview is None or jax.process_count() > 1:
             return
         with self.clock('log'):
-            print(logs.parameter_table(state.params), flush=True)
-            preview = getattr(self.config.task, 'preview', None)
-            if preview is not None and jax.process_count() == 1:
-                rows = self.feed.source.fetch(self.order.batch(0)[:64])
-                for name, images in self.program.preview(rows).items():
-                    self.record.image(0, f'train/{name}', logs.image_grid(images))
+            rows = self.feed.source.fetch(self.order.batch(0)[:64])
+            for name, images in self.program.preview(rows).items():
+                self.record.image(0, f'train/{name}', logs.image_grid(images))

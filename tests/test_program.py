@@ -6,7 +6,9 @@ import pytest
 
 from jaxdl import parallel
 from jaxdl.config import Config, Mesh
+from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.efficiency import flops
+from jaxdl.models.airbench import Airbench
 from jaxdl.models.transformer import TransformerLM
 from jaxdl.optim import AdamW
 from jaxdl.program import Program
@@ -24,6 +26,22 @@ def test_the_state_is_given_away():
     new, _ = step(state, batch, feed.resident, made.place_hyper())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
+
+
+@pytest.mark.parametrize('trained', ['digits', 'airbench'])
+def test_a_fresh_state_is_what_the_model_makes_of_the_rows(trained):
+    """`init` runs what was traced for the shapes, unless the model looks at the rows (airbench does)."""
+    changes = {}
+    if trained == 'airbench':
+        changes = {'model': Airbench(widths=(8, 8, 8)), 'data': SyntheticImages(), 'ema': 0.0}
+    made, feed, order = small.program(small.config(**changes))
+    rows = feed.source.fetch(order.batch(0))
+    ours = made.init(rows)
+    theirs = jax.jit(made.steps.init)(rows, made.hyper)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert mine.dtype == other.dtype
+        np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
 
 
 def language_program(chunks: int, dtype: str) -> tuple[Program, dict]:

@@ -112,3 +112,36 @@ def test_allocator_is_set_on_glibc():
         assert runtime._set_allocator() is None
     else:
         assert runtime._set_allocator() == {k: v for k, (_, v) in runtime._MALLOPT.items()}
+
+
+def test_restart_keeps_the_command_and_happens_once(tmp_path):
+    (tmp_path / 'again.py').write_text(
+        'import os, sys\n'
+        'from jaxdl import runtime\n'
+        'with open("starts", "a") as file: file.write(f"{os.getpid()}\\n")\n'
+        'runtime.restart_without_thread_cache()\n'
+        'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
+    )
+
+    def run(**environment):
+        (tmp_path / 'starts').unlink(missing_ok=True)
+        found = subprocess.run(
+            [sys.executable, 'again.py', 'a b', '--c=d'],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': os.getcwd(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return found.stdout.strip(), (tmp_path / 'starts').read_text().split()
+
+    # A card, or another C library, needs none of it.
+    some = runtime._has_glibc() and not runtime._has_nvidia()
+    mine = 'glibc.malloc.tcache_count=0'
+    said, starts = run(GLIBC_TUNABLES='glibc.malloc.mxfast=0')
+    tunables = f'glibc.malloc.mxfast=0:{mine}' if some else 'glibc.malloc.mxfast=0'
+    assert said == f"['a b', '--c=d'] {tunables}"
+    assert len(starts) == (2 if some else 1) and len(set(starts)) == 1, 'another process'
+    own = 'glibc.malloc.tcache_count=3'
+    assert run(GLIBC_TUNABLES=own)[0].endswith(own) and len(run(GLIBC_TUNABLES=own)[1]) == 1
+    assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1

@@ -12,6 +12,8 @@ import time
 
 from jaxdl import runtime
 
+if __name__ == '__main__':
+    runtime.restart_without_thread_cache()
 runtime.prepare_process()  # the allocator, as for jaxdl
 
 import copy  # noqa: E402

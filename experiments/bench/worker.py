@@ -11,6 +11,8 @@ import resource
 import sys
 import time
 
+from jaxdl import runtime
+
 PEAK_SIZE = 2048
 
 
@@ -22,8 +24,6 @@ def main() -> None:
     words = variant.split()
     if 'plain' in words:
         os.environ['JAXDL_PLAIN'] = '1'
-    from jaxdl import runtime
-
     environment = runtime.prepare_process()
     from experiments.bench.cases import CASES
 
@@ -63,4 +63,5 @@ def _run(step, seconds: float) -> dict:
 
 
 if __name__ == '__main__':
+    runtime.restart_without_thread_cache()
     main()

@@ -317,8 +317,10 @@ class Mlp(nn.Module):
         )
 
         def gated(pairs):
-            first, *other = (y if bias is None else y + bias for y, bias in pairs)
-            return act(first) * other[0] if other else act(first)
+            first, *other = (y if bias is None else ops.add_bias(y, bias) for y, bias in pairs)
+            # In float32: in half precision each operation would round, and be a pass of its own.
+            out = act(first.astype(jnp.float32))
+            return (out * other[0] if other else out).astype(self.dtype)
 
         # With the biases, so that a product is kept and its sum with the bias is not written.
         hidden = ops.recompute(gated)(pairs)

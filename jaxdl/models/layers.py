@@ -107,7 +107,7 @@ class Dense(nn.Module):
         y = ops.matmul(x.astype(self.dtype), kernel)
         if not add:
             return y, bias
-        return y if bias is None else y + bias
+        return y if bias is None else ops.add_bias(y, bias)
 
 
 class Conv(nn.Module):

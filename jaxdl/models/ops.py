@@ -61,6 +61,13 @@ def matmul(x: Array, kernel: Array) -> Array:
     return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
+def add_bias(y: Array, bias: Array) -> Array:
+    """Returns y [..., out] + bias [out], both of one dtype."""
+    if platform() == 'cpu' and y.dtype in (jnp.bfloat16, jnp.float16) and y.ndim > 1:
+        return ops_dense.add_bias(y, bias)
+    return y + bias
+
+
 def conv(
     x: Array,
     kernel: Array,
@@ -262,6 +269,8 @@ def chunked_cross_entropy(
         logits = ops_loss.head_logits(hidden, kernel, bias, softcap)
         loss = ops_loss.loss_of_logits(logits, labels, 0.0 if smoothing is None else smoothing)
         return loss if weights is None else loss * weights, argmax(lax.stop_gradient(logits))
+    if where == 'cpu' and hidden.dtype in (jnp.bfloat16, jnp.float16):
+        kernel = ops_dense.as_it_is(kernel)
     if hidden.ndim == 1:
         loss, best = chunked_cross_entropy(
             hidden[None], kernel, labels[None], bias, softcap, label_smoothing, 1, weights
@@ -286,6 +295,7 @@ def lstm(
     bias: Array,
     reverse: bool = False,
     lengths: Array | None = None,
+    starts: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Runs an LSTM over x [batch, time, in] and returns (outputs [batch, time, dim], (hidden, cell)).
 
@@ -297,10 +307,12 @@ def lstm(
         bias: [4·dim].
         reverse: run from the last step to the first; outputs stay at their own step.
         lengths: [batch] integers; steps at or past a row's length leave the carry as it is and output 0.
+        starts: [batch, time] booleans; the carry is 0 before such a step.
     """
     if platform() == 'cpu':
-        projected = matmul(x.swapaxes(0, 1), w_input) + bias
-        found: tuple = ops_rnn.lstm_scan(projected, *carry, w_hidden, lengths, reverse)
+        starts = None if starts is None else starts.T[..., None]
+        projected = add_bias(matmul(x.swapaxes(0, 1), w_input), bias)
+        found: tuple = ops_rnn.lstm_scan(projected, *carry, w_hidden, lengths, starts, reverse)
         outputs, *last = found
         return outputs.swapaxes(0, 1), (last[0], last[1])
     projected = matmul(x, w_input) + bias
@@ -313,7 +325,7 @@ def lstm(
         hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
         return (hidden, cell), hidden
 
-    return _scan_rnn(step, projected, carry, reverse, lengths)
+    return _scan_rnn(step, projected, carry, reverse, lengths, starts)
 
 
 def gru(
@@ -324,6 +336,7 @@ def gru(
     bias: Array,
     reverse: bool = False,
     lengths: Array | None = None,
+    starts: Array | None = None,
 ) -> tuple[Array, Array]:
     """Runs a GRU over x [batch, time, in] and returns (outputs [batch, time, dim], hidden [batch, dim]).
 
@@ -335,12 +348,14 @@ def gru(
         bias: [4·dim]: reset, update, candidate's input part, candidate's hidden part (inside the reset gate).
         reverse: run from the last step to the first; outputs stay at their own step.
         lengths: [batch] integers; steps at or past a row's length leave the carry as it is and output 0.
+        starts: [batch, time] booleans; the carry is 0 before such a step.
     """
     dim = w_hidden.shape[0]
     if platform() == 'cpu':
-        projected = matmul(x.swapaxes(0, 1), w_input) + bias[: 3 * dim]
+        starts = None if starts is None else starts.T[..., None]
+        projected = add_bias(matmul(x.swapaxes(0, 1), w_input), bias[: 3 * dim])
         inner = bias[3 * dim :]
-        found: tuple = ops_rnn.gru_scan(projected, carry, w_hidden, inner, lengths, reverse)
+        found: tuple = ops_rnn.gru_scan(projected, carry, w_hidden, inner, lengths, starts, reverse)
         outputs, last = found
         return outputs.swapaxes(0, 1), last
     projected = matmul(x, w_input) + bias[: 3 * dim]
@@ -354,14 +369,16 @@ def gru(
         hidden = candidate + z * (hidden - candidate)
         return hidden, hidden
 
-    return _scan_rnn(step, projected, carry, reverse, lengths)
+    return _scan_rnn(step, projected, carry, reverse, lengths, starts)
 
 
-def _scan_rnn(step, projected, carry, reverse, lengths):
+def _scan_rnn(step, projected, carry, reverse, lengths, starts):
     steps = jnp.arange(projected.shape[1])
 
     def masked(carry, inputs):
-        gates, t = inputs
+        gates, t, start = inputs
+        if start is not None:
+            carry = jax.tree.map(lambda c: jnp.where(start[:, None], jnp.zeros_like(c), c), carry)
         new, output = step(carry, gates)
         if lengths is not None:
             valid = (t < lengths)[:, None]
@@ -369,6 +386,6 @@ def _scan_rnn(step, projected, carry, reverse, lengths):
             output = jnp.where(valid, output, 0)
         return new, output
 
-    inputs = (projected.swapaxes(0, 1), steps)
+    inputs = (projected.swapaxes(0, 1), steps, None if starts is None else starts.T)
     carry, outputs = lax.scan(masked, carry, inputs, reverse=reverse)
     return outputs.swapaxes(0, 1), carry

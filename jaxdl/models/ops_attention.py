@@ -27,15 +27,21 @@ def attention(
 
 
 def _forward(q, k, v, mask, q_segments, kv_segments, causal, scale):
+    # Turned once, here, to the order in which a product takes them: else the compiler turns what
+    # each block sees of them anew.
+    across, down = _turned(k, (0, 2, 3, 1)), _turned(v, (0, 2, 1, 3))
     outs, saved = [], []
     for rows, keys in _blocks(q.shape[1], k.shape[1], causal):
         visible = _visible(rows, keys, mask, q_segments, kv_segments, causal)
-        scores = _product('btkgd,bskd->bkgts', _grouped(q[:, rows], k), k[:, keys]) * scale
+        queries = _rows(q[:, rows], k.shape[2])
+        scores = _product(queries, across[..., keys]) * scale
+        scores = scores.reshape(*scores.shape[:2], -1, rows.stop - rows.start, scores.shape[-1])
         if visible is not None:
             scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = _product('bkgts,bskd->btkgd', weights, v[:, keys]).astype(q.dtype)
-        outs.append(out.reshape(*out.shape[:2], *q.shape[2:3], v.shape[-1]))
+        weights = weights.reshape(*queries.shape[:3], -1)
+        out = _product(weights, down[:, :, keys]).astype(q.dtype)
+        outs.append(_heads(out, rows.stop - rows.start))
         saved.append(weights)
     return _join(outs), (q, k, v, mask, q_segments, kv_segments, saved)
 
@@ -47,24 +53,29 @@ def _forward_rule(q, k, v, mask, q_segments, kv_segments, causal, scale):
 def _backward_rule(causal, scale, residuals, d_out):
     q, k, v, mask, q_segments, kv_segments, saved = residuals
     d_out = d_out.astype(q.dtype)
-    dqs = []
-    dk, dv = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for (rows, keys), weights in zip(_blocks(q.shape[1], k.shape[1], causal), saved, strict=True):
-        queries, d_rows = _grouped(q[:, rows], k), _grouped(d_out[:, rows], k)
-        block_dv = _product('bkgts,btkgd->bskd', weights, d_rows)
-        d_weights = _product('btkgd,bskd->bkgts', d_rows, v[:, keys])
+    across, down = _turned(v, (0, 2, 3, 1)), _turned(k, (0, 2, 1, 3))
+    blocks = _blocks(q.shape[1], k.shape[1], causal)
+    dqs, dks, dvs = [], [], []
+    for (rows, keys), weights in zip(blocks, saved, strict=True):
+        size = rows.stop - rows.start
+        queries, d_rows = _rows(q[:, rows], k.shape[2]), _rows(d_out[:, rows], k.shape[2])
+        # The gradients of keys and values with the channels before the keys: that turns the
+        # narrow operand of the product, not the weights.
+        dvs.append(_product(d_rows.swapaxes(2, 3), weights))
+        d_weights = _product(d_rows, across[..., keys])
         wide = weights.astype(jnp.float32)
         centred = d_weights - (d_weights * wide).sum(-1, keepdims=True)
         d_scores = wide * centred * scale
         if mask is not None or q_segments is not None:
             # Elsewhere a hidden key has weight 0. Not in a row that sees no key at all.
             visible = _visible(rows, keys, mask, q_segments, kv_segments, False)
-            d_scores = jnp.where(visible, d_scores, 0.0)
+            apart = d_scores.reshape(*d_scores.shape[:2], -1, size, d_scores.shape[-1])
+            d_scores = jnp.where(visible, apart, 0.0).reshape(d_scores.shape)
         d_scores = d_scores.astype(q.dtype)
-        dq = _product('bkgts,bskd->btkgd', d_scores, k[:, keys]).astype(q.dtype)
-        block_dk = _product('bkgts,btkgd->bskd', d_scores, queries)
-        dqs.append(dq.reshape(*dq.shape[:2], *q.shape[2:]))
-        dk, dv = _add(dk, block_dk), _add(dv, block_dv)
+        dqs.append(_heads(_product(d_scores, down[:, :, keys]).astype(q.dtype), size))
+        dks.append(_product(queries.swapaxes(2, 3), d_scores))
+    stops = [keys.stop for _, keys in blocks]
+    dk, dv = (_sum(parts, stops, k.shape[1]).transpose(0, 3, 1, 2) for parts in (dks, dvs))
     return _join(dqs), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
 
@@ -100,9 +111,22 @@ def _visible(rows, keys, mask, q_segments, kv_segments, causal):
     return visible
 
 
-def _grouped(q: Array, k: Array) -> Array:
-    """Returns q [batch, time, heads, dim] as [batch, time, kv_heads, group, dim]."""
-    return q.reshape(*q.shape[:2], k.shape[2], q.shape[2] // k.shape[2], q.shape[3])
+def _turned(x: Array, axes: tuple[int, ...]) -> Array:
+    return lax.optimization_barrier(x.transpose(axes))
+
+
+def _rows(q: Array, kv_heads: int) -> Array:
+    """Returns q [batch, time, heads, dim] as [batch, kv_heads, group·time, dim]."""
+    batch, time, heads, dim = q.shape
+    q = q.reshape(batch, time, kv_heads, heads // kv_heads, dim)
+    return q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, dim)
+
+
+def _heads(x: Array, time: int) -> Array:
+    """Returns x [batch, kv_heads, group·time, dim] as [batch, time, heads, dim]."""
+    batch, kv_heads, _, dim = x.shape
+    x = x.reshape(batch, kv_heads, -1, time, dim).transpose(0, 3, 1, 2, 4)
+    return x.reshape(batch, time, -1, dim)
 
 
 def grouped_mask(mask: Array, kv_heads: int) -> Array:
@@ -112,14 +136,23 @@ def grouped_mask(mask: Array, kv_heads: int) -> Array:
     return mask.reshape(mask.shape[0], kv_heads, -1, *mask.shape[2:])
 
 
-def _product(spec: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+def _product(a: Array, b: Array) -> Array:
+    """Returns a [batch, heads, m, k] times b [batch, heads, k, n] in float32."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _add(total: Array, part: Array) -> Array:
-    """Adds the gradient of the first keys to that of all keys."""
-    missing = total.shape[1] - part.shape[1]
-    return total + (jnp.pad(part, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else part)
+def _sum(parts: list[Array], stops: list[int], keys: int) -> Array:
+    """Adds [batch, heads, dim, stop] gradients of the first `stop` keys each; [..., keys]."""
+    pieces, start = [], 0
+    for stop in sorted(set(stops)):
+        piece = [
+            part[..., start:stop] for part, end in zip(parts, stops, strict=True) if end >= stop
+        ]
+        pieces.append(sum(piece[1:], piece[0]))
+        start = stop
+    if start < keys:  # causality hides these from every query
+        pieces.append(jnp.zeros((*parts[0].shape[:-1], keys - start), jnp.float32))
+    return pieces[0] if len(pieces) == 1 else lax.concatenate(pieces, 3)
 
 
 def _join(parts: list[Array]) -> Array:

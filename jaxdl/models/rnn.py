@@ -86,55 +86,18 @@ class RecurrentLayer(nn.Module):
         if carry is None:
             carry = zero_carry(self.cell, x.shape[0], dim, self.dtype)
         run = ops.lstm if self.cell == 'lstm' else ops.gru
-        if segments is None:
-            return run(x, carry, w_input, w_hidden, bias, reverse=self.reverse, lengths=lengths)
-        return run_segments(
-            self.cell, x, carry, w_input, w_hidden, bias, segments=segments, reverse=self.reverse
-        )
+        starts = None
+        if segments is not None:
+            edges = segments[:, 1:] != segments[:, :-1]
+            # The first step read keeps the carry that was given.
+            starts = jnp.pad(edges, ((0, 0), (0, 1) if self.reverse else (1, 0)))
+        return run(x, carry, w_input, w_hidden, bias, self.reverse, lengths, starts)
 
 
 def zero_carry(cell: str, batch: int, dim: int, dtype: str):
     """Returns the carry that a sequence starts from."""
     zeros = jnp.zeros((batch, dim), dtype)
     return (zeros, zeros) if cell == 'lstm' else zeros
-
-
-def run_segments(cell: str, x, carry, w_input, w_hidden, bias, *, segments, reverse: bool):
-    """Runs a cell over packed documents: like ops.lstm and ops.gru, carry 0 at each document's start.
-
-    The first step read keeps the carry that was given.
-    """
-    dim = w_hidden.shape[0]
-    edges = segments[:, 1:] != segments[:, :-1]
-    fresh = jnp.pad(edges, ((0, 0), (0, 1) if reverse else (1, 0)))
-    if cell == 'lstm':
-        projected = ops.matmul(x, w_input) + bias
-    else:
-        projected = ops.matmul(x, w_input) + bias[: 3 * dim]
-
-    def lstm(carry, gates):
-        hidden, memory = carry
-        i, f, g, o = jnp.split(gates + ops.matmul(hidden, w_hidden), 4, axis=-1)
-        memory = jax.nn.sigmoid(f) * memory + jax.nn.sigmoid(i) * jnp.tanh(g)
-        hidden = jax.nn.sigmoid(o) * jnp.tanh(memory)
-        return (hidden, memory), hidden
-
-    def gru(hidden, gates):
-        r, z, n = jnp.split(gates, 3, axis=-1)
-        hidden_r, hidden_z, hidden_n = jnp.split(ops.matmul(hidden, w_hidden), 3, axis=-1)
-        r, z = jax.nn.sigmoid(r + hidden_r), jax.nn.sigmoid(z + hidden_z)
-        candidate = jnp.tanh(n + r * (hidden_n + bias[3 * dim :]))
-        hidden = candidate + z * (hidden - candidate)
-        return hidden, hidden
-
-    def step(carry, inputs):
-        gates, start = inputs
-        carry = jax.tree.map(lambda c: jnp.where(start[:, None], jnp.zeros_like(c), c), carry)
-        return (lstm if cell == 'lstm' else gru)(carry, gates)
-
-    inputs = (projected.swapaxes(0, 1), fresh.swapaxes(0, 1))
-    carry, outputs = jax.lax.scan(step, carry, inputs, reverse=reverse)
-    return outputs.swapaxes(0, 1), carry
 
 
 class Recurrent(nn.Module):

@@ -16,7 +16,7 @@ def columns(x: jax.Array, layers: list[Dense], name: str) -> list[jax.Array]:
 
     Where the length of x is split over the same devices it is gathered here, once for all layers.
     """
-    return [y if bias is None else y + bias for y, bias in products(x, layers, name)]
+    return [y if bias is None else ops.add_bias(y, bias) for y, bias in products(x, layers, name)]
 
 
 def products(
@@ -74,7 +74,7 @@ def rows(x: jax.Array, layer: Dense, name: str) -> jax.Array:
         axis_names=done,
         check_vma=False,
     )(x, kernel)
-    return y if bias is None else y + bias
+    return y if bias is None else ops.add_bias(y, bias)
 
 
 def _length(x: jax.Array, split: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

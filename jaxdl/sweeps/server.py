@@ -261,4 +261,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    from jaxdl.runtime import restart_without_thread_cache
+
+    restart_without_thread_cache()
     main()

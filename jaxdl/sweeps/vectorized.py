@@ -33,4 +33,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+    runtime.restart_without_thread_cache()
     sys.exit(cli.run(main))

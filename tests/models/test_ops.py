@@ -358,25 +358,53 @@ def test_chunked_cross_entropy_never_holds_all_logits():
     assert temporaries(8) < temporaries(1) / 3
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_tied_table_trains(dtype):
+    """The table's gradient comes from both of its uses, in either orientation of the product."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 512, (16, 32)))
+
+    def loss(table):
+        hidden = table.astype(dtype)[tokens]
+        kernel = table.T.astype(dtype)
+        return ops.chunked_cross_entropy(hidden, kernel, tokens[:, ::-1], chunks=1)[0].mean()
+
+    table = normal(0, 512, 128) * 0.1
+    ours = jax.jit(jax.value_and_grad(loss))(table)
+    with plain():
+        theirs = jax.jit(jax.value_and_grad(loss))(table)
+    close(ours, theirs, 1e-5 if dtype == 'float32' else 2e-2)
+
+
+@few
+@given(small, small, st.integers(0, 99))
+def test_half_precision_bias(rows, features, seed):
+    y = normal(seed, rows, 3, features, dtype=jnp.bfloat16)
+    check(ops.add_bias, y, normal(1, features, dtype=jnp.bfloat16), tolerance=2e-2)
+
+
 @st.composite
 def rnns(draw):
     batch, time = draw(small), draw(small)
     lengths = draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
-    return batch, time, draw(small), draw(small), draw(st.booleans()), lengths
+    starts = draw(st.none() | st.integers(0, 99))
+    if starts is not None:
+        starts = np.random.default_rng(starts).random((batch, time)) < 0.3
+    return batch, time, draw(small), draw(small), draw(st.booleans()), lengths, starts
 
 
 @few
 @given(rnns(), st.sampled_from(['lstm', 'gru']))
 def test_rnn(case, cell):
-    batch, time, width, dim, reverse, lengths = case
+    batch, time, width, dim, reverse, lengths, starts = case
     lengths = None if lengths is None else jnp.asarray(lengths)
+    starts = None if starts is None else jnp.asarray(starts)
     gates = 4 if cell == 'lstm' else 3
 
     def call(x, hidden, second, w_input, w_hidden, bias):
         if cell == 'lstm':
             carry = (hidden, second)
-            return ops.lstm(x, carry, w_input, w_hidden, bias, reverse, lengths)
-        return ops.gru(x, hidden, w_input, w_hidden, bias, reverse, lengths)
+            return ops.lstm(x, carry, w_input, w_hidden, bias, reverse, lengths, starts)
+        return ops.gru(x, hidden, w_input, w_hidden, bias, reverse, lengths, starts)
 
     check(
         call,
