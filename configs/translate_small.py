@@ -17,7 +17,7 @@ VARIANTS = ('', 'full')
 
 
 def get_config(variant: str = '') -> Config:
-    vocab, layers, dropout, steps = {'': (4096, 3, 0.3, 700), 'full': (8192, 4, 0.1, 2000)}[variant]
+    vocab, layers, dropout, steps = {'': (4096, 3, 0.3, 750), 'full': (8192, 4, 0.1, 2000)}[variant]
     return Config(
         model=Seq2Seq(
             vocab=vocab,

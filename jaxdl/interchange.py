@@ -265,6 +265,8 @@ def import_run(config: Any, workdir: str, source: str, *, new_head: bool) -> Non
     place.create()
     try:
         logs.write_json_atomic(place.config, config_lib.to_json(config))
+        if hasattr(config.data, 'keep'):  # the tokenizer that the ids of the weights stand for
+            config.data.keep(place.path)
         checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
         extra = {'sums': [], 'counted': 0, 'metrics': {}}
         saved = checkpoints.save(0, state, extra=extra) and checkpoints.wait()
@@ -279,7 +281,7 @@ def export_run(workdir: str, folder: str) -> int:
     """Writes the newest good checkpoint of a run, averaged if it averages; returns its step."""
     from jaxdl.restored import open_run
 
-    run = open_run(workdir)
+    run = open_run(workdir, data=False)
     params = run.state.params if run.state.ema is None else run.state.ema['params']
     save(folder, params, run.config.model)
     return run.step

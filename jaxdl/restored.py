@@ -68,9 +68,10 @@ def open_run(path: str, *, step: int | None = None, data: bool = True) -> Restor
     if hasattr(config.data, 'recall'):
         config.data.recall(workdir.path)
     sources = config.data.eval_sources() if data else {}
+    example = None
     if not data and hasattr(config.data, 'example'):
         example = config.data.example()
-    else:
+    if example is None:
         source = next(iter(sources.values())) if sources else config.data.train_source()
         example = Feed(source, parallel.batch_shards(mesh), mesh, placement='stream').example
     program = Program(config, mesh, {k: v for k, v in example.items() if k != 'id'})

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from jaxdl import interchange
+from jaxdl.config import Checkpoint, Config
+from jaxdl.data.text import Text
+from jaxdl.data.tokenizers import Bpe
 from jaxdl.errors import UserError
 from jaxdl.models.bert import Bert, BertClassifier
 from jaxdl.models.stack import stack_layers
 from jaxdl.models.transformer import TransformerLM, modern
 from jaxdl.models.vit import ViT
+from jaxdl.optim import Sgd
+from jaxdl.tasks.language_model import LanguageModel
 
 SHAPE = dict(width=32, layers=2, heads=4, mlp_width=48, dropout=0.0)
 TEXT = dict(**SHAPE, vocab=60, max_length=16)
@@ -337,3 +342,37 @@ def test_scanned_layout_is_the_stacked_one():
     scanned = MODELS['gpt2'].clone(scan_layers=True)
     loaded = interchange.from_hf(tensors, scanned, stack_layers(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, stack_layers(params))
+
+
+def test_a_run_of_imported_weights_has_its_tokenizer_and_needs_no_text(tmp_path):
+    """What is made from weights can be exported, and sampled, where the training text is gone."""
+    text = tmp_path / 'text.txt'
+    text.write_text('the quick brown fox jumps over the lazy dog\n' * 50)
+    vocab = 270
+    model = TransformerLM(**{**TEXT, 'vocab': vocab})
+    params = model.init(jax.random.key(0), jnp.zeros((1, 16), jnp.int32), train=False)['params']
+    interchange.save(tmp_path / 'there', params, model)
+    config = Config(
+        model=model,
+        task=LanguageModel(),
+        data=Text(
+            train=str(text),
+            documents='paragraph',
+            tokenizer=Bpe(vocab_size=vocab),
+            length=16,
+            cache=str(tmp_path / 'cache'),
+        ),
+        optimizer=Sgd(),
+        steps=2,
+        batch_size=8,
+        checkpoint=Checkpoint(every=1),
+    )
+    run = str(tmp_path / 'run')
+    interchange.import_run(config, run, str(tmp_path / 'there'), new_head=False)
+    assert (tmp_path / 'run' / 'tokenizer.json').exists()
+    text.unlink()
+    assert interchange.export_run(run, str(tmp_path / 'back')) == 0
+    there, back = (interchange.read_tensors(tmp_path / name) for name in ('there', 'back'))
+    assert set(there) == set(back)
+    for name in there:
+        np.testing.assert_array_equal(there[name], back[name])
