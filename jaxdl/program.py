@@ -131,7 +131,8 @@ class Program:
         """
         whole = self._init.jaxpr
         jaxpr, used = dce_jaxpr(whole.jaxpr, [True] * len(whole.jaxpr.outvars))
-        function, arguments = self._plain.init, (rows, self.hyper)
+        function: Callable = self._plain.init
+        arguments: tuple = (rows, self.hyper)
         if not any(used[: len(self._init_batch)]):
             wanted = used[len(self._init_batch) :]
             leaves = jax.tree.leaves(self.hyper)
@@ -139,10 +140,10 @@ class Program:
             values = jaxpr_as_fun(ClosedJaxpr(jaxpr, whole.consts))
             tree = jax.tree.structure(self.shardings)
 
-            def function(inputs):
+            def rest(inputs):
                 return jax.tree.unflatten(tree, values(*inputs))
 
-            arguments = (inputs,)
+            function, arguments = rest, (inputs,)
         return self._scoped(jax.jit(function, out_shardings=self.shardings))(*arguments)
 
     def adopt(self, state: TrainState, params: Any, model_state: Any) -> TrainState:

@@ -40,10 +40,11 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
         return product(x, dy, rows, rows)
     # About twice as fast as the plain form inside a training step: the product likes its left
     # operand with the rows as the last axis, so the narrower one is turned there.
-    x, dy = (lax.collapse(one, 0, one.ndim - 1) for one in (x, dy))
-    if x.shape[1] <= dy.shape[1]:
-        return product(lax.optimization_barrier(x.T), dy, (1,), (0,))
-    return product(lax.optimization_barrier(dy.T), x, (1,), (0,)).T
+    # The row axes stay apart: as one they could not be split over devices both ways.
+    last = tuple(range(1, x.ndim))
+    if x.shape[-1] <= dy.shape[-1]:
+        return product(lax.optimization_barrier(jnp.moveaxis(x, -1, 0)), dy, last, rows)
+    return product(lax.optimization_barrier(jnp.moveaxis(dy, -1, 0)), x, last, rows).T
 
 
 @jax.custom_vjp
@@ -58,8 +59,8 @@ def _add_bias_forward(y, bias):
 
 def _add_bias_backward(_, dy):
     # Summed by a product: a sum in half precision runs on one core, through windows.
-    rows = lax.collapse(dy, 0, dy.ndim - 1)
-    return dy, product(jnp.ones(rows.shape[:1], dy.dtype), rows, (0,), (0,))
+    rows = tuple(range(dy.ndim - 1))
+    return dy, product(jnp.ones(dy.shape[:-1], dy.dtype), dy, rows, rows)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
