@@ -27,7 +27,6 @@ _MALLOPT = {
     'M_ARENA_MAX': (-8, 1),
 }
 
-
 # What a step's block of temporaries is cut from leaves a crumb on each side. In a thread's cache a
 # crumb stays apart from the block when that is freed, the next step's block no longer fits in the
 # hole, and the process grows by the whole block, some times over. No function turns the cache off.
@@ -41,8 +40,7 @@ def restart_without_thread_cache() -> None:
     says something of the cache already, and with JAXDL_PLAIN=1.
     """
     present = os.environ.get('GLIBC_TUNABLES', '')
-    plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
-    if plain or _TUNABLE in present or 'jax' in sys.modules or sys.gettrace() is not None:
+    if _is_plain() or _TUNABLE in present or 'jax' in sys.modules or sys.gettrace() is not None:
         return
     if not _has_glibc() or _has_nvidia() or not sys.executable:
         return
@@ -62,7 +60,7 @@ def prepare_process(*, platform: str | None = None) -> dict:
     says `late`. What the user set in the environment wins. `platform` ('cpu', 'cuda') restricts
     jax to that platform.
     """
-    if os.environ.get('JAXDL_PLAIN', '') not in ('', '0'):
+    if _is_plain():
         return {'plain': True}
     done: dict = {'allocator': _set_allocator()}
     if 'jax' in sys.modules:
@@ -111,6 +109,10 @@ def _set_allocator() -> dict | None:
         return None
     mallopt = ctypes.CDLL(None).mallopt
     return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
+
+
+def _is_plain() -> bool:
+    return os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
 
 
 def _has_glibc() -> bool:

@@ -22,8 +22,6 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what a library prints must not get between the replies
     words = variant.split()
-    if 'plain' in words:
-        os.environ['JAXDL_PLAIN'] = '1'
     environment = runtime.prepare_process()
     from experiments.bench.cases import CASES
 
@@ -63,5 +61,7 @@ def _run(step, seconds: float) -> dict:
 
 
 if __name__ == '__main__':
+    if 'plain' in sys.argv[1].split():
+        os.environ['JAXDL_PLAIN'] = '1'  # which the restart heeds as well
     runtime.restart_without_thread_cache()
     main()
