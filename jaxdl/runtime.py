@@ -11,7 +11,10 @@ import time
 
 # XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
 _CPU_FLAGS = {
-    '0.10.2': ('--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',),
+    '0.10.2': (
+        '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
+        '--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+    ),
 }
 _DETERMINISTIC_FLAGS = {
     '0.10.2': ('--xla_gpu_deterministic_ops=true',),
@@ -25,11 +28,13 @@ _MALLOPT = {
     'M_TRIM_THRESHOLD': (-1, -1),  # never
     'M_TOP_PAD': (-2, 64 * 2**20),
     'M_ARENA_MAX': (-8, 1),
+    'M_MXFAST': (1, 0),  # no fast blocks; see _TUNABLE
 }
 
-# What a step's block of temporaries is cut from leaves a crumb on each side. In a thread's cache a
-# crumb stays apart from the block when that is freed, the next step's block no longer fits in the
-# hole, and the process grows by the whole block, some times over. No function turns the cache off.
+# glibc cuts a step's temporaries from the heap as one block with a crumb on each side. In a thread's
+# cache, or among the fast ones, a crumb stays apart from the block when that is freed; the next
+# step's block no longer fits in the hole, and the process grows by the whole block, some times
+# over. No function turns the cache of a thread off.
 _TUNABLE = 'glibc.malloc.tcache_count'
 
 
@@ -90,6 +95,12 @@ def make_deterministic(done: dict) -> None:
             file=sys.stderr,
         )
     done['xla_flags'] = [*done.get('xla_flags', ()), *_add_flags(flags)]
+
+
+def release_heap() -> None:
+    """Gives the free pages of the heap back to the system; for after something large, once."""
+    if _has_glibc() and not _is_plain():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def process_started() -> float:

@@ -2,7 +2,7 @@
 
 The only module that knows every other. One iteration, in order, and never another order:
     1. fetch the next batch, place it on the mesh, start the step (nothing waits for the device)
-    2. take in the metrics of the step two before, which are done by now
+    2. take in the metrics of the step two before, which are done by now (inflight.py)
     3. at its steps: log, evaluate, save
     4. a signal: save and leave
 """
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxdl import config as config_lib
-from jaxdl import divergence, logs, parallel
+from jaxdl import divergence, logs, parallel, runtime
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.config import Config
 from jaxdl.data.pipeline import Order
@@ -26,6 +26,7 @@ from jaxdl.efficiency.profiler import Profiler
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.evaluation import Evaluator, check_best
 from jaxdl.feed import Feed, Stream
+from jaxdl.inflight import InFlight
 from jaxdl.interrupt import Interrupted, StopRequest, Watchdog
 from jaxdl.interval import Interval
 from jaxdl.peers import Peers, StopFlag
@@ -36,9 +37,6 @@ from jaxdl.states import States
 from jaxdl.step import FINITE, STOP, TrainState
 from jaxdl.workdir import Workdir
 
-# Steps that may be under way before the host looks at the oldest: enough to keep a device busy,
-# few enough that a signal, a hang or a non-finite number is seen at once.
-IN_FLIGHT = 2
 # Training examples that a fresh model may look at.
 INIT_ROWS = 512
 
@@ -245,6 +243,8 @@ class _Run:
         with self.clock('compile'):
             batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
             step, self.packing = self.program.compile_train(batch, self.feed.resident)
+            runtime.release_heap()  # what compiling took, before the step takes its temporaries
+            self.in_flight = InFlight(step)
             self.train_step = OneProgram(
                 step, self.program.traces, batch, self.config.steps_per_call
             )
@@ -290,7 +290,7 @@ class _Run:
                     packed.copy_to_host_async()
                 step += calls
                 self.pending.append((step, packed))
-                self._take_in(IN_FLIGHT)
+                self._take_in(self.in_flight.most)
                 if self.chief and self.account.work is None:
                     self._take_in(0)
                     self._catch_up(first=start == 0)
@@ -346,6 +346,7 @@ class _Run:
             step, packed = self.pending.popleft()
             with self.clock('device'):
                 vectors = np.asarray(packed, np.float64).reshape(-1, self.packing.size)
+                self.in_flight.settle()
             self.watchdog.beat()
             self.account.first_step()
             first = step - len(vectors) + 1

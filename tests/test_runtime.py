@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from jaxdl import runtime
 
 CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
@@ -56,7 +58,8 @@ def test_the_user_wins(tmp_path):
         JAX_COMPILATION_CACHE_DIR=str(tmp_path),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7',
     )
-    assert flags == flag and done['xla_flags'] == []
+    assert flags.split() == [flag, *done['xla_flags']]
+    assert not any('ynn_fusion_type' in added for added in done['xla_flags'])
     assert done['compile_cache'] == str(tmp_path)
 
 
@@ -112,6 +115,45 @@ def test_allocator_is_set_on_glibc():
         assert runtime._set_allocator() is None
     else:
         assert runtime._set_allocator() == {k: v for k, (_, v) in runtime._MALLOPT.items()}
+
+
+@pytest.mark.skipif(not runtime._has_glibc(), reason='malloc is of another C library')
+def test_small_blocks_are_not_cut_from_a_large_hole():
+    # Beside a large block that is freed and taken again, small ones are taken and kept, as a
+    # program does between two steps: the heap must not grow.
+    code = """
+import ctypes
+from jaxdl import runtime
+runtime._set_allocator()
+libc = ctypes.CDLL(None)
+for name, result, arguments in (
+    ("aligned_alloc", ctypes.c_void_p, [ctypes.c_size_t] * 2),
+    ("malloc", ctypes.c_void_p, [ctypes.c_size_t]),
+    ("sbrk", ctypes.c_void_p, [ctypes.c_ssize_t]),
+    ("free", None, [ctypes.c_void_p]),
+):
+    getattr(libc, name).restype, getattr(libc, name).argtypes = result, arguments
+large = 200 << 20
+sizes = []
+for step in range(20):
+    block = libc.aligned_alloc(64, large)
+    libc.malloc(40 + 16 * (step % 8))
+    libc.free(block)
+    for size in (24, 56, 100, 400, 5000, 100_000, 1_000_000):
+        libc.malloc(size)
+    sizes.append(libc.sbrk(0))
+print(sizes[0], sizes[-1])
+"""
+    found = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'GLIBC_TUNABLES': f'{runtime._TUNABLE}=0'},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, last = map(int, found.stdout.split())
+    assert last - first < 100 << 20
 
 
 def test_restart_keeps_the_command_and_happens_once(tmp_path):

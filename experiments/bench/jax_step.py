@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import parallel
+from jaxdl import parallel, runtime
 from jaxdl.config import Config
 from jaxdl.efficiency import flops
+from jaxdl.inflight import InFlight
 from jaxdl.models.bert import Bert
 from jaxdl.models.cnn import Cnn
 from jaxdl.models.resnet import ResNet
@@ -98,12 +99,15 @@ def build(case, batch: int, words: list[str]):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed
     )
     compiled, _ = program.compile_train(abstract, {})
+    runtime.release_heap()  # as the trainer does, and so on below
+    in_flight = InFlight(compiled)
     state = [program.init({k: v[:2] for k, v in rows.items() if k != 'id'})]
     hyper = program.place_hyper()
 
     def step():
         state[0], packed = compiled(state[0], placed, {}, hyper)
         jax.block_until_ready((state[0], packed))
+        in_flight.settle()
 
     plain = program.steps.train_metrics
     count = flops.count(plain, program.abstract, abstract, {}, program.hyper)

@@ -26,7 +26,7 @@ class Worker:
 
     def __init__(self, variant: str, model: str, batch: int):
         command = [sys.executable, '-m', 'experiments.bench.worker', variant, model, str(batch)]
-        self.variant, self.model, self.rounds, self.peaks = variant, model, [], []
+        self.variant, self.model, self.rounds = variant, model, []
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -54,23 +54,30 @@ class Worker:
         return [centre(one['times']) for one in self.rounds]
 
 
-def measure(model: str, variants: list[str], batch: int, rounds: int, seconds: float) -> list:
-    """Runs the variants in turn, `rounds` times; the order turns round each time."""
+def measure(
+    model: str, variants: list[str], batch: int, rounds: int, seconds: float
+) -> tuple[list[Worker], list[float]]:
+    """Runs the variants in turn, `rounds` times; the order turns round each time.
+
+    Returns the workers and the rates of a float32 product in GFLOP/s.
+    """
     workers = []
     for variant in variants:
         try:
             workers.append(Worker(variant, model, batch))
         except RuntimeError as error:
             print(f'left out: {error}', file=sys.stderr)
+    probes = [Worker(f'{library} probe', model, batch) for library in ('jaxdl', 'torch')]
+    peaks: list[float] = []
     for index in range(rounds):
         for worker in workers[:: 1 if index % 2 else -1]:
             worker.rounds.append(worker.ask(f'run {seconds}'))
-        for worker in (workers[0], workers[-1]):
-            worker.peaks.append(worker.ask('peak')['gflops'])
+        for probe in probes:  # processes of their own: the arrays would count in a variant's memory
+            peaks.append(probe.ask('peak')['gflops'])
         print(f'round {index + 1} of {rounds}', file=sys.stderr)
-    for worker in workers:
+    for worker in (*workers, *probes):
         worker.close()
-    return workers
+    return workers, peaks
 
 
 def summary(workers: list, dtypes: list[str]) -> list[dict]:
@@ -144,9 +151,8 @@ def main() -> None:
     if options.variants:
         variants = [word.strip() for word in options.variants.split(',')]
     batch = options.batch or case.batch
-    workers = measure(case.name, variants, batch, options.rounds, options.seconds)
+    workers, peaks = measure(case.name, variants, batch, options.rounds, options.seconds)
     gflop = next((w.about['gflop'] for w in workers if 'gflop' in w.about), 0.0)
-    peaks = [peak for worker in workers for peak in worker.peaks]
     rows = summary(workers, dtypes)
     load = os.getloadavg()[0]
     print(

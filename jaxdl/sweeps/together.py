@@ -22,12 +22,13 @@ from jaxdl.efficiency.clock import Clock
 from jaxdl.errors import Preempted, UserError
 from jaxdl.evaluation import Evaluator
 from jaxdl.feed import Feed
+from jaxdl.inflight import InFlight
 from jaxdl.interrupt import StopRequest, Watchdog
 from jaxdl.program import Program
 from jaxdl.step import COUNT, Packing, TrainState
 from jaxdl.sweeps import check
 from jaxdl.sweeps.lane import Lane
-from jaxdl.trainer import IN_FLIGHT, INIT_ROWS
+from jaxdl.trainer import INIT_ROWS
 
 
 def train_together(
@@ -227,6 +228,7 @@ class _Run:
             donate=True,
             mesh=self.mesh,
         )
+        self.in_flight = InFlight(self.train_step)
         self.eval_steps: dict[str, tuple[Callable, Packing]] = {}
         for name, feed in self.evaluator.feeds.items():
             batch = feed.abstract(mask=True)
@@ -266,7 +268,7 @@ class _Run:
                     )
                     packed.copy_to_host_async()
                 self.pending.append((step, packed))
-                self._take_in(IN_FLIGHT)
+                self._take_in(self.in_flight.most)
                 evaluate = config.eval_every and step % config.eval_every == 0
                 save = config.checkpoint.every and step % config.checkpoint.every == 0
                 if step < config.steps and (evaluate or save):
@@ -286,6 +288,7 @@ class _Run:
             step, packed = self.pending.popleft()
             with self.clock('device'):
                 vectors = np.asarray(packed, np.float64)
+                self.in_flight.settle()
             self.watchdog.beat()
             for index, lane in enumerate(self.lanes):
                 if not lane.over and not lane.count(vectors[index]):
