@@ -108,7 +108,8 @@ class Feed:
     ) -> 'Stream':
         """Batches start, start + 1, … stop - 1; `calls` of them stacked on a new first axis.
 
-        `ahead` calls are prepared early; of a streamed set by `workers` processes, 0: by threads.
+        `ahead` calls are prepared early, except of a set on the device; of a streamed set by
+        `workers` processes, 0: by threads.
         """
         if self.placement == 'stream':
             ids = np.zeros(1, np.int64)
@@ -123,6 +124,8 @@ class Feed:
         def produce(index: int) -> dict[str, np.ndarray]:
             return self.load(order.batch(index))
 
+        if self.placement == 'device':  # a batch is its ids
+            return Stream(self, pipeline.Direct(produce, start, stop), calls)
         return Stream(self, pipeline.Prefetch(produce, start, stop, ahead * calls), calls)
 
     def evaluation(self, *, ahead: int) -> Iterator[dict[str, jax.Array]]:

@@ -216,13 +216,14 @@ class Rows:
         slices = self.sharding.addressable_devices_indices_map((self.size,)).values()
         spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
         self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
+        self._places = [batch_sharding(self.sharding.mesh, leading) for leading in (0, 1)]
 
     def place(self, local: Any, *, leading: int = 0) -> Any:
         """The global arrays whose rows `mine` are those of the tree `local` [len(mine), …].
 
         With leading=1 the arrays are [calls, len(mine), …].
         """
-        sharding = batch_sharding(self.sharding.mesh, leading)
+        sharding = self._places[leading]
         if jax.process_count() == 1:
             return jax.device_put(local, sharding)
 

@@ -146,6 +146,22 @@ class Prefetch:
         self._thread.join(timeout=10)
 
 
+class Direct:
+    """`produce(i)` for i = start, start + 1, … when it is asked for, with the methods of Prefetch.
+
+    For what takes less time than its way from another thread, which on a CPU waits for a core.
+    """
+
+    def __init__(self, produce: Callable[[int], Any], start: int, stop: int):
+        self._produce, self._indices = produce, iter(range(start, stop))
+
+    def next(self) -> Any:
+        return self._produce(next(self._indices))
+
+    def close(self) -> None:
+        pass
+
+
 @dataclasses.dataclass
 class Load:
     """Fetches the rows of batch i from a source; it can be sent to another process.

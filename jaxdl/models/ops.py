@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxdl.models import ops_attention, ops_dense, ops_loss, ops_norm, ops_pool, ops_rnn
+from jaxdl.models import ops_attention, ops_conv, ops_dense, ops_loss, ops_norm, ops_pool, ops_rnn
 
 _plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
 _platform: str | None = None
@@ -79,7 +79,7 @@ def conv(
 ) -> Array:
     """Convolves x [batch, height, width, in] with kernel [height, width, in / groups, out]."""
     return lax.conv_general_dilated(
-        x,
+        ops_conv.kept(x) if platform() == 'cpu' else x,
         kernel,
         tuple(strides),
         padding,

@@ -40,11 +40,16 @@ def _after(first: Array, x: Array) -> Array:
     the end, and with them lives all that they are made of. A barrier is gone before that order is
     chosen; adding nothing is not.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if not on_one_device():
         return x  # `first` may need an exchange, which nothing should wait for
     nothing = 0 * jnp.nan_to_num(first[(0,) * first.ndim])
     return x + nothing.astype(x.dtype)
+
+
+def on_one_device() -> bool:
+    """Whether what is traced here is split over no devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
 
 
 def kernel_gradient(x: Array, dy: Array) -> Array:

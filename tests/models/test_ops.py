@@ -71,7 +71,7 @@ def check_transforms(function, *arrays, batched=1, tolerance=1e-5):
     trials = [jnp.stack([x, x * 0.5]) for x in arrays]
     mapped = jax.vmap(function)
     close(value_and_gradients(mapped, *trials), plain_of(mapped, *trials), tolerance)
-    mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     spread = [
         jax.device_put(x, NamedSharding(mesh, PartitionSpec('data' if i < batched else None)))
         for i, x in enumerate(arrays)
@@ -120,6 +120,27 @@ def test_conv(shape, kernel, strides, padding, groups):
 
 def test_conv_transforms():
     check_transforms(ops.conv, normal(0, 8, 6, 5, 4), normal(1, 3, 3, 4, 6), tolerance=2e-5)
+
+
+def test_inputs_of_convolutions_are_kept_for_gradients_alone():
+    x, kernel = normal(0, 2, 6, 5, 4), normal(1, 3, 3, 4, 6)
+
+    def loss(x, kernel):
+        return jnp.square(ops.conv(x, kernel)).sum()
+
+    assert 'cond[' not in str(jax.make_jaxpr(ops.conv)(x, kernel))
+    assert 'cond[' in str(jax.make_jaxpr(jax.grad(loss))(x, kernel))
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):  # where the element it looks at would be another device's
+        assert 'cond[' not in str(jax.make_jaxpr(jax.grad(loss))(x, kernel))
+
+
+def test_a_kernel_gradient_that_is_not_finite_stays_alone():
+    x, kernel = normal(0, 8, 4).at[2, 0].set(jnp.inf), normal(1, 4, 3)
+    _, pull = jax.vjp(ops.matmul, x, kernel)
+    dx, d_kernel = jax.jit(pull)(jnp.ones((8, 3)))
+    assert not jnp.isfinite(d_kernel[0]).any() and jnp.isfinite(d_kernel[1:]).all()
+    close(dx, jnp.ones((8, 3)) @ kernel.T)
 
 
 def test_conv_equals_torch():
