@@ -9,7 +9,7 @@ import jax
 MOST = 2
 # Of a step with larger temporaries, in bytes, a CPU has one under way. Such a step takes so long
 # that the host's work between two of them does not count.
-LARGE = 128 << 20
+LARGE = 96 << 20
 # Seconds: a CPU's backend says that a step is done a moment before it frees its temporaries.
 PAUSE = 5e-4
 
