@@ -13,7 +13,8 @@ def kept(x: Array) -> Array:
     For the gradient of a kernel this backend turns the input, channels first and images last, and
     would form the input anew while it does: normalisation and activation of one or several
     layers, in an order in which each cache line is fetched once for each channel. It forms nothing
-    again across a branch, and a barrier is gone before it decides.
+    again across a branch, and a barrier is gone before it decides. The other branch is for a first
+    element that is not a number, and then gives nothing else: such a step is lost anyway.
     """
     return x
 
