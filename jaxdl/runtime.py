@@ -47,7 +47,7 @@ def restart_without_thread_cache() -> None:
     present = os.environ.get('GLIBC_TUNABLES', '')
     if _is_plain() or _TUNABLE in present or 'jax' in sys.modules or sys.gettrace() is not None:
         return
-    if not _has_glibc() or _has_nvidia() or not sys.executable:
+    if not _has_glibc() or has_nvidia() or not sys.executable:
         return
     tunables = f'{present}:{_TUNABLE}=0' if present else f'{_TUNABLE}=0'
     sys.stdout.flush()
@@ -67,13 +67,15 @@ def prepare_process(*, platform: str | None = None) -> dict:
     """
     if _is_plain():
         return {'plain': True}
-    done: dict = {'allocator': _set_allocator()}
+    gpu = has_nvidia() and 'cpu' not in (platform, os.environ.get('JAX_PLATFORMS'))
+    # On a GPU the host holds no temporaries, and its threads gain from arenas of their own.
+    done: dict = {'allocator': None if gpu else _set_allocator()}
     if 'jax' in sys.modules:
         done['late'] = True
         return done
     if platform:
         _set_default(done, 'JAX_PLATFORMS', platform)
-    if platform != 'cpu' and _has_nvidia():
+    if gpu:
         _set_default(done, 'JAX_OPTIMIZATION_LEVEL', 'O1')
     done['xla_flags'] = _add_flags(_flags_for(_CPU_FLAGS))
     _set_compile_cache(done)
@@ -149,7 +151,8 @@ def _add_flags(flags: tuple[str, ...]) -> list[str]:
     return added
 
 
-def _has_nvidia() -> bool:
+def has_nvidia() -> bool:
+    """Whether this machine has an NVIDIA driver."""
     return os.path.exists('/proc/driver/nvidia') or os.path.exists('/dev/nvidiactl')
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -130,8 +131,8 @@ def run_layouts(folder, count: int, devices: int) -> tuple[dict, list[str]]:
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [0] * count, said
-    # The collectives' own library writes to stdout as well.
-    lines = [[x for x in out.splitlines() if not x.startswith('[Gloo]')] for out, _ in said]
+    # The collectives' own library writes to stdout as well, from several threads, in pieces of lines.
+    lines = [re.findall(r'said by \d+', out) for out, _ in said]
     return json.loads((folder / 'out.json').read_text()), lines
 
 

@@ -178,7 +178,7 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
         return found.stdout.strip(), (tmp_path / 'starts').read_text().split()
 
     # A card, or another C library, needs none of it.
-    some = runtime._has_glibc() and not runtime._has_nvidia()
+    some = runtime._has_glibc() and not runtime.has_nvidia()
     mine = 'glibc.malloc.tcache_count=0'
     said, starts = run(GLIBC_TUNABLES='glibc.malloc.mxfast=0')
     tunables = f'glibc.malloc.mxfast=0:{mine}' if some else 'glibc.malloc.mxfast=0'

@@ -22,7 +22,7 @@ def images(count: int) -> dict[str, np.ndarray]:
     return {'image': pixels, 'label': rng.integers(0, 10, count).astype(np.int32)}
 
 
-def build(case, batch: int, words: list[str]):
+def build(case, batch: int, words: list[str], group: int):
     """Returns (a function that brings one batch to the device, facts about it)."""
     placement = words[0]
     task = Classification(

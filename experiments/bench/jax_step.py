@@ -76,8 +76,11 @@ def rows_of(case, batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def build(case, batch: int, words: list[str]):
-    """Returns (a function that trains one step and waits for it, facts about it)."""
+GPU = jax.default_backend() == 'gpu'
+
+
+def build(case, batch: int, words: list[str], group: int):
+    """Returns (a function that trains `group` steps and waits for them, facts about it)."""
     dtype = 'bfloat16' if 'bfloat16' in words else 'float32'
     images = case.kind == 'images'
     task = Classification() if images else LanguageModel()
@@ -105,7 +108,8 @@ def build(case, batch: int, words: list[str]):
     hyper = program.place_hyper()
 
     def step():
-        state[0], packed = compiled(state[0], placed, {}, hyper)
+        for _ in range(group):
+            state[0], packed = compiled(state[0], placed, {}, hyper)
         jax.block_until_ready((state[0], packed))
         in_flight.settle()
 
@@ -115,9 +119,15 @@ def build(case, batch: int, words: list[str]):
     return step, {'gflop': count.model / 1e9, 'parameters': parameters}
 
 
-def peak(size: int) -> dict:
-    """The rate of a float32 matrix product, in GFLOP/s: the best of a few."""
-    x = jnp.ones((size, size))
+def peak_mib() -> float | None:
+    """The most of a GPU's memory that was in use; None on a CPU."""
+    return jax.local_devices()[0].memory_stats()['peak_bytes_in_use'] / 2**20 if GPU else None
+
+
+def peak() -> dict:
+    """The rate of a matrix product (float32; bfloat16 on a GPU), in GFLOP/s: the best of a few."""
+    size, dtype = (8192, jnp.bfloat16) if GPU else (2048, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
     best = np.inf

@@ -3,8 +3,9 @@
     python -m experiments.bench.step --model=cnn [--dtype=float32,bfloat16] [--rounds=5]
         [--seconds=3] [--batch=N] [--plain] [--variants='jaxdl,torch compile'] [--out=FILE.json]
 
-Models: cnn, resnet18, resnet20, vit_ti, transformer, transformer_50k, lstm, bert_base; and loader, a
-batch of images instead of a step. Every variant is a
+Models: cnn, resnet18, resnet20, vit_ti, transformer, transformer_50k, lstm, bert_base, bert_large; and
+loader, a batch of images instead of a step. On a GPU batches are larger, PyTorch may use CUDA graphs
+too, and memory is the device's. Every variant is a
 process of its own that sleeps while the others run; PyTorch gets the same allocator settings.
 Speed is PyTorch's best time over ours, per round: the median, least and greatest round are shown.
 """
@@ -18,7 +19,8 @@ import statistics
 import subprocess
 import sys
 
-from experiments.bench.cases import CASES, OURS, TORCH
+from experiments.bench.cases import CASES, GRAPHS, OURS, TORCH
+from jaxdl import runtime
 
 
 class Worker:
@@ -30,13 +32,21 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.about = self.reply()
+        self.about: dict = {}
 
     def reply(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f'{self.variant}: the process ended ({self.process.wait()})')
         return json.loads(line)
+
+    def await_ready(self) -> bool:
+        """False where it could not be built; then it is left out."""
+        try:
+            self.about = self.about or self.reply()
+        except RuntimeError as error:
+            print(f'left out: {error}', file=sys.stderr)
+        return bool(self.about)
 
     def ask(self, command: str) -> dict:
         self.process.stdin.write(command + '\n')
@@ -54,20 +64,26 @@ class Worker:
         return [centre(one['times']) for one in self.rounds]
 
 
+def on_gpu() -> bool:
+    """Whether the workers will find an NVIDIA GPU."""
+    return runtime.has_nvidia() and os.environ.get('JAX_PLATFORMS') != 'cpu'
+
+
 def measure(
     model: str, variants: list[str], batch: int, rounds: int, seconds: float
 ) -> tuple[list[Worker], list[float]]:
     """Runs the variants in turn, `rounds` times; the order turns round each time.
 
-    Returns the workers and the rates of a float32 product in GFLOP/s.
+    Returns the workers and the rates of a matrix product in GFLOP/s (on a GPU in bfloat16).
     """
     workers = []
     for variant in variants:
-        try:
-            workers.append(Worker(variant, model, batch))
-        except RuntimeError as error:
-            print(f'left out: {error}', file=sys.stderr)
+        workers.append(Worker(variant, model, batch))
+        if (os.cpu_count() or 1) < 8:  # else they compile at the same time
+            workers[-1].await_ready()
     probes = [Worker(f'{library} probe', model, batch) for library in ('jaxdl', 'torch')]
+    workers = [worker for worker in workers if worker.await_ready()]
+    probes = [probe for probe in probes if probe.await_ready()]
     peaks: list[float] = []
     for index in range(rounds):
         for worker in workers[:: 1 if index % 2 else -1]:
@@ -148,15 +164,17 @@ def main() -> None:
         if options.plain:
             variants.append(f'jaxdl plain{suffix}')
         variants += TORCH[case.kind][dtype]
+        if on_gpu() and case.kind in GRAPHS:
+            variants.append(f'{GRAPHS[case.kind]}{suffix}')
     if options.variants:
         variants = [word.strip() for word in options.variants.split(',')]
-    batch = options.batch or case.batch
+    batch = options.batch or (case.gpu_batch if on_gpu() else case.batch)
     workers, peaks = measure(case.name, variants, batch, options.rounds, options.seconds)
     gflop = next((w.about['gflop'] for w in workers if 'gflop' in w.about), 0.0)
     rows = summary(workers, dtypes)
     load = os.getloadavg()[0]
     print(
-        f'{case.name}, batch {batch}: {gflop:.1f} GFLOP a step; float32 product '
+        f'{case.name}, batch {batch}: {gflop:.1f} GFLOP a step; product '
         f'{min(peaks):.0f}–{max(peaks):.0f} GFLOP/s; load {load:.1f}; * is the best of PyTorch'
     )
     print(table(rows, gflop, max(peaks)))

@@ -24,6 +24,9 @@ from torch import nn  # noqa: E402
 
 from jaxdl.data.idx import read_idx  # noqa: E402
 
+if torch.cuda.is_available():
+    torch.set_default_device('cuda')
+    torch.set_float32_matmul_precision('high')
 WIDTHS, BATCH, EPOCHS, RATE, DECAY, WARMUP, EMA = (32, 96, 128), 256, 6, 0.02, 0.02, 0.05, 0.995
 
 

@@ -26,7 +26,7 @@ class Images(Dataset):
         return (image - 0.286) / 0.353, self.labels[index]
 
 
-def build(case, batch: int, words: list[str]):
+def build(case, batch: int, words: list[str], group: int):
     """Returns (a function that fetches one batch, facts about it)."""
     workers = int(words[0].partition('=')[2])
     loader = DataLoader(

@@ -178,7 +178,7 @@ class Bert(nn.Module):
         self.pooler, self.pair = nn.Linear(width, width), nn.Linear(width, 2)
 
     def forward(self, tokens, places):
-        time = torch.arange(tokens.shape[1])
+        time = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.embed(tokens) + self.places(time) + self.kinds(torch.zeros_like(tokens))
         x = self.blocks(self.norm(x))
         x = torch.take_along_dim(x, places[..., None], 1)

@@ -9,9 +9,16 @@ import torch.nn.functional as F
 from experiments.bench import torch_models
 
 
-def build(case, batch: int, words: list[str]):
-    """Returns (a function that trains one step, facts about it)."""
+GPU = torch.cuda.is_available()
+DEVICE = 'cuda' if GPU else 'cpu'
+if GPU:  # TensorFloat-32, as XLA multiplies float32 by default
+    torch.set_float32_matmul_precision('high')
+
+
+def build(case, batch: int, words: list[str], group: int):
+    """Returns (a function that trains `group` steps and waits for them, facts about it)."""
     torch.manual_seed(0)
+    torch.set_default_device(DEVICE)
     sizes, rng = case.sizes, np.random.default_rng(0)
     if case.kind == 'images':
         model = torch_models.vision(case)
@@ -32,18 +39,24 @@ def build(case, batch: int, words: list[str]):
         make = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     optimizer, half = make, 'bfloat16' in words
     model.train()
-    call = torch.compile(model) if 'compile' in words else model
+    mode = 'reduce-overhead' if 'graphs' in words else 'default'
+    call = torch.compile(model, mode=mode) if 'compile' in words else model
 
-    def step():
+    def one():
         x = inputs
         if case.kind == 'images':
             x = (x.float() / 255 - 0.5) / 0.5
-        with torch.autocast('cpu', torch.bfloat16, enabled=half):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
             logits = call(x, places) if case.kind == 'masked' else call(x)
         loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        return loss
+
+    def step():
+        for _ in range(group):
+            loss = one()
         return loss.item()
 
     return step, {'parameters': sum(p.numel() for p in model.parameters())}
@@ -53,13 +66,21 @@ def _order(batch: int, sizes: dict) -> np.ndarray:
     return np.tile(np.arange(sizes['time']), (batch, 1))
 
 
-def peak(size: int) -> dict:
-    """The rate of a float32 matrix product, in GFLOP/s: the best of a few."""
-    x = torch.ones(size, size)
+def peak_mib() -> float | None:
+    """The most of a GPU's memory that was in use; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if GPU else None
+
+
+def peak() -> dict:
+    """The rate of a matrix product (float32; bfloat16 on a GPU), in GFLOP/s: the best of a few."""
+    size, dtype = (8192, torch.bfloat16) if GPU else (2048, torch.float32)
+    x = torch.randn(size, size, device=DEVICE).to(dtype)
     best = np.inf
     with torch.no_grad():
         for _ in range(8):
             begin = time.perf_counter()
             x @ x
+            if GPU:
+                torch.cuda.synchronize()
             best = min(best, time.perf_counter() - begin)
     return {'gflops': 2 * size**3 / best / 1e9}

@@ -13,7 +13,8 @@ import time
 
 from jaxdl import runtime
 
-PEAK_SIZE = 2048
+# Steps between two looks at the clock on a GPU, whose queue the host keeps filled.
+GPU_GROUP = 20
 
 
 def main() -> None:
@@ -22,6 +23,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # what a library prints must not get between the replies
     words = variant.split()
+    # The variants are on one GPU together.
+    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '0.1' if 'probe' in words else '0.4')
     environment = runtime.prepare_process()
     from experiments.bench.cases import CASES
 
@@ -31,33 +34,42 @@ def main() -> None:
     library = 'torch' if words[0] == 'torch' else 'jax'
     side = importlib.import_module(f'experiments.bench.{library}_{part}')
     probe = importlib.import_module(f'experiments.bench.{library}_step')
+    group = GPU_GROUP if probe.GPU else 1
     step, about = None, {}
     if 'probe' not in words:  # which only measures the product
-        step, about = side.build(case, batch, words[1:])
+        step, about = side.build(case, batch, words[1:], group)
         for _ in range(3):
             step()
     about |= {'ready_s': time.perf_counter() - begin, 'environment': environment}
     print(json.dumps(about), file=replies, flush=True)
     for line in sys.stdin:
         command, *rest = line.split()
-        reply = probe.peak(PEAK_SIZE) if command == 'peak' else _run(step, float(rest[0]))
+        if command == 'peak':
+            reply = probe.peak()
+        else:
+            reply = _run(step, float(rest[0]), group) | _memory(probe)
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def _run(step, seconds: float) -> dict:
+def _memory(probe) -> dict:
+    mib = probe.peak_mib()
+    return {} if mib is None else {'peak_mib': mib}
+
+
+def _run(step, seconds: float, group: int) -> dict:
     step()
     before = resource.getrusage(resource.RUSAGE_SELF)
     times, begin = [], time.perf_counter()
     while time.perf_counter() - begin < seconds or len(times) < 3:
         started = time.perf_counter()
         step()
-        times.append(time.perf_counter() - started)
+        times.append((time.perf_counter() - started) / group)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         'times': times,
-        'cpu_s': cpu / len(times),
-        'page_faults': (after.ru_minflt - before.ru_minflt) / len(times),
+        'cpu_s': cpu / len(times) / group,
+        'page_faults': (after.ru_minflt - before.ru_minflt) / len(times) / group,
         'peak_mib': after.ru_maxrss / 1024,
     }
 

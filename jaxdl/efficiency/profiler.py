@@ -21,6 +21,9 @@ ON_REQUEST = 10
 SHOWN = 20
 # Operations that only call others, whose time is counted where it is spent.
 _CALLS = re.compile(r'(while|call|conditional|async-start|async-done)[.\d]*$')
+# On a GPU most operations run as the nodes of a CUDA graph, and only the kernel has a name: that of
+# the instruction with underscores, or a library's. One kernel serves all instructions alike.
+_GRAPH = re.compile(r'command_buffer[.\d_]*$')
 
 
 def parse(text: str) -> tuple[int, int] | None:
@@ -195,12 +198,15 @@ def read(folder: Path, text: str) -> Trace:
     if not files:
         raise RuntimeError(f'the profiler wrote no trace into {folder}')
     operations = _known(text)
+    kernels = {name.replace('.', '_').replace('-', '_'): name for name in operations}
     module = re.match(r'HloModule ([^,\s]+)', text)
     found: dict[str, Operation] = {}
     spans: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
     for event, device in _events(ProfileData.from_file(str(files[-1]))):
         stats = {key: value for key, value in event.stats if key in ('hlo_op', 'hlo_module')}
         name = str(stats.get('hlo_op', ''))
+        if _GRAPH.match(name):
+            name = kernels.get(event.name, event.name)
         if not name or _CALLS.match(name):
             continue
         if module and stats.get('hlo_module') not in (None, module[1]):
