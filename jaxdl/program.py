@@ -13,11 +13,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from jaxdl import alike, parallel
 from jaxdl import config as config_lib
-from jaxdl import parallel
 from jaxdl.config import Config
 from jaxdl.errors import UserError
-from jaxdl.models import layout
+from jaxdl.models import layout, ops
 from jaxdl.models.layers import batch_axis
 from jaxdl.step import Packing, Steps, Traced, TrainState, hyper_parameters
 
@@ -137,7 +137,11 @@ class Program:
             wanted = used[len(self._init_batch) :]
             leaves = jax.tree.leaves(self.hyper)
             inputs = [x for x, need in zip(leaves, wanted, strict=True) if need]
-            values = jaxpr_as_fun(ClosedJaxpr(jaxpr, whole.consts))
+            closed = ClosedJaxpr(jaxpr, whole.consts)
+            # Over several devices the compiler might make a whole stack of layers on each; on a
+            # CPU nothing is gained.
+            alone = self.mesh.size == 1 and ops.platform() == 'cuda'
+            values = alike.together(closed) if alone else jaxpr_as_fun(closed)
             tree = jax.tree.structure(self.shardings)
 
             def rest(inputs):

@@ -55,7 +55,7 @@ CASES = {
             'bert_large',
             'masked',
             1,
-            32,
+            16,
             dict(vocab=30522, time=512, width=1024, layers=24, heads=16, masked=77),
         ),
         Case('loader', 'loader', 512, 512, dict(count=60_000)),

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from experiments.bench import torch_models
 
-
 GPU = torch.cuda.is_available()
 DEVICE = 'cuda' if GPU else 'cpu'
 if GPU:  # TensorFloat-32, as XLA multiplies float32 by default

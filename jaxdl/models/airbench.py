@@ -174,4 +174,4 @@ def stacked_views(images: jax.Array, views: int) -> tuple[jax.Array, tuple[float
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
+    return ops.gelu(x, approximate=False)

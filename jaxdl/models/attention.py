@@ -10,11 +10,11 @@ from jaxdl.models import context, layout, ops, tensor
 from jaxdl.models.layers import Dense
 
 ACTIVATIONS = {
-    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+    'gelu': lambda x: ops.gelu(x, approximate=False),
+    'gelu_tanh': lambda x: ops.gelu(x, approximate=True),
     'relu': jax.nn.relu,
     'swiglu': jax.nn.silu,
-    'geglu': lambda x: jax.nn.gelu(x, approximate=True),
+    'geglu': lambda x: ops.gelu(x, approximate=True),
 }
 GATED = ('swiglu', 'geglu')
 

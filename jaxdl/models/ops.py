@@ -6,6 +6,7 @@ changes. The formulation is chosen while the program is traced: for the platform
 environment, selects the plain formulation everywhere, for comparison.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,16 @@ import numpy as np
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxdl.models import ops_attention, ops_conv, ops_dense, ops_loss, ops_norm, ops_pool, ops_rnn
+from jaxdl.models import (
+    ops_attention,
+    ops_conv,
+    ops_dense,
+    ops_gelu,
+    ops_loss,
+    ops_norm,
+    ops_pool,
+    ops_rnn,
+)
 
 _plain = os.environ.get('JAXDL_PLAIN', '') not in ('', '0')
 _platform: str | None = None
@@ -139,6 +149,14 @@ def dropout(x: Array, key: Array, rate) -> Array:
     return jnp.where(kept, x.astype(jnp.float32) / keep, 0.0).astype(x.dtype)
 
 
+def gelu(x: Array, *, approximate: bool) -> Array:
+    """Returns x·Φ(x), Φ the normal distribution, or with `approximate` its form with tanh."""
+    if platform() != 'cuda':
+        return jax.nn.gelu(x, approximate=approximate)
+    wide = x.astype(jnp.float32)
+    return (ops_gelu.tanh(wide) if approximate else ops_gelu.exact(wide)).astype(x.dtype)
+
+
 def norm(
     x: Array, scale: Array, bias: Array | None, *, epsilon: float, centred: bool, dtype: str
 ) -> Array:
@@ -194,15 +212,60 @@ def attention(
 
 def _attention_cuda(q, k, v, mask, bias, causal, q_segments, kv_segments, scale):
     mask = _combine_masks(q, k, mask, False, q_segments, kv_segments)
-    call = partial(jax.nn.dot_product_attention, q, k, v, bias, mask, scale=scale, is_causal=causal)
+    call = partial(jax.nn.dot_product_attention, scale=scale, is_causal=causal)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     if half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
         try:
-            return call(implementation='cudnn')
+            with contextlib.nullcontext() if bias is not None else _without_gradient_of_mask():
+                return _attention_cudnn(partial(call, implementation='cudnn'), q, k, v, bias, mask)
         except (RuntimeError, ValueError, NotImplementedError):
             # No cuDNN here, an older card, or a shape it does not take: asked only by trying.
             pass
-    return call(implementation='xla')
+    return call(q, k, v, bias, mask, implementation='xla')
+
+
+def _attention_cudnn(call, q, k, v, bias, mask):
+    # cuDNN's gradient takes even lengths alone (a ViT's patches and class token are 65): one more
+    # query, which is cut off again, and one more key, which nobody sees.
+    time, keys = q.shape[1], k.shape[1]
+    if time % 2 == 0 and keys % 2 == 0:
+        return call(q, k, v, bias, mask)
+    q = jnp.pad(q, ((0, 0), (0, time % 2), (0, 0), (0, 0)))
+    k, v = (jnp.pad(one, ((0, 0), (0, keys % 2), (0, 0), (0, 0))) for one in (k, v))
+    lengths = {}
+    if bias is None and mask is None:
+        for name, length in (('query_seq_lengths', time), ('key_value_seq_lengths', keys)):
+            lengths[name] = jnp.full(q.shape[0], length, jnp.int32)
+    else:
+        seen = jnp.ones((1, 1, time, keys), bool) if mask is None else mask
+        mask = _padded(seen, time, keys, False)
+        bias = None if bias is None else _padded(bias, time, keys, 0)
+    return call(q, k, v, bias, mask, **lengths)[:, :time]
+
+
+@contextlib.contextmanager
+def _without_gradient_of_mask():
+    # jax hands a mask to cuDNN as a bias, and has a kernel form the gradient of that, which nobody
+    # wants: 3 % of a small Transformer's step on an H200. It asks this function.
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    kept = getattr(cudnn, 'should_export_dbias', None)
+    if kept is not None:
+        cudnn.should_export_dbias = lambda *_, **__: False
+    try:
+        yield
+    finally:
+        if kept is not None:
+            cudnn.should_export_dbias = kept
+
+
+def _padded(x, time, keys, value):
+    # A row or a column more where x has them all; an axis of 1 serves for all and stays.
+    more = [
+        length % 2 if size == length else 0
+        for size, length in zip(x.shape[2:], (time, keys), strict=True)
+    ]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, more[0]), (0, more[1])), constant_values=value)
 
 
 def _combine_masks(q, k, mask, causal, q_segments, kv_segments):

@@ -1,12 +1,14 @@
 """Each fast operation against its plain formulation, and the plain ones against PyTorch and numpy."""
 
 import contextlib
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -303,6 +305,71 @@ def test_cuda_form_without_cudnn_equals_plain():
         finally:
             ops.set_platform(None)
         close(ours, expected, tolerance)
+
+
+@contextlib.contextmanager
+def on_cuda():
+    ops.set_platform('cuda')
+    try:
+        yield
+    finally:
+        ops.set_platform(None)
+
+
+@pytest.mark.parametrize('approximate', [True, False])
+def test_gelu_for_gpus_equals_its_definition(approximate):
+    x = jnp.concatenate([jnp.linspace(-30, 30, 4001), jnp.asarray([0.0, -0.0, 1e-30, -1e4, 1e4])])
+
+    def function(x):
+        return ops.gelu(x, approximate=approximate)
+
+    with on_cuda():
+        ours = value_and_gradients(function, x)
+        half = function(x.astype(jnp.bfloat16))
+    wide = np.asarray(x, np.float64)
+    if approximate:
+        u = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+        expected = wide * (1 + np.tanh(u)) / 2
+    else:
+        expected = wide * scipy.stats.norm.cdf(wide)
+    np.testing.assert_allclose(np.asarray(ours[0]), expected, rtol=3e-7, atol=3e-7)
+    close(ours, value_and_gradients(function, x), 1e-5)
+    assert half.dtype == jnp.bfloat16
+    close(half, function(x.astype(jnp.bfloat16)), 1e-2)
+
+
+@pytest.mark.parametrize('masked', ['nothing', 'mask', 'bias', 'both'])
+@pytest.mark.parametrize('time, keys', [(5, 5), (5, 8), (6, 7), (4, 6)])
+def test_attention_of_odd_lengths_is_padded_for_cudnn(masked, time, keys):
+    def cudnn(q, k, v, bias, mask, query_seq_lengths=None, key_value_seq_lengths=None):
+        assert q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0, 'cuDNN refuses these'
+        return jax.nn.dot_product_attention(
+            q, k, v, bias, mask, implementation='xla',
+            query_seq_lengths=query_seq_lengths, key_value_seq_lengths=key_value_seq_lengths,
+        )  # fmt: skip
+
+    q, k, v = normal(0, 2, time, 2, 8), normal(1, 2, keys, 2, 8), normal(2, 2, keys, 2, 8)
+    bias = normal(3, 1, 2, time, keys) if masked in ('bias', 'both') else None
+    mask = None
+    if masked in ('mask', 'both'):
+        mask = jnp.asarray(np.random.default_rng(0).random((2, 1, time, keys)) < 0.7)
+        mask = mask.at[..., 0].set(True)
+
+    def padded(q, k, v, bias):
+        return ops._attention_cudnn(cudnn, q, k, v, bias, mask)
+
+    def plain(q, k, v, bias):
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation='xla')
+
+    if bias is None:
+        ours = value_and_gradients(lambda *x: padded(*x, None), q, k, v)
+        close(ours, value_and_gradients(lambda *x: plain(*x, None), q, k, v), 1e-5)
+    else:
+        close(
+            value_and_gradients(padded, q, k, v, bias),
+            value_and_gradients(plain, q, k, v, bias),
+            1e-5,
+        )
 
 
 @few
