@@ -43,5 +43,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    runtime.restart_without_thread_cache()
+    runtime.restart_with_tuned_heap()
     sys.exit(cli.run(main))

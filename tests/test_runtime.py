@@ -11,6 +11,8 @@ from jaxdl import runtime
 
 CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
 
+TUNABLES = 'glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1'
+
 
 def process(code, **environment):
     """The JSON that `code`, run after prepare_process, prints in a fresh process."""
@@ -146,7 +148,7 @@ print(sizes[0], sizes[-1])
 """
     found = subprocess.run(
         [sys.executable, '-c', code],
-        env={**os.environ, 'GLIBC_TUNABLES': f'{runtime._TUNABLE}=0'},
+        env={**os.environ, 'GLIBC_TUNABLES': TUNABLES},
         capture_output=True,
         text=True,
         timeout=60,
@@ -161,7 +163,7 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
         'import os, sys\n'
         'from jaxdl import runtime\n'
         'with open("starts", "a") as file: file.write(f"{os.getpid()}\\n")\n'
-        'runtime.restart_without_thread_cache()\n'
+        'runtime.restart_with_tuned_heap()\n'
         'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
     )
 
@@ -179,11 +181,13 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
 
     # A card, or another C library, needs none of it.
     some = runtime._has_glibc() and not runtime.has_nvidia()
-    mine = 'glibc.malloc.tcache_count=0'
     said, starts = run(GLIBC_TUNABLES='glibc.malloc.mxfast=0')
-    tunables = f'glibc.malloc.mxfast=0:{mine}' if some else 'glibc.malloc.mxfast=0'
+    tunables = f'glibc.malloc.mxfast=0:{TUNABLES}' if some else 'glibc.malloc.mxfast=0'
     assert said == f"['a b', '--c=d'] {tunables}"
     assert len(starts) == (2 if some else 1) and len(set(starts)) == 1, 'another process'
-    own = 'glibc.malloc.tcache_count=3'
+    own = 'glibc.malloc.tcache_count=3:glibc.malloc.hugetlb=0'
     assert run(GLIBC_TUNABLES=own)[0].endswith(own) and len(run(GLIBC_TUNABLES=own)[1]) == 1
+    half = 'glibc.malloc.hugetlb=0'
+    added = f'{half}:glibc.malloc.tcache_count=0' if some else half
+    assert run(GLIBC_TUNABLES=half)[0].endswith(f' {added}')
     assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1

@@ -106,5 +106,5 @@ def _loop(options) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    runtime.restart_without_thread_cache()
+    runtime.restart_with_tuned_heap()
     main()

@@ -13,7 +13,7 @@ import time
 from jaxdl import runtime
 
 if __name__ == '__main__':
-    runtime.restart_without_thread_cache()
+    runtime.restart_with_tuned_heap()
 runtime.prepare_process()  # the allocator, as for jaxdl
 
 import copy  # noqa: E402

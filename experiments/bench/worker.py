@@ -77,5 +77,5 @@ def _run(step, seconds: float, group: int) -> dict:
 if __name__ == '__main__':
     if 'plain' in sys.argv[1].split():
         os.environ['JAXDL_PLAIN'] = '1'  # which the restart heeds as well
-    runtime.restart_without_thread_cache()
+    runtime.restart_with_tuned_heap()
     main()

@@ -261,7 +261,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    from jaxdl.runtime import restart_without_thread_cache
+    from jaxdl.runtime import restart_with_tuned_heap
 
-    restart_without_thread_cache()
+    restart_with_tuned_heap()
     main()

@@ -33,5 +33,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    runtime.restart_without_thread_cache()
+    runtime.restart_with_tuned_heap()
     sys.exit(cli.run(main))
