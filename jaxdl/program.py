@@ -17,7 +17,7 @@ from jaxdl import alike, parallel
 from jaxdl import config as config_lib
 from jaxdl.config import Config
 from jaxdl.errors import UserError
-from jaxdl.models import layout, ops
+from jaxdl.models import layout
 from jaxdl.models.layers import batch_axis
 from jaxdl.step import Packing, Steps, Traced, TrainState, hyper_parameters
 
@@ -140,7 +140,8 @@ class Program:
             closed = ClosedJaxpr(jaxpr, whole.consts)
             # Over several devices the compiler might make a whole stack of layers on each; on a
             # CPU nothing is gained.
-            alone = self.mesh.size == 1 and ops.platform() == 'cuda'
+            devices = self.mesh.devices.flat
+            alone = len(devices) == 1 and devices[0].platform == 'gpu'
             values = alike.together(closed) if alone else jaxpr_as_fun(closed)
             tree = jax.tree.structure(self.shardings)
 

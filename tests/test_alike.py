@@ -10,7 +10,6 @@ from jax.extend.core import jaxpr_as_fun
 
 from jaxdl import alike
 from jaxdl.config import Config
-from jaxdl.models import ops
 from jaxdl.models.bert import Bert
 from jaxdl.models.resnet import ResNet
 from jaxdl.models.rnn import RnnLM
@@ -75,18 +74,20 @@ def test_a_model_begins_the_same(family, monkeypatch):
     rows = {name: np.stack([x, x]) for name, x in ROWS.items()}
     expected = program.init(rows)
     calls = []
-    together = alike.together
-    monkeypatch.setattr(alike, 'together', lambda closed: calls.append(closed) or together(closed))
-    ops.set_platform('cuda')
-    try:
-        ours = program.init(rows)
-    finally:
-        ops.set_platform(None)
-    (closed,) = calls  # it was used, and took fewer draws than there are arrays
+
+    def together(closed):
+        calls.append(closed)
+        return alike.together(closed)
+
+    monkeypatch.setattr('jaxdl.program.jaxpr_as_fun', together)  # as on a GPU
+    ours = program.init(rows)
+    (closed,) = calls
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
-    assert draws(together(closed), *inputs) < draws(jaxpr_as_fun(closed), *inputs) / 2
+    assert draws(alike.together(closed), *inputs) < draws(jaxpr_as_fun(closed), *inputs) / 2
     # Compiled otherwise, a factor may be rounded before or after.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, expected
+    )
 
 
 @settings(max_examples=25, deadline=None)

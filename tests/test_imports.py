@@ -20,9 +20,10 @@ ALLOWED = {
     'step': {'config', 'metrics', 'models', 'optim'},  # optim: the name of a path
     'parallel': {'config', 'errors', 'optim'},
     'digest': set(),
+    'alike': set(),
     'checkpoint': {'config', 'digest', 'errors', 'optim'},
     'feed': {'parallel', 'data', 'errors'},
-    'program': {'config', 'errors', 'models', 'optim', 'parallel', 'step'},
+    'program': {'alike', 'config', 'errors', 'models', 'optim', 'parallel', 'step'},
     'evaluation': {'config', 'errors', 'feed', 'parallel', 'program', 'step'},
     'trainer': None,
 }
