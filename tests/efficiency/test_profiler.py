@@ -130,6 +130,17 @@ def test_a_trace_of_a_gpu(tmp_path):
     assert lines[2].split()[:5] == ['100.0%', '0.003', '1', '667', '40.0']
 
 
+def test_kernels_of_a_cuda_graph_are_told_apart_by_their_own_names(tmp_path):
+    graph = GPU.replace('str_value: "dot.1"', 'str_value: "command_buffer_1"')
+    for kernel, name, flops in (('dot_1', 'dot.1', 2e6), ('nvjet_sm90', 'nvjet_sm90', 0)):
+        text = graph.replace('gemm_kernel', kernel)
+        path = tmp_path / kernel
+        path.mkdir()
+        (path / 'x.xplane.pb').write_bytes(ProfileData.text_proto_to_serialized_xspace(text))
+        (one,) = profiler.read(path, PROGRAM).operations
+        assert (one.name, one.calls, one.flops) == (name, 2, flops)
+
+
 def test_a_trace_without_the_program(tmp_path):
     (tmp_path / 'x.xplane.pb').write_bytes(ProfileData.text_proto_to_serialized_xspace(''))
     assert 'holds no operation' in profiler.summary(tmp_path, PROGRAM, steps=2)
