@@ -71,7 +71,7 @@ def prepare_process(*, platform: str | None = None) -> dict:
     if _is_plain():
         return {'plain': True}
     gpu = has_nvidia() and 'cpu' not in (platform, os.environ.get('JAX_PLATFORMS'))
-    # On a GPU the host holds no temporaries, and its threads gain from arenas of their own.
+    # Where a GPU computes, the host holds no temporaries: what was measured for them says nothing.
     done: dict = {'allocator': None if gpu else _set_allocator()}
     if 'jax' in sys.modules:
         done['late'] = True
