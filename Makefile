@@ -21,7 +21,7 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@touch $@
 
 demo: setup
-	@$(BIN)/python -m jaxdl.demo
+	@$(BIN)/python -m jaxdl demo
 
 test: setup-dev lint types unit
 

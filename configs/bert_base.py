@@ -6,12 +6,12 @@ Batch, rate and length of the run are those of arXiv:1810.04805; not run by this
 vocabulary instead of byte pairs: set the tokenizer to WordPiece(vocab='vocab.txt') in a copy of this.
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.text import Text
-from jaxdl.data.text_masked import Masked
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Linear
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.masked import Masked
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.bert import bert_base
-from jaxdl.optim import AdamW, Linear
 from jaxdl.tasks.masked_lm import MaskedLM
 
 VARIANTS = ('', 'next_sentence')

@@ -4,12 +4,12 @@
 :files     on text of your own, --config.data.train=FILE [--config.data.evals="('valid=FILE',)"]
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.text import StdlibCode, Text
-from jaxdl.data.text_masked import Masked
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Cosine, Muon
+from jaxdl.data.text.language import StdlibCode, Text
+from jaxdl.data.text.masked import Masked
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.bert import bert_tiny
-from jaxdl.optim import Cosine, Muon
 from jaxdl.tasks.masked_lm import MaskedLM
 
 VARIANTS = ('', 'files')

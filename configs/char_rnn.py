@@ -4,11 +4,11 @@
 :files, :files_gru       on text of your own, --config.data.train=FILE [--config.data.evals="('valid=FILE',)"]
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.packing import Stream
-from jaxdl.data.text import StdlibCode, Text
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.text.language import StdlibCode, Text
+from jaxdl.data.text.packing import Stream
 from jaxdl.models.rnn import RnnLM
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.language_model import LanguageModel
 
 VARIANTS = ('', 'gru', 'files', 'files_gru')

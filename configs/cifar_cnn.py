@@ -5,11 +5,11 @@ What is meant to come out, on one recent GPU (targets: none of these has been ru
     :resnet18  95 % in 60 epochs, the usual ResNet-18 with SGD.
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Linear, Sgd
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.airbench import Airbench
 from jaxdl.models.resnet import ResNet
-from jaxdl.optim import Linear, Sgd
 from jaxdl.tasks.augment import Cutout, HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 

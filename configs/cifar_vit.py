@@ -1,9 +1,9 @@
 """A small Vision Transformer on CIFAR-10 from scratch, 4-pixel patches; not run by this project."""
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.vit import ViT
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.augment import Cutout, HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 

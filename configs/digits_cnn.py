@@ -1,9 +1,9 @@
 """A small CNN on the 1,797 real digits that scikit-learn ships: 98.5 % in seconds on two cores."""
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.cnn import Cnn
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.augment import RandomTranslate
 from jaxdl.tasks.classification import Classification
 

@@ -1,12 +1,12 @@
 """A narrow airbench network on Fashion-MNIST: above 93.5 % in six epochs, minutes on two CPU cores.
 
-Original files at hand? python -m jaxdl.data.prepare fashion_mnist --from=DIR
+Original files at hand? python -m jaxdl prepare fashion_mnist --from=DIR
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Linear, Muon
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.airbench import Airbench
-from jaxdl.optim import Linear, Muon
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 

@@ -1,15 +1,15 @@
 """GPT-2 (124M) from scratch on text of your own: --config.data.train='FILES*.jsonl.gz'.
 
 10 billion tokens in batches of half a million, as GPUs do it; not run by this project. Public
-weights: python -m jaxdl.interchange. Fewer GPUs or less memory: a larger --config.accumulate.
+weights: python -m jaxdl interchange. Fewer GPUs or less memory: a larger --config.accumulate.
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.packing import Packed
-from jaxdl.data.text import Text
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.transformer import gpt2
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.language_model import LanguageModel
 
 

@@ -1,15 +1,15 @@
 """Sentiment of film reviews by a bidirectional LSTM.
 
-(default)  IMDB through TensorFlow Datasets: python -m jaxdl.data.prepare imdb_reviews
+(default)  IMDB through TensorFlow Datasets: python -m jaxdl prepare imdb_reviews
 :files     texts of your own with labels, --config.data.train=FILE.tsv (text, tab, label from 0),
            [--config.data.evals="('test=FILE.tsv',)"]
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.text_labels import LabelledText, TfdsLabelledText
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.text.labels import LabelledText, TfdsLabelledText
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.rnn import RnnClassifier
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.sequence_classification import SequenceClassification
 
 VARIANTS = ('', 'files')

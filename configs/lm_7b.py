@@ -5,12 +5,12 @@ Shape, vocabulary, batch and rate are those of Llama 2 7B (arXiv:2307.09288), th
 docs/scaling.md says which layout and how many parts suit how many GPUs.
 """
 
-from jaxdl.config import Checkpoint, Config, Mesh
-from jaxdl.data.packing import Packed
-from jaxdl.data.text import Text
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config, Mesh
+from jaxdl.core.optim import AdamW, Cosine
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.transformer import modern
-from jaxdl.optim import AdamW, Cosine
 from jaxdl.tasks.language_model import LanguageModel
 
 

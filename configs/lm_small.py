@@ -6,12 +6,12 @@
 Evaluation sets: --config.data.evals="('valid=FILE', 'test=FILE')".
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.packing import Packed, Stream
-from jaxdl.data.text import Text
-from jaxdl.data.tokenizers import Bpe, Bytes
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Cosine, Muon
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.packing import Packed, Stream
+from jaxdl.data.text.tokenizers import Bpe, Bytes
 from jaxdl.models.transformer import modern
-from jaxdl.optim import Cosine, Muon
 from jaxdl.tasks.language_model import LanguageModel
 
 VARIANTS = ('', 'bytes')

@@ -1,14 +1,14 @@
 """ResNet-50 on ImageNet, batch and rate after arXiv:1706.02677; not run by this project.
 
 ImageNet comes through TensorFlow Datasets, whose manual_dir has to hold the two original archives:
-python -m jaxdl.data.prepare imagenet2012. The augmentation is a shifted, mirrored middle crop, less
+python -m jaxdl prepare imagenet2012. The augmentation is a shifted, mirrored middle crop, less
 than the random resized crop with which the published 76 % were reached.
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Cosine, Sgd
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.resnet import ResNet
-from jaxdl.optim import Cosine, Sgd
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 

@@ -1,14 +1,14 @@
 """A byte-level Transformer on the Python standard library's own source: no file, no network.
 
 Meant for a quarter of an hour on two CPU cores. Afterwards:
-    python -m jaxdl.sample --workdir=… --prompt="def "
+    python -m jaxdl sample --workdir=… --prompt="def "
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.packing import Packed
-from jaxdl.data.text import StdlibCode
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Cosine, Muon
+from jaxdl.data.text.language import StdlibCode
+from jaxdl.data.text.packing import Packed
 from jaxdl.models.transformer import modern
-from jaxdl.optim import Cosine, Muon
 from jaxdl.tasks.language_model import LanguageModel
 
 

@@ -3,14 +3,14 @@
     (default)  some ten thousand short pairs; meant for a quarter of an hour on two CPU cores;
     :full      some hundred thousand pairs; meant for an hour.
 Evaluation sets: --config.data.evals="('valid=FILE.tsv', 'test=FILE.tsv')"; each ends with BLEU and chrF.
-Afterwards: python -m jaxdl.sample --workdir=… --translate < sentences.txt
+Afterwards: python -m jaxdl sample --workdir=… --translate < sentences.txt
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.text_pairs import Pairs
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import Cosine, Muon
+from jaxdl.data.text.pairs import Pairs
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.seq2seq import Seq2Seq
-from jaxdl.optim import Cosine, Muon
 from jaxdl.tasks.translation import Translation
 
 VARIANTS = ('', 'full')

@@ -1,14 +1,14 @@
 """The Transformer (base) on WMT14, English to German, after arXiv:1706.03762; not run by this project.
 
-The text comes from TensorFlow Datasets: python -m jaxdl.data.prepare wmt14_translate/de-en
+The text comes from TensorFlow Datasets: python -m jaxdl prepare wmt14_translate/de-en
 At the end test/bleu is sacrebleu's on newstest2014; the paper's is tokenised and not the same.
 """
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.text_pairs import TfdsPairs
-from jaxdl.data.tokenizers import Bpe
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, InverseSqrt
+from jaxdl.data.text.pairs import TfdsPairs
+from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.seq2seq import base
-from jaxdl.optim import AdamW, InverseSqrt
 from jaxdl.tasks.translation import Translation
 
 

@@ -32,7 +32,7 @@ def run(file: str, workdir: Path, *words: str) -> tuple[float, dict]:
     """(seconds of the whole command, results.json) of a sweep."""
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, '-m', 'jaxdl.sweep', file, f'--workdir={workdir}', *words],
+        [sys.executable, '-m', 'jaxdl', 'sweep', file, f'--workdir={workdir}', *words],
         check=True, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': os.getcwd()},
     )  # fmt: skip
     seconds = time.monotonic() - began

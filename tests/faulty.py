@@ -12,8 +12,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.api import DataSet
+from jaxdl.core.pipeline import Order
 from jaxdl.data.arrays import ArraySource
-from jaxdl.data.pipeline import Order
 from jaxdl.metrics import Mean
 from jaxdl.tasks.classification import Classification
 from tests import small
@@ -46,7 +47,7 @@ class Source(ArraySource):
 
 
 @dataclasses.dataclass
-class Images:
+class Images(DataSet):
     """Noise with labels, fetched row by row (never resident), so every batch goes through `fetch`."""
 
     def _source(self, name: str, count: int, seed: int) -> Source:

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from jaxdl import cli
-from jaxdl import config as config_lib
+from jaxdl.core import config as config_lib
+from jaxdl.core import flags as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'tests' / 'golden'

@@ -7,18 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdl import parallel
-from jaxdl.config import Config, Mesh
+from jaxdl.api import DataSet
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Config, Mesh
+from jaxdl.core.feed import Feed
+from jaxdl.core.optim import AdamW, Constant
+from jaxdl.core.pipeline import Order
+from jaxdl.core.program import Program
 from jaxdl.data.arrays import ArraySource
-from jaxdl.data.pipeline import Order
 from jaxdl.data.synthetic import SyntheticImages
-from jaxdl.feed import Feed
 from jaxdl.models.cnn import Cnn
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.seq2seq import Seq2Seq
 from jaxdl.models.transformer import TransformerLM
-from jaxdl.optim import AdamW, Constant
-from jaxdl.program import Program
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.language_model import LanguageModel
 from jaxdl.tasks.translation import Translation
@@ -28,7 +29,7 @@ STEPS = 10
 
 
 @dataclasses.dataclass
-class Tokens:
+class Tokens(DataSet):
     """Random packed token rows, two documents each, and unequal numbers of targets that count."""
 
     length: int = 16
@@ -134,7 +135,7 @@ def config(family: str, **changes) -> Config:
 def built(run: Config) -> tuple[Program, Feed]:
     """The program of a run, and where its batches come from."""
     here = jax.local_devices() if devices_of(run) == 1 else jax.devices()
-    mesh = parallel.make_mesh(run.mesh, here[: devices_of(run)])
+    mesh = mesh_lib.make_mesh(run.mesh, here[: devices_of(run)])
     feed = Feed(run.data.train_source(), run.batch_size, mesh, placement=run.placement)
     return Program(run, mesh, feed.example), feed
 
@@ -150,7 +151,7 @@ def losses(run: Config, start: Any) -> np.ndarray:
     made, feed = built(run)
     order = Order(len(feed.source), run.batch_size, run.seed)
     step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
-    state = parallel.put(start, made.shardings)
+    state = mesh_lib.put(start, made.shardings)
     hyper, found = made.place_hyper(), []
     for index in range(run.steps):
         batch = feed.place(feed.load(order.batch(index)))

@@ -18,10 +18,11 @@ def main(argv):
         jax.distributed.initialize(
             f'127.0.0.1:{port}', num_processes=int(count), process_id=int(index)
         )
-    from jaxdl import peers, trainer
+    from jaxdl.run import loop as trainer
+    from jaxdl.run import processes
     from tests import faulty
 
-    peers.EVERY, peers.SILENT = 1.0, 6.0
+    processes.EVERY, processes.SILENT = 1.0, 6.0
     config = faulty.config(
         steps=int(steps), log_every=1, eval_every=0, checkpoint=faulty.small.Checkpoint(every=every)
     )
@@ -29,6 +30,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    from jaxdl import cli
+    from jaxdl.core import flags as cli
 
     sys.exit(cli.run(main))

@@ -16,15 +16,15 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 def main(argv):
     from absl import flags
 
-    from jaxdl import distributed
+    from jaxdl.run import cluster
 
-    distributed.define_flags()
+    cluster.define_flags()
     flags.FLAGS([argv[0], *argv[3:]])
-    distributed.join(distributed.of_flags(os.environ))
+    cluster.join(cluster.of_flags(os.environ))
     import jax
     from jax.experimental import multihost_utils
 
-    from jaxdl.config import Mesh
+    from jaxdl.core.config import Mesh
     from tests import layouts
 
     count = jax.device_count()
@@ -47,6 +47,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    from jaxdl import cli
+    from jaxdl.core import flags as cli
 
     sys.exit(cli.run(main))

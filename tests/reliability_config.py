@@ -7,12 +7,12 @@
 
 import argparse
 
-from jaxdl.config import Checkpoint, Config
-from jaxdl.data.packing import Packed, Stream
-from jaxdl.data.text import Text
+from jaxdl.core.config import Checkpoint, Config
+from jaxdl.core.optim import AdamW, Constant
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.packing import Packed, Stream
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.transformer import modern
-from jaxdl.optim import AdamW, Constant
 from jaxdl.tasks.language_model import LanguageModel
 from tests import small
 

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from jaxdl import parallel
-from jaxdl.config import Checkpoint, Config, Mesh
-from jaxdl.data.pipeline import Order
-from jaxdl.data.tfds import Tfds
-from jaxdl.feed import Feed
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Checkpoint, Config, Mesh
+from jaxdl.core.feed import Feed
+from jaxdl.core.optim import Constant, Sgd
+from jaxdl.core.pipeline import Order
+from jaxdl.core.program import Program
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.cnn import Cnn
-from jaxdl.optim import Constant, Sgd
-from jaxdl.program import Program
 from jaxdl.tasks.augment import RandomCrop
 from jaxdl.tasks.classification import Classification
 
@@ -35,7 +35,7 @@ def config(**changes) -> Config:
 
 def program(run: Config, devices: int = 1) -> tuple[Program, Feed, Order]:
     """The compiled parts of a run on the first `devices` devices."""
-    mesh = parallel.make_mesh(run.mesh, jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(run.mesh, jax.devices()[:devices])
     feed = Feed(run.data.train_source(), run.batch_size, mesh, placement=run.placement)
     order = Order(len(feed.source), run.batch_size, run.seed)
     return Program(run, mesh, feed.example), feed, order

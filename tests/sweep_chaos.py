@@ -149,7 +149,7 @@ def run(
     file.write_text(SWEEP.format(points=trials // 2, steps=steps))
 
     def command(name: str) -> list[str]:
-        module = [sys.executable, '-m', 'jaxdl.sweep', str(file)]
+        module = [sys.executable, '-m', 'jaxdl', 'sweep', str(file)]
         return [*module, f'--workdir={folder / name}', f'--slots={slots}']
 
     began = time.monotonic()

@@ -7,13 +7,14 @@ import signal
 import time
 from pathlib import Path
 
-from jaxdl.config import Config
-from jaxdl.data.tfds import Tfds
+from jaxdl.api import DataSet, Source
+from jaxdl.core.config import Config
+from jaxdl.data.images.tfds import Tfds
 from tests import small
 
 
 @dataclasses.dataclass
-class Faulty:
+class Faulty(DataSet):
     """The digits, or a fault when the training set is opened.
 
     Attributes:
@@ -52,7 +53,7 @@ class Faulty:
         return Tfds('digits').eval_sources()
 
 
-class Slow:
+class Slow(Source):
     """A source that takes `delay` seconds more for every batch."""
 
     def __init__(self, source, delay):
@@ -60,9 +61,6 @@ class Slow:
 
     def __len__(self):
         return len(self.source)
-
-    def in_memory(self):
-        return None
 
     def fetch(self, ids):
         time.sleep(self.delay)

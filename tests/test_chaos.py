@@ -11,7 +11,7 @@ import pytest
 
 from tests import chaos as chaos_lib
 from tests.chaos import ROOT
-from tests.test_distributed import free_port
+from tests.run.test_cluster import free_port
 
 
 def chaos(variant: str, kills: int, folder, *words: str) -> str:

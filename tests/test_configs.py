@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from jaxdl import config as config_lib
-from jaxdl import trainer
-from jaxdl.config import Checkpoint
+from jaxdl.core import config as config_lib
+from jaxdl.core.config import Checkpoint
 from jaxdl.data import prepare
-from jaxdl.data.catalogue import IMAGE_SETS
-from jaxdl.data.tfds import Tfds
+from jaxdl.data.images.catalogue import IMAGE_SETS
+from jaxdl.data.images.tfds import Tfds
+from jaxdl.run import loop as trainer
 from tests import golden
 from tests.data import archives
 

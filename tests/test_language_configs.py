@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import cli, parallel, trainer
-from jaxdl import config as config_lib
-from jaxdl.config import Checkpoint
-from jaxdl.data.text import StdlibCode, Text
-from jaxdl.data.text_labels import LabelledText, TfdsLabelledText
-from jaxdl.data.text_pairs import Pairs, TfdsPairs
-from jaxdl.data.tfds import Tfds
-from jaxdl.data.tokenizers import Bytes
+from jaxdl.core import config as config_lib
+from jaxdl.core import flags as cli
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Checkpoint
+from jaxdl.data.images.tfds import Tfds
+from jaxdl.data.text.labels import LabelledText, TfdsLabelledText
+from jaxdl.data.text.language import StdlibCode, Text
+from jaxdl.data.text.pairs import Pairs, TfdsPairs
+from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
+from jaxdl.record.folder import Workdir
+from jaxdl.run import loop as trainer
 from jaxdl.tasks.masked_lm import MaskedLM
-from jaxdl.workdir import Workdir
 from tests import small
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,8 +197,8 @@ def test_one_device_equals_eight_that_accumulate(name, files, tmp_path, monkeypa
         config.task = dataclasses.replace(config.task, bleu_examples=3, beams=2)
     if name == 'stdlib_lm':
         config.task = dataclasses.replace(config.task, sample_tokens=4)
-    make, workdir = parallel.make_mesh, tmp_path / 'run'
-    monkeypatch.setattr(parallel, 'make_mesh', lambda sizes: make(sizes, jax.devices()[:1]))
+    make, workdir = mesh_lib.make_mesh, tmp_path / 'run'
+    monkeypatch.setattr(mesh_lib, 'make_mesh', lambda sizes: make(sizes, jax.devices()[:1]))
     trainer.train(config, str(workdir))
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     one = [row['train/loss'] for row in rows if 'train/loss' in row]

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-from jaxdl.config import Mesh
+from jaxdl.core.config import Mesh
 from tests import layouts
 from tests.layouts import ANY_MODEL, LAYOUTS
 

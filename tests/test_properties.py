@@ -13,16 +13,18 @@ from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxdl import checkpoint, cli, parallel
-from jaxdl import config as config_lib
-from jaxdl.config import Mesh
-from jaxdl.data.packing import Packed
-from jaxdl.data.text import Text
-from jaxdl.data.text_labels import LabelledText
-from jaxdl.data.text_pairs import Pairs
-from jaxdl.data.tokenizers import Bytes
+from jaxdl.core import config as config_lib
+from jaxdl.core import flags as cli
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Mesh
+from jaxdl.data.text.labels import LabelledText
+from jaxdl.data.text.language import Text
+from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.pairs import Pairs
+from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
-from jaxdl.workdir import Workdir
+from jaxdl.record import checkpoints
+from jaxdl.record.folder import Workdir
 from tests import small
 
 FEW = settings(
@@ -103,8 +105,8 @@ def test_what_parses_builds_a_mesh_and_an_optimizer(path, text):
     try:
         config = cli.apply_overrides(cli.load_config('configs/digits_cnn.py'), [(path, text)])
         config_lib.check(config)
-        mesh = parallel.make_mesh(config.mesh, jax.devices()[:2])
-        parallel.check_batch('batch_size', config.batch_size, config.accumulate, mesh)
+        mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:2])
+        mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, mesh)
         rate = float(config.optimizer.rate(1, config.steps))
         config.optimizer.build(config.steps)
         assert rate == rate
@@ -165,9 +167,9 @@ def test_config_json_of_any_bytes(tmp_path_factory, data):
 def good(tmp_path_factory):
     """A folder with the steps 1 and 2 of a tiny state; the abstract state; the arrays."""
     folder = tmp_path_factory.mktemp('good') / 'checkpoints'
-    place = parallel.replicated(parallel.make_mesh(Mesh(), jax.devices()[:1]))
+    place = mesh_lib.replicated(mesh_lib.make_mesh(Mesh(), jax.devices()[:1]))
     state = {'a': np.arange(6, dtype=np.float32), 'step': np.int32(0)}
-    store = checkpoint.Checkpoints(folder, config_lib.Checkpoint(keep=5))
+    store = checkpoints.Checkpoints(folder, config_lib.Checkpoint(keep=5))
     for step in (1, 2):
         placed = jax.device_put({**state, 'step': np.int32(step)}, place)
         assert store.save(step, placed, extra={'n': step}) and store.wait()
@@ -223,7 +225,7 @@ def test_checkpoint_folders(good, tmp_path):
             scramble(copy, rng)
             if not any(copy.iterdir()):
                 break
-        store = checkpoint.Checkpoints(copy, config_lib.Checkpoint())
+        store = checkpoints.Checkpoints(copy, config_lib.Checkpoint())
         try:
             step, found, extra = store.restore(abstract)
         except UserError as error:

@@ -66,7 +66,7 @@ def main() -> None:
     found: dict[str, list] = {'jaxdl': [], 'torch': []}
     with tempfile.TemporaryDirectory() as folder:
         place = f'--data_dir={folder}/data'
-        _call('-m', 'jaxdl.data.prepare', 'fashion_mnist', f'--from={options.data}', place)
+        _call('-m', 'jaxdl', 'prepare', 'fashion_mnist', f'--from={options.data}', place)
         ours(folder, options.data, 999, 2)  # fills the compile cache
         for index in range(options.rounds):
             found['torch'].append(theirs(options.data, index))

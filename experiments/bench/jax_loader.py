@@ -5,12 +5,12 @@ import itertools
 import jax
 import numpy as np
 
-from jaxdl import parallel
-from jaxdl.config import Mesh
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Mesh
+from jaxdl.core.feed import Feed
+from jaxdl.core.pipeline import Order
+from jaxdl.core.step import gather
 from jaxdl.data.arrays import ArraySource
-from jaxdl.data.pipeline import Order
-from jaxdl.feed import Feed
-from jaxdl.step import gather
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 
@@ -29,7 +29,7 @@ def build(case, batch: int, words: list[str], group: int):
         mean=(0.286,), std=(0.353,), augmentations=(RandomCrop(padding=4), HorizontalFlip())
     )
     source = ArraySource(images(case.sizes['count']))
-    feed = Feed(source, batch, parallel.make_mesh(Mesh()), placement=placement)
+    feed = Feed(source, batch, mesh_lib.make_mesh(Mesh()), placement=placement)
     stream = feed.training(Order(len(source), batch, 0), 0, 2**40, ahead=2)
     key = jax.random.key(0)
 

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import parallel, runtime
-from jaxdl.config import Config
-from jaxdl.efficiency import flops
-from jaxdl.inflight import InFlight
+from jaxdl.account import flops
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Config
+from jaxdl.core.inflight import InFlight
+from jaxdl.core.optim import AdamW, Constant, Sgd
+from jaxdl.core.program import Program
 from jaxdl.models.bert import Bert
 from jaxdl.models.cnn import Cnn
 from jaxdl.models.resnet import ResNet
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.transformer import TransformerLM
-from jaxdl.optim import AdamW, Constant, Sgd
-from jaxdl.program import Program
+from jaxdl.run import runtime
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.language_model import LanguageModel
 from jaxdl.tasks.masked_lm import MaskedLM
@@ -95,9 +96,9 @@ def build(case, batch: int, words: list[str], group: int):
         batch_size=batch,
     )
     rows = rows_of(case, batch)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     program = Program(config, mesh, {k: v[0] for k, v in rows.items() if k != 'id'})
-    placed = parallel.put(rows, parallel.batch_sharding(mesh))
+    placed = mesh_lib.put(rows, mesh_lib.batch_sharding(mesh))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed
     )

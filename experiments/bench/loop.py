@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 
-from jaxdl import runtime
+from jaxdl.run import runtime
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def _config(options):
-    from jaxdl import cli
-    from jaxdl.config import Checkpoint
+    from jaxdl.core import flags as cli
+    from jaxdl.core.config import Checkpoint
 
     config = cli.load_config(options.config)
     config.steps, config.eval_every = options.steps, 0
@@ -60,13 +60,13 @@ def _config(options):
 
 
 def _compiled(options):
-    from jaxdl import parallel
-    from jaxdl.data.pipeline import Order
-    from jaxdl.feed import Feed
-    from jaxdl.program import Program
+    from jaxdl.core import mesh as mesh_lib
+    from jaxdl.core.feed import Feed
+    from jaxdl.core.pipeline import Order
+    from jaxdl.core.program import Program
 
     config = _config(options)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     feed = Feed(config.data.train_source(), config.batch_size, mesh, placement='device')
     program = Program(config, mesh, feed.example)
     step, _ = program.compile_train(feed.abstract(mask=False), feed.resident)
@@ -93,7 +93,8 @@ def _bare(step, args, steps: int) -> float:
 
 def _loop(options) -> dict[str, float]:
     """The medians of a run's own metrics after its first interval."""
-    from jaxdl import logs, trainer
+    from jaxdl.record import metrics_file as logs
+    from jaxdl.run import loop as trainer
 
     quiet = contextlib.redirect_stdout(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, quiet:

@@ -1,9 +1,9 @@
 """ResNet-20 on made-up images: for the time to the first step."""
 
-from jaxdl.config import Config
+from jaxdl.core.config import Config
+from jaxdl.core.optim import Sgd
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.models.resnet import ResNet
-from jaxdl.optim import Sgd
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
 

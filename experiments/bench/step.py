@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 from experiments.bench.cases import CASES, GRAPHS, OURS, TORCH
-from jaxdl import runtime
+from jaxdl.run import runtime
 
 
 class Worker:

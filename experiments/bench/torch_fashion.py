@@ -10,7 +10,7 @@ import pathlib
 import sys
 import time
 
-from jaxdl import runtime
+from jaxdl.run import runtime
 
 if __name__ == '__main__':
     runtime.restart_with_tuned_heap()
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-from jaxdl.data.idx import read_idx  # noqa: E402
+from jaxdl.data.images.idx import read_idx  # noqa: E402
 
 if torch.cuda.is_available():
     torch.set_default_device('cuda')

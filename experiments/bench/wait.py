@@ -77,7 +77,7 @@ def main() -> None:
         names = options.only.split(',')
         if 'fashion_cnn' in names:
             source = f'--from={options.data}/fashion-mnist'
-            command = ['jaxdl.data.prepare', 'fashion_mnist', source, f'--data_dir={folder}/sets']
+            command = ['jaxdl', 'prepare', 'fashion_mnist', source, f'--data_dir={folder}/sets']
             subprocess.run([sys.executable, '-m', *command], check=True, stdout=subprocess.DEVNULL)
         for name in names:
             found[name] = run(name, words(name, options.data, f'{folder}/sets'), folder)

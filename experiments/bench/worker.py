@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 
-from jaxdl import runtime
+from jaxdl.run import runtime
 
 # Steps between two looks at the clock on a GPU, whose queue the host keeps filled.
 GPU_GROUP = 20

@@ -6,7 +6,7 @@
 
 Each config is a process of its own that trains on one random batch, which lives on the GPU: the time
 of a step, the joules by the card's own counter, and the most memory that was in use. Batches larger
-than one card are divided as ONE_GPU says. The plan is `python -m jaxdl.plan` of the same config; it
+than one card are divided as ONE_GPU says. The plan is `python -m jaxdl plan` of the same config; it
 needs no GPU.
 """
 
@@ -75,17 +75,20 @@ def random_rows(example: dict, batch: int) -> dict:
 
 def run_one(name: str, seconds: float) -> dict:
     """Compiles and times the step of one config in this process."""
-    from jaxdl import runtime
+    from jaxdl.run import runtime
 
     begin = time.perf_counter()
     runtime.prepare_process()
     import jax
     import numpy as np
 
-    from jaxdl import cli, parallel, planning
-    from jaxdl.efficiency import cards, energy, flops
-    from jaxdl.plan import parse_rows
-    from jaxdl.program import Program
+    from jaxdl.account import energy, flops
+    from jaxdl.commands.plan import parse_rows
+    from jaxdl.compiled import cards
+    from jaxdl.core import flags as cli
+    from jaxdl.core import mesh as mesh_lib
+    from jaxdl.core.program import Program
+    from jaxdl.plan import planning
 
     config_word, *rest = words_of(name)
     words = [word for word in rest if not word.startswith('--rows')]
@@ -98,9 +101,9 @@ def run_one(name: str, seconds: float) -> dict:
     else:
         shapes = config.data.example()
     rows = random_rows({'id': np.int32(0), **shapes}, config.batch_size)
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     program = Program(config, mesh, {k: v[0] for k, v in rows.items()})
-    placed = parallel.put(rows, parallel.batch_sharding(mesh))
+    placed = mesh_lib.put(rows, mesh_lib.batch_sharding(mesh))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed
     )
@@ -224,7 +227,7 @@ def main() -> None:
     found = {}
     for name in options.only.split(','):
         if options.plans:
-            words = ['jaxdl.plan', *words_of(name), f'--devices={options.plans}', '--json']
+            words = ['jaxdl', 'plan', *words_of(name), f'--devices={options.plans}', '--json']
         else:
             words = ['experiments.gpu.steps', f'--one={name}', f'--seconds={options.seconds}']
         found[name] = _process([sys.executable, '-m', *words], 900)

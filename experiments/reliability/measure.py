@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl import runtime
+from jaxdl.run import runtime
 
 WIDTHS = {10: (384, 6, 6), 100: (1024, 8, 8)}  # millions of parameters: width, layers, heads
 
@@ -32,15 +32,15 @@ def parts(millions: int):
     """(program, feed, order, compiled step) of a run on this machine's devices."""
     import argparse as text
 
-    from jaxdl import parallel
-    from jaxdl.config import Config
-    from jaxdl.data.packing import Packed
-    from jaxdl.data.pipeline import Order
-    from jaxdl.data.text import Text
-    from jaxdl.feed import Feed
+    from jaxdl.core import mesh as mesh_lib
+    from jaxdl.core.config import Config
+    from jaxdl.core.feed import Feed
+    from jaxdl.core.optim import AdamW
+    from jaxdl.core.pipeline import Order
+    from jaxdl.core.program import Program
+    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.packing import Packed
     from jaxdl.models.transformer import modern
-    from jaxdl.optim import AdamW
-    from jaxdl.program import Program
     from jaxdl.tasks.language_model import LanguageModel
 
     width, layers, heads = WIDTHS[millions]
@@ -52,7 +52,7 @@ def parts(millions: int):
         steps=100,
         batch_size=4,
     )
-    mesh = parallel.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     feed = Feed(config.data.train_source(), config.batch_size, mesh)
     program = Program(config, mesh, feed.example)
     return program, feed, Order(len(feed.source), config.batch_size, 0)
@@ -83,8 +83,8 @@ def parameters(program) -> int:
 
 
 def store_in(folder: Path):
-    from jaxdl.checkpoint import Checkpoints
-    from jaxdl.config import Checkpoint
+    from jaxdl.core.config import Checkpoint
+    from jaxdl.record.checkpoints import Checkpoints
 
     return Checkpoints(folder / 'checkpoints', Checkpoint(keep=1))
 
@@ -93,8 +93,8 @@ def digest(millions: int, folder: Path, blocks: int = 6) -> dict:
     """Saves with their digest, and saves that are given a known one, four in a block."""
     import jax
 
-    from jaxdl import checkpoint
-    from jaxdl.digest import Digest
+    from jaxdl.record import checkpoints
+    from jaxdl.record.digest import Digest
 
     program, feed, order = parts(millions)
     state, store = noise(fresh(program, feed, order)), store_in(folder)
@@ -116,7 +116,7 @@ def digest(millions: int, folder: Path, blocks: int = 6) -> dict:
     for step in range(-2, 4 * blocks):  # the first two are not counted
         # Every second save is cheaper by itself here, so each kind comes first as often as second.
         kind = 'with' if step % 4 in (0, 3) else 'without'
-        checkpoint.Digest = Digest if kind == 'with' else Known
+        checkpoints.Digest = Digest if kind == 'with' else Known
         os.sync()  # or a save waits for the disk because of the one before it
         call = [0.0]
 
@@ -129,7 +129,7 @@ def digest(millions: int, folder: Path, blocks: int = 6) -> dict:
         wall, cpu = timed(save)
         if step >= 0:
             found[kind].append((call[0], wall, cpu))
-    checkpoint.Digest = Digest
+    checkpoints.Digest = Digest
     store.close()
     result: dict[str, Any] = {
         'parameters': parameters(program),

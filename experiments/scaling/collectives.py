@@ -8,8 +8,8 @@ that one device takes part in, beside what theory says. Nothing is run; the figu
 import dataclasses
 import sys
 
-from jaxdl import cli
-from jaxdl.efficiency import cards, gpu_compile
+from jaxdl.compiled import cards, gpu_compile
+from jaxdl.core import flags as cli
 from jaxdl.errors import UserError
 
 WIDTH, LAYERS, VOCAB, LENGTH = 128, 2, 256, 64
@@ -24,12 +24,12 @@ def cluster(devices: int) -> cards.Cluster:
 
 def config(axis: str, devices: int, rows: int):
     """A decoder with all devices on one axis; those inside a host end at 8, data takes the rest."""
-    from jaxdl.config import Config, Mesh
-    from jaxdl.data.packing import Packed
-    from jaxdl.data.text import Text
-    from jaxdl.data.tokenizers import Bytes
+    from jaxdl.core.config import Config, Mesh
+    from jaxdl.core.optim import AdamW
+    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.packing import Packed
+    from jaxdl.data.text.tokenizers import Bytes
     from jaxdl.models.transformer import gpt2
-    from jaxdl.optim import AdamW
     from jaxdl.tasks.language_model import LanguageModel
 
     model = gpt2(vocab=VOCAB, width=WIDTH, layers=LAYERS, heads=8, max_length=LENGTH)
@@ -53,7 +53,7 @@ def config(axis: str, devices: int, rows: int):
 
 def measure(axis: str, devices: int, rows: int) -> dict:
     """{kind: (number, bytes)} of one device, and 'parameters' in bytes."""
-    from jaxdl import planning
+    from jaxdl.plan import planning
 
     plan = planning.make(config(axis, devices, rows), cluster(devices), cuda=False)
     kinds: dict[str, tuple[int, float]] = {}

@@ -1,6 +1,6 @@
 """The tables of docs/scaling.md: python -m experiments.scaling.plan_tables --cache=DIR [--write]
 
-Searches the fastest layout of five configs on 1, 8, 16 and 64 H100s (`python -m jaxdl.plan --search`)
+Searches the fastest layout of five configs on 1, 8, 16 and 64 H100s (`python -m jaxdl plan --search`)
 and prints the plans of what it chose as Markdown. Nothing is run and no GPU is needed; the compiler is
 (requirements-plan.txt). Hours on two cores, so every plan is kept in DIR and a second call goes on.
 
@@ -22,11 +22,12 @@ from typing import Any
 
 from absl import flags
 
-from jaxdl import cli, plan_search, planning
-from jaxdl.efficiency import cards
+from jaxdl.compiled import cards
+from jaxdl.core import flags as cli
 from jaxdl.errors import UserError
-from jaxdl.plan_text import count, duration
-from jaxdl.planning import gib
+from jaxdl.plan import planning, search
+from jaxdl.plan.planning import gib
+from jaxdl.plan.text import count, duration
 
 CONFIGS = {
     'bert_large': ('--config.data.train=FILES',),
@@ -44,7 +45,7 @@ class Missing(Exception):
     """A plan is not in the cache and may not be made."""
 
 
-class Kept(plan_search.Asker):
+class Kept(search.Asker):
     """Plans are kept as files, by the words of their command line."""
 
     def __init__(self, words: list[str], folder: pathlib.Path, *, ready: bool):
@@ -68,7 +69,7 @@ class Row:
     """A config on given GPUs: what the search found, the plan of the best and those of all."""
 
     devices: str
-    found: plan_search.Found
+    found: search.Found
     plan: dict[str, Any] | None
     others: list[dict[str, Any]]
 
@@ -81,7 +82,7 @@ def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool, widest: i
     config = cli.apply_overrides(
         cli.load_config(f'configs/{name}.py'), cli.overrides_in(['', *CONFIGS[name]])
     )
-    found = plan_search.search(config, cluster, asker, widest=widest)
+    found = search.search(config, cluster, asker, widest=widest)
     best = asker.ask(found.best.overrides) if found.best else None
     return Row(devices, found, best, [asker.ask(one.overrides) for one in found.tried])
 
@@ -104,7 +105,7 @@ def short(overrides: dict[str, Any]) -> str:
     return ', '.join(words) or 'as it is'
 
 
-def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
+def why(found: search.Found, plans: list[dict[str, Any]]) -> str:
     """One sentence about the others that were tried; `plans` are those of all of them."""
     if found.best is None:
         memory = min((p['memory'] for p in plans if 'memory' in p), key=lambda m: m['arguments'])
@@ -115,7 +116,7 @@ def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
     # The layouts are compared with layers as in the config; only the best is then varied.
     same = [c for c in found.tried if _mesh(c) == place and c.fits and not _varied(c)]
     base = min(same, key=lambda c: c.seconds or 0)
-    others: dict[str, list[plan_search.Candidate]] = {}
+    others: dict[str, list[search.Candidate]] = {}
     for one in found.tried:
         if _mesh(one) != place:
             others.setdefault(short(dict(_mesh(one))), []).append(one)
@@ -145,15 +146,15 @@ def why(found: plan_search.Found, plans: list[dict[str, Any]]) -> str:
     return '; '.join(told) or 'the only one'
 
 
-def _more(one: plan_search.Candidate, base: plan_search.Candidate) -> str:
+def _more(one: search.Candidate, base: search.Candidate) -> str:
     return f'{(one.seconds or 0) / (base.seconds or 1) - 1:+.0%}'
 
 
-def _varied(one: plan_search.Candidate) -> bool:
-    return plan_search.SCAN in one.overrides or plan_search.ZERO in one.overrides
+def _varied(one: search.Candidate) -> bool:
+    return search.SCAN in one.overrides or search.ZERO in one.overrides
 
 
-def _mesh(one: plan_search.Candidate) -> tuple[tuple[str, Any], ...]:
+def _mesh(one: search.Candidate) -> tuple[tuple[str, Any], ...]:
     return tuple(
         (k, v)
         for k, v in one.overrides.items()
@@ -161,7 +162,7 @@ def _mesh(one: plan_search.Candidate) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _changed(one: plan_search.Candidate, best: plan_search.Candidate) -> str:
+def _changed(one: search.Candidate, best: search.Candidate) -> str:
     """What `one` has otherwise than the best, in words that also name what is off."""
     changed = {k: v for k, v in one.overrides.items() if best.overrides.get(k) != v}
     words = []

@@ -1,7 +1,7 @@
 """What each part of the short CIFAR-10 recipe is worth: the recipe, and without one part at a time.
 
-    python -m jaxdl.data.prepare cifar10
-    python -m jaxdl.sweep experiments/sweeps/cifar_ablation.py --workdir=runs/cifar_ablation
+    python -m jaxdl prepare cifar10
+    python -m jaxdl sweep experiments/sweeps/cifar_ablation.py --workdir=runs/cifar_ablation
 
 45 trials, meant for GPUs. This project has not run it.
 """

@@ -1,6 +1,6 @@
 """How the best learning rate moves with the width of a small CNN on the digits; two seeds each.
 
-    python -m jaxdl.sweep experiments/sweeps/digits_lr_width.py --workdir=runs/digits_lr_width
+    python -m jaxdl sweep experiments/sweeps/digits_lr_width.py --workdir=runs/digits_lr_width
 
 32 trials, minutes on two CPU cores. Only the width changes the compiled program, so --vectorize=8
 trains the eight trials of a width in one.

@@ -1,6 +1,6 @@
 """AdamW, Muon, Lion and SGD on the standard-library language model, each over its own learning rates.
 
-    python -m jaxdl.sweep experiments/sweeps/lm_optimizers.py --workdir=runs/lm_optimizers
+    python -m jaxdl sweep experiments/sweeps/lm_optimizers.py --workdir=runs/lm_optimizers
 
 16 trials of 300 steps: minutes on a GPU, an hour or more on two CPU cores.
 """
@@ -21,7 +21,7 @@ def get_config(variant: str = 'adamw'):
     """The language model with another optimizer, under the same schedule and clipping."""
     # Here and not above: the process that runs a sweep imports neither jax nor a config.
     from configs.stdlib_lm import get_config as base
-    from jaxdl.optim import AdamW, Lion, Muon, Sgd
+    from jaxdl.core.optim import AdamW, Lion, Muon, Sgd
 
     config = base()
     schedule = config.optimizer.schedule

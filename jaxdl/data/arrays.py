@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from jaxdl.api import Source
 
-class ArraySource:
+
+class ArraySource(Source):
     """Rows of equally long arrays, each [examples, ...]; `in_memory` returns them as they are.
 
     The arrays become read-only: a batch is always a copy, so that no consumer can change the set.

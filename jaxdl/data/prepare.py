@@ -1,4 +1,4 @@
-"""python -m jaxdl.data.prepare NAME [--from=DIR] [--data_dir=DIR]: prepare and check a data set.
+"""python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]: prepare and check a data set.
 
 Without --from the original files are downloaded; with it they are taken from DIR, as downloaded by
 hand. A set that is prepared already is checked. For other TFDS data sets --from is the folder with
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from jaxdl.data import store
-from jaxdl.data.catalogue import IMAGE_SETS
-from jaxdl.data.originals import Check, ImageSet
+from jaxdl.data.images.catalogue import IMAGE_SETS
+from jaxdl.data.images.originals import Check, ImageSet
 from jaxdl.errors import UserError, nearest
 
 
@@ -52,7 +52,7 @@ def prepare_image_set(
             with contextlib.suppress(store.Damaged):
                 if summary := _check_stored(spec, folder):
                     return summary
-        from jaxdl.data import builders
+        from jaxdl.data.images import builders
 
         downloads = root / 'downloads'
         if files is None:
@@ -134,7 +134,7 @@ def _builder_errors(name: str) -> Iterator[None]:
         )
         raise UserError(
             f'{name}: its TFDS builder needs {module} to prepare (reading needs no more): '
-            f'pip install {package}, then python -m jaxdl.data.prepare {name}'
+            f'pip install {package}, then python -m jaxdl prepare {name}'
         ) from None
     except AssertionError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -142,7 +142,7 @@ def _builder_errors(name: str) -> Iterator[None]:
             raise
         raise UserError(
             f'{name}: its files must be downloaded by hand: {" ".join(lines)[:600]}\n'
-            f'then python -m jaxdl.data.prepare {name} --from=DIR'
+            f'then python -m jaxdl prepare {name} --from=DIR'
         ) from None
 
 
@@ -316,7 +316,7 @@ def main(argv: list[str]) -> int:
         if len(words) != 1:
             raise UserError(
                 f'give one data set, not {words or "none"}: {names}, or a TFDS name\n'
-                'usage: python -m jaxdl.data.prepare NAME [--from=DIR] [--data_dir=DIR]'
+                'usage: python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]'
             )
         given = values['from'].value
         source = pathlib.Path(given).expanduser() if given else None
@@ -327,7 +327,3 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 1
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main(sys.argv))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.api import Source
 from jaxdl.data import store
 from jaxdl.data.arrays import ArraySource, slices
-from jaxdl.data.pipeline import Source
 from jaxdl.data.splits import resolve
 from jaxdl.errors import UserError, nearest
 
@@ -117,7 +117,7 @@ def resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(picture).reshape(shape)
 
 
-class RecordSource:
+class RecordSource(Source):
     """Rows of a TFDS data source, decoded by a few threads whenever they are fetched.
 
     Reading many rows at once is several times faster than one by one, but the data that

@@ -52,7 +52,7 @@ def image_set_folder(root: pathlib.Path, name: str, version: str) -> pathlib.Pat
 def prepare_command(name: str, root: pathlib.Path) -> str:
     """Returns the command that prepares `name` under `root`, for messages."""
     place = '' if root == data_dir() else f' --data_dir={root}'
-    return f'python -m jaxdl.data.prepare {name}{place}'
+    return f'python -m jaxdl prepare {name}{place}'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from jaxdl.api import DataSet, Source
 from jaxdl.data.arrays import ArraySource
-from jaxdl.data.pipeline import Source
 
 
 @dataclasses.dataclass
-class SyntheticImages:
+class SyntheticImages(DataSet):
     """Images that can be learned: each class is a coarse random pattern, each example adds noise.
 
     Batches of 'image' uint8 [batch, height, width, channels] and 'label' int32 [batch]; a pure

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Model
 from jaxdl.models import layers, ops
 
 
@@ -56,7 +57,7 @@ def _usual_covariance(size: int, channels: int) -> jax.Array:
     return jnp.kron(jnp.kron(pixels, pixels), between)
 
 
-class Airbench(nn.Module):
+class Airbench(Model, nn.Module):
     """Whitening 2×2 convolution, three groups of convolutions with pooling, and scaled logits.
 
     The whitening kernel is not trained: it is computed from the images that the model is
@@ -87,6 +88,9 @@ class Airbench(nn.Module):
     whitening_epsilon: float = 5e-4
     views: int = 1
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(classes=self.num_classes)
 
     @nn.nowrap
     def check(self) -> None:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits
 from jaxdl.models.attention import ACTIVATIONS, LayerNorm
 from jaxdl.models.layers import Dense, Dropout, check_positive
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
@@ -33,6 +34,11 @@ class BertShape(Transformer):
     vocab_multiple: int = 1
     max_length: int = 512
     token_types: int = 2
+
+    def limits(self) -> Limits:
+        return Limits(
+            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
+        )
 
     def check(self):
         super().check()
@@ -157,6 +163,13 @@ class BertClassifier(BertShape):
     """
 
     num_classes: int = 2
+
+    def limits(self) -> Limits:
+        return Limits(
+            vocab=self.vocab,
+            length=self.max_length if self.positions == 'learned' else None,
+            classes=self.num_classes,
+        )
 
     def check(self):
         super().check()

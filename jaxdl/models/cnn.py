@@ -6,10 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Model
 from jaxdl.models import layers
 
 
-class Cnn(nn.Module):
+class Cnn(Model, nn.Module):
     """Stages of 3×3 convolution, BatchNorm and ReLU with max-pooling between, then a classifier.
 
     Takes images [batch, height, width, channels] and returns float32 logits [batch, num_classes].
@@ -43,6 +44,9 @@ class Cnn(nn.Module):
     dropout: float = 0.0
     momentum: float = 0.9
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(classes=self.num_classes)
 
     @nn.nowrap
     def check(self) -> None:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Model
 from jaxdl.models import layers
 
 # The two families of He et al. (arXiv:1512.03385): section 4.2's three stages, whose depth is
@@ -21,7 +22,7 @@ IMAGENET_BLOCKS = {
 STEMS = ('cifar', 'imagenet')
 
 
-class ResNet(nn.Module):
+class ResNet(Model, nn.Module):
     """A residual network (arXiv:1512.03385) whose family follows from its depth.
 
     Depths 8, 14, 20, 32, 44, 56 and 110 have three stages of basic blocks from width 16 on and
@@ -52,6 +53,9 @@ class ResNet(nn.Module):
     dropout: float = 0.0
     momentum: float = 0.9
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(classes=self.num_classes)
 
     @nn.nowrap
     def check(self) -> None:
@@ -180,7 +184,7 @@ class Block(nn.Module):
         return layers.mark_images(nn.relu(y + shortcut))
 
 
-class WideResNet(nn.Module):
+class WideResNet(Model, nn.Module):
     """A wide residual network, WRN-depth-widen (arXiv:1605.07146), for images of 28 to 64 pixels.
 
     Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels; BatchNorm and
@@ -204,6 +208,9 @@ class WideResNet(nn.Module):
     dropout: float = 0.0
     momentum: float = 0.9
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(classes=self.num_classes)
 
     @nn.nowrap
     def check(self) -> None:

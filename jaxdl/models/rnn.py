@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Model
 from jaxdl.models import ops
 from jaxdl.models.layers import Dense, Dropout, check_dtype, check_positive, check_rate
 from jaxdl.models.lm_head import SHARDING, DeferredLogits, Embedding, Head, padded_vocab
@@ -164,7 +165,7 @@ class RnnCache:
         return RnnCache(jax.tree.map(lambda x: x[rows], self.carries))
 
 
-class RnnLM(nn.Module):
+class RnnLM(Model, nn.Module):
     """A recurrent language model.
 
     A training sequence starts from the zero carry, and again wherever the segment changes, so a
@@ -195,6 +196,9 @@ class RnnLM(nn.Module):
     dropout: float = 0.0
     head_chunks: int = 0
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(vocab=self.vocab)
 
     def check(self):
         check_positive(vocab=self.vocab, vocab_multiple=self.vocab_multiple)
@@ -258,7 +262,7 @@ class RnnLM(nn.Module):
         return RnnCache(tuple(carry for _ in range(self.layers)))
 
 
-class RnnClassifier(nn.Module):
+class RnnClassifier(Model, nn.Module):
     """Classifies a token sequence by a recurrent network and a pooling over time.
 
     Attributes:
@@ -288,6 +292,9 @@ class RnnClassifier(nn.Module):
     pooling: str = 'mean'
     dropout: float = 0.0
     dtype: str = 'float32'
+
+    def limits(self) -> Limits:
+        return Limits(vocab=self.vocab, classes=self.num_classes)
 
     def check(self):
         check_positive(num_classes=self.num_classes, vocab=self.vocab, embed_width=self.embed_width)

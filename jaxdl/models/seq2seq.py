@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits
 from jaxdl.models.layers import Dropout
 from jaxdl.models.lm_head import DeferredLogits, Head
 from jaxdl.models.stack import Cache, Stack, Transformer
@@ -42,6 +43,11 @@ class Seq2Seq(Transformer):
     scale_embedding: bool = True
     softcap: float = 0.0
     head_chunks: int = 0
+
+    def limits(self) -> Limits:
+        return Limits(
+            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
+        )
 
     def check(self):
         super().check()

@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Model
 from jaxdl.models import attention, layout, lm_head, pipeline
 from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
 from jaxdl.models.layers import Dropout, check_dtype, check_rate
@@ -61,7 +62,7 @@ SHARDING = (
 )
 
 
-class Transformer(nn.Module):
+class Transformer(Model, nn.Module):
     """What every Transformer here, and every part of one, is told about its shape.
 
     Attributes:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits
 from jaxdl.models.attention import Routing, segment_positions, sinusoidal
 from jaxdl.models.layers import Dropout
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
@@ -75,6 +76,11 @@ class TransformerLM(Transformer):
     tied: bool = True
     softcap: float = 0.0
     head_chunks: int = 0
+
+    def limits(self) -> Limits:
+        return Limits(
+            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
+        )
 
     def check(self):
         super().check()

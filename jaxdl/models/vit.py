@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits
 from jaxdl.models.attention import Routing
 from jaxdl.models.layers import Conv, Dense, Dropout, check_positive
 from jaxdl.models.stack import Stack, Transformer
@@ -29,6 +30,9 @@ class ViT(Transformer):
     num_classes: int = 1000
     patch: int = 16
     pooling: str = 'class'
+
+    def limits(self) -> Limits:
+        return Limits(classes=self.num_classes)
 
     def check(self):
         super().check()

@@ -7,11 +7,10 @@ import hashlib
 import json
 from typing import Any
 
-from jaxdl import cli
-from jaxdl import config as config_lib
-from jaxdl.config import Config
+from jaxdl.core import config as config_lib
+from jaxdl.core import flags as cli
+from jaxdl.core.config import Config
 from jaxdl.errors import UserError
-from jaxdl.workdir import FREE
 
 # Written by every run, whatever it trains: the loop adds them itself.
 LOOP_METRICS = (
@@ -49,7 +48,7 @@ def identity(config: Config) -> str:
             return {
                 key: strip(value, f'{path}.{key}')
                 for key, value in tree.items()
-                if f'{path}.{key}' not in FREE
+                if f'{path}.{key}' not in config_lib.FREE
             }
         return [strip(item, path) for item in tree] if isinstance(tree, list) else tree
 
@@ -102,8 +101,8 @@ def metric_names(path: str, words: list[str]) -> list[str]:
     import jax
     import numpy as np
 
-    from jaxdl import parallel
-    from jaxdl.program import Program
+    from jaxdl.core import mesh as mesh_lib
+    from jaxdl.core.program import Program
 
     jax.config.update('jax_platforms', 'cpu')
     config = read_config(path, words)
@@ -111,7 +110,7 @@ def metric_names(path: str, words: list[str]) -> list[str]:
     rows = {**rows, 'id': np.zeros(1, np.int32)}
     program = Program(
         config,
-        parallel.make_mesh(config_lib.Mesh(), jax.devices()[:1]),
+        mesh_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1]),
         {name: value[0] for name, value in rows.items()},
     )
 
@@ -119,7 +118,7 @@ def metric_names(path: str, words: list[str]) -> list[str]:
         rows = {**rows, **more}
         return {k: jax.ShapeDtypeStruct((size, *v.shape[1:]), v.dtype) for k, v in rows.items()}
 
-    derived = getattr(config.task, 'derived', lambda means: {})
+    derived = config.task.derived
     names: set[str] = set(LOOP_METRICS)
 
     def add(prefix: str, packing: Any) -> None:

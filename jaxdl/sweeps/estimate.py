@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxdl import logs
+from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps.local import Job, Local
 from jaxdl.sweeps.spec import Trial
 from jaxdl.sweeps.store import Store

@@ -1,6 +1,6 @@
 """One run among several that are trained by one program: its folder, logs and checkpoints.
 
-It writes what jaxdl.trainer writes, so each run can be resumed, evaluated and reported alone.
+It writes what jaxdl.run.loop writes, so each run can be resumed, evaluated and reported alone.
 """
 
 import json
@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl import config as config_lib
-from jaxdl import logs
-from jaxdl.checkpoint import Checkpoints
-from jaxdl.config import Config
-from jaxdl.data.pipeline import Order
+from jaxdl.core import config as config_lib
+from jaxdl.core.config import Config
+from jaxdl.core.pipeline import Order
+from jaxdl.core.step import FINITE, Packing, TrainState, hyper_parameters
 from jaxdl.errors import UserError
-from jaxdl.step import FINITE, Packing, TrainState, hyper_parameters
-from jaxdl.workdir import Workdir
+from jaxdl.record import metrics_file as logs
+from jaxdl.record.checkpoints import Checkpoints
+from jaxdl.record.folder import Workdir
 
 
 class Lane:
@@ -108,9 +108,10 @@ class Lane:
     def log(self, step: int, seconds_per_step: float) -> dict[str, float]:
         """Ends the interval: its means become the row of `step`."""
         means = self.packing.means(self.sums) if self.counted else {}
-        derived = getattr(self.config.task, 'derived', None)
-        if derived is not None and means:
-            means |= derived({k: v for k, v in means.items() if isinstance(v, float)})
+        if means:
+            means |= self.config.task.derived(
+                {k: v for k, v in means.items() if isinstance(v, float)}
+            )
         row = {f'train/{name}': v for name, v in means.items() if isinstance(v, float)}
         if self.skipped:
             row['train/skipped'] = float(self.skipped)
@@ -136,7 +137,7 @@ class Lane:
         return found
 
     def write_time(self, step: int, share: dict[str, float]) -> None:
-        """The row of the account, as jaxdl.efficiency.account makes it."""
+        """The row of the account, as jaxdl.account.account makes it."""
         seconds = self.seconds(share)
         row = {f'perf/time_{name}_s': value for name, value in sorted(seconds.items())}
         self.write(step, {**row, 'perf/wall_s': sum(seconds.values())})

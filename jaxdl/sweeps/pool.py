@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from jaxdl import logs
 from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
 from jaxdl.sweeps.local import Exit, Job, log_path, trial_path

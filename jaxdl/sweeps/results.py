@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from jaxdl import logs
 from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps.spec import Sweep, Trial, text
 from jaxdl.sweeps.store import FINISHED, Store
 

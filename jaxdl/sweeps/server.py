@@ -243,7 +243,7 @@ def main() -> None:
     for end in (commands, answers):
         os.set_inheritable(end, False)
     server = Server(commands, answers)
-    from jaxdl import runtime
+    from jaxdl.run import runtime
 
     runtime.prepare_process()
     # numpy's BLAS would start a thread, and a process with threads cannot be forked safely.
@@ -255,13 +255,13 @@ def main() -> None:
         del os.environ['OPENBLAS_NUM_THREADS']
     from orbax.checkpoint import v1  # noqa: F401  what a trial needs, imported once for all
 
-    import jaxdl.trainer  # noqa: F401
+    import jaxdl.run.loop  # noqa: F401
 
     server.serve()
 
 
 if __name__ == '__main__':
-    from jaxdl.runtime import restart_with_tuned_heap
+    from jaxdl.run.runtime import restart_with_tuned_heap
 
     restart_with_tuned_heap()
     main()

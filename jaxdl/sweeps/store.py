@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxdl import logs
 from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps.spec import Search, Sweep, Trial
 
 # How a trial stands. Those in FINAL are over; the rest of the ended ones get new attempts when

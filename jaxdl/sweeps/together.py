@@ -14,21 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import config as config_lib
-from jaxdl import divergence, logs, parallel
-from jaxdl.config import Config
-from jaxdl.data.pipeline import Prefetch
-from jaxdl.efficiency.clock import Clock
+from jaxdl.account.clock import Clock
+from jaxdl.core import config as config_lib
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Config
+from jaxdl.core.evaluation import Evaluator
+from jaxdl.core.feed import Feed
+from jaxdl.core.inflight import InFlight
+from jaxdl.core.pipeline import Prefetch
+from jaxdl.core.program import Program
+from jaxdl.core.step import COUNT, Packing, TrainState
 from jaxdl.errors import Preempted, UserError
-from jaxdl.evaluation import Evaluator
-from jaxdl.feed import Feed
-from jaxdl.inflight import InFlight
-from jaxdl.interrupt import StopRequest, Watchdog
-from jaxdl.program import Program
-from jaxdl.step import COUNT, Packing, TrainState
+from jaxdl.record import metrics_file as logs
+from jaxdl.run import nonfinite
+from jaxdl.run.loop import INIT_ROWS
+from jaxdl.run.signals import StopRequest, Watchdog
 from jaxdl.sweeps import check
 from jaxdl.sweeps.lane import Lane
-from jaxdl.trainer import INIT_ROWS
 
 
 def train_together(
@@ -72,7 +74,7 @@ class Together:
         config = self.config
         self.lanes: list[Lane] = []
         with self.clock('setup'):
-            self.mesh = parallel.make_mesh(config_lib.Mesh(), jax.devices()[:1])
+            self.mesh = mesh_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
             self.feed = Feed(
                 config.data.train_source(), config.batch_size, self.mesh, placement=config.placement
             )
@@ -204,7 +206,7 @@ class _Run:
 
     def _compile(self) -> None:
         program, count = self.program, len(self.lanes)
-        everywhere = parallel.replicated(self.mesh)
+        everywhere = mesh_lib.replicated(self.mesh)
 
         def many(tree, place):
             return jax.tree.map(
@@ -215,12 +217,12 @@ class _Run:
         shardings = jax.tree.map(lambda x: x.sharding, state)
         batch = self.feed.abstract(mask=False)
         self.packing = program.packing(program._plain.train_metrics, batch, self.feed.resident)
-        compile_step = program._scoped(parallel.compile_step)
+        compile_step = program._scoped(mesh_lib.compile_step)
         self.train_step = compile_step(
             jax.vmap(program.steps.train_step(self.packing), in_axes=(0, 0, None, 0)),
             (
                 state,
-                many(batch, parallel.batch_sharding(self.mesh, leading=1)),
+                many(batch, mesh_lib.batch_sharding(self.mesh, leading=1)),
                 _abstract(self.feed.resident),
                 hyper,
             ),
@@ -246,7 +248,7 @@ class _Run:
 
     def _loop(self) -> None:
         config, clock = self.config, self.clock
-        place = parallel.batch_sharding(self.mesh, leading=1)
+        place = mesh_lib.batch_sharding(self.mesh, leading=1)
 
         def produce(index: int) -> dict[str, np.ndarray]:
             rows = [self.feed.load(lane.order.batch(index + lane.offset)) for lane in self.lanes]
@@ -347,18 +349,16 @@ class _Run:
             self._show(step, rows)
 
     def _means(self, name: str, packing: Packing, total: np.ndarray) -> dict[str, float]:
-        """The row of one evaluation set, as jaxdl.evaluation makes it."""
+        """The row of one evaluation set, as jaxdl.core.evaluation makes it."""
         means = packing.means(total)
-        derived = getattr(self.config.task, 'derived', None)
-        if derived is not None:
-            means |= derived({k: v for k, v in means.items() if isinstance(v, float)})
+        means |= self.config.task.derived({k: v for k, v in means.items() if isinstance(v, float)})
         row = {f'eval/{name}/{key}': v for key, v in means.items() if isinstance(v, float)}
         return {**row, f'eval/{name}/examples': float(packing.unpack(total)[COUNT][0])}
 
     def _diverge(self, step: int, index: int, vector: np.ndarray) -> None:
         """Ends one run; its state stands still since the step before."""
         lane = self.lanes[index]
-        found = divergence.describe(
+        found = nonfinite.describe(
             step,
             self.packing.unpack(vector),
             self.program.steps.suspects(self.program.abstract),
@@ -373,7 +373,7 @@ class _Run:
     # ---- saving ----
 
     def _save(self, step: int) -> bool:
-        place = parallel.replicated(self.mesh)
+        place = mesh_lib.replicated(self.mesh)
         good = True
         with self.clock('checkpoint'):
             # One transfer for all runs; a slice per leaf and run would be as many programs.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jaxdl import cli, runtime
+from jaxdl.core import flags as cli
+from jaxdl.run import runtime
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,1 @@
+"""What a model is for: inputs, losses, metrics, augmentation, generation."""

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import token_losses
 
 
 @dataclasses.dataclass
-class Classification:
+class Classification(Task):
     """Predicts one of `num_classes` labels for an image.
 
     The batch holds 'image' (uint8 [batch, height, width, channels], or floats) and 'label' int32
@@ -44,6 +45,10 @@ class Classification:
             )
         if min(self.std) <= 0:
             raise ValueError(f'std={self.std}: must be above 0')
+
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        del limits
+        return {'label': self.num_classes}
 
     def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
         """The batch after all augmentations, each with a random stream of its own."""

@@ -1,37 +1,21 @@
 """Text out of trained models: continuing a prompt, translating sentences; what tasks show of them.
 
-A task may have `generate(model, variables, data, *, final, beat) -> Generated`, which is called
-after an evaluation: its scores join the metrics, its texts go to TensorBoard.
+The functions behind `Task.generate`, `Task.continue_text` and `Task.translate` of jaxdl.api.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxdl.api import facts_of
 from jaxdl.errors import UserError
 from jaxdl.models import decode
 from jaxdl.models.decode import Sampling
 
 # Sentences translated by one call; with 4 beams that keeps a CPU's and a small GPU's cores busy.
 SENTENCES = 64
-
-
-@dataclasses.dataclass
-class Generated:
-    """What a model was asked to write after an evaluation.
-
-    Attributes:
-        scores: {'<set>/<metric>': value}.
-        texts: {name: text in Markdown}, to be looked at.
-        notes: {name: text}, how the scores were computed.
-    """
-
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    texts: dict[str, str] = dataclasses.field(default_factory=dict)
-    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def nothing() -> None:
@@ -87,8 +71,7 @@ def continue_text(
 
 def room(model: Any) -> int | None:
     """The most tokens the model has positions for; None: no limit."""
-    learned = getattr(model, 'positions', '') == 'learned'
-    return model.max_length if learned else None
+    return facts_of(model).limits().length
 
 
 def translate(

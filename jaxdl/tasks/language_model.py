@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 
+from jaxdl.api import Generated, Limits, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks import generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
 
 
 @dataclasses.dataclass
-class LanguageModel:
+class LanguageModel(Task):
     """Cross entropy of the next token, over the tokens that the batch marks.
 
     The batch holds 'tokens', 'targets', 'segments', 'positions' int32 and 'target_mask' bool, all
@@ -34,10 +35,6 @@ class LanguageModel:
         if not self.sample_temperature >= 0:
             raise ValueError(f'sample_temperature={self.sample_temperature}: must be at least 0')
 
-    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
-        del rng
-        return batch
-
     def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: batch[name] for name in ('tokens', 'segments', 'positions')}
 
@@ -47,17 +44,20 @@ class LanguageModel:
         size = row_weights(batch, batch['bytes']) if 'bytes' in batch else None
         return token_metrics(outputs, batch['targets'], weights, size=size)
 
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        return {n: limits.vocab for n in ('tokens', 'targets') if limits.vocab is not None}
+
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """perplexity: exp of the mean loss of a token; it depends on the tokenizer."""
         return {'perplexity': perplexity(means['loss'])} if 'loss' in means else {}
 
     def generate(
         self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
-    ) -> generation.Generated:
+    ) -> Generated:
         """Two sample texts, always from the same random numbers, so they compare over a run."""
         del final, beat
         if not self.sample_tokens:
-            return generation.Generated()
+            return Generated()
         texts = generation.continue_text(
             model,
             variables,
@@ -68,7 +68,7 @@ class LanguageModel:
             sampling=generation.Sampling(temperature=self.sample_temperature),
         )
         shown = '\n\n'.join(generation.fenced(self.sample_prompt + text) for text in texts)
-        return generation.Generated(texts={'sample': shown})
+        return Generated(texts={'sample': shown})
 
     def continue_text(
         self, model: Any, variables: dict, data: Any, prompt: str, **options: Any

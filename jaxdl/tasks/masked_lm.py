@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import perplexity, row_weights, token_losses, token_metrics
 
 
 @dataclasses.dataclass
-class MaskedLM:
+class MaskedLM(Task):
     """Hides tokens on the device and asks the model for them; with pairs, also whether B follows A.
 
     The batch holds 'tokens', 'segments', 'positions' int32, 'maskable' bool, all [batch, time], and
@@ -48,6 +49,12 @@ class MaskedLM:
             raise ValueError(
                 f'mask_token={self.mask_token}: must be below vocab_size={self.vocab_size}'
             )
+
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        return {} if limits.vocab is None else {'tokens': limits.vocab}
+
+    def vocabulary(self) -> dict[str, int]:
+        return {'vocab_size': self.vocab_size, 'mask_token': self.mask_token}
 
     def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
         """Hides tokens: 'tokens' change, 'places', 'labels', 'place_mask' [batch, places] are new."""

@@ -6,12 +6,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Limits, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import token_losses
 
 
 @dataclasses.dataclass
-class SequenceClassification:
+class SequenceClassification(Task):
     """Predicts one label for a sequence of tokens; what lies past its length is hidden.
 
     The batch holds 'tokens' int32 [batch, time], 'lengths' and 'label' int32 [batch]. The model
@@ -29,9 +30,9 @@ class SequenceClassification:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
 
-    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
-        del rng
-        return batch
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        bounds = {'tokens': limits.vocab, 'label': limits.classes}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
 
     def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The tokens, and segments that are 1 on a row's own tokens and 0 on its padding."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Generated, Limits, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks import bleu, generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
@@ -22,7 +23,7 @@ INPUTS = (
 
 
 @dataclasses.dataclass
-class Translation:
+class Translation(Task):
     """Cross entropy of the next target token, given the source and the target so far.
 
     The batch holds 'source' [batch, source time], 'target' and 'targets' [batch, time], their
@@ -51,6 +52,10 @@ class Translation:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
 
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        names = ('source', 'target', 'targets')
+        return {name: limits.vocab for name in names if limits.vocab is not None}
+
     def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
         """Marks the batch as one for training: only such a batch has smoothed labels."""
         del rng
@@ -76,9 +81,9 @@ class Translation:
 
     def generate(
         self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
-    ) -> generation.Generated:
+    ) -> Generated:
         """In the final evaluation, BLEU and chrF of each evaluation set, and some translations."""
-        found = generation.Generated()
+        found = Generated()
         if not (final and self.bleu_examples):
             return found
         for name in data.eval_names():

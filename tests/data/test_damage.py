@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxdl.data import prepare
-from jaxdl.data.catalogue import IMAGE_SETS
-from jaxdl.data.originals import check_arrays
-from jaxdl.data.tfds import Tfds
+from jaxdl.data.images.catalogue import IMAGE_SETS
+from jaxdl.data.images.originals import check_arrays
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.errors import UserError
 from tests.data import archives
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from jaxdl.data import digits
-from jaxdl.data.catalogue import IMAGE_SETS
-from jaxdl.data.idx import read_idx
-from jaxdl.data.originals import check_arrays
+from jaxdl.data.images import digits
+from jaxdl.data.images.catalogue import IMAGE_SETS
+from jaxdl.data.images.idx import read_idx
+from jaxdl.data.images.originals import check_arrays
 from jaxdl.errors import UserError
 from tests.data import archives
 

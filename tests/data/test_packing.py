@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data import packing
-from jaxdl.data.packing import Packed, Stream, pack
-from jaxdl.data.text_cache import Corpus
-from jaxdl.data.text_masked import Masked, draw
-from jaxdl.data.text_pairs import PairRows
-from jaxdl.data.tokenizers import Bytes
+from jaxdl.data.text import packing
+from jaxdl.data.text.cache import Corpus
+from jaxdl.data.text.masked import Masked, draw
+from jaxdl.data.text.packing import Packed, Stream, pack
+from jaxdl.data.text.pairs import PairRows
+from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
 
 BYTES = Bytes()
@@ -141,8 +141,8 @@ def test_in_memory_is_the_same_rows(monkeypatch, vocab):
 def test_bits_per_byte_of_a_uniform_model_has_its_formula_for_every_tokenizer(tmp_path):
     import jax.numpy as jnp
 
-    from jaxdl.data.text import Text
-    from jaxdl.data.tokenizers import Bpe
+    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.tokenizers import Bpe
     from jaxdl.tasks.language_model import LanguageModel
 
     path = tmp_path / 'a.txt'

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from jaxdl.data import prepare, store
-from jaxdl.data.catalogue import IMAGE_SETS
-from jaxdl.data.originals import Download
-from jaxdl.data.tfds import Tfds
+from jaxdl.data.images.catalogue import IMAGE_SETS
+from jaxdl.data.images.originals import Download
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.errors import UserError
 from tests.data import archives
 
@@ -49,7 +49,7 @@ def leftovers(root):
 def command(*arguments, root, **environment):
     """Runs the command; returns (exit code, stdout, stderr)."""
     done = subprocess.run(
-        [sys.executable, '-m', 'jaxdl.data.prepare', *arguments],
+        [sys.executable, '-m', 'jaxdl', 'prepare', *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -149,7 +149,7 @@ def test_a_killed_preparation_leaves_nothing(originals, tmp_path, where):
 def test_two_at_once(originals, tmp_path):
     folder, arrays = originals
     root = tmp_path / 'data'
-    words = [sys.executable, '-m', 'jaxdl.data.prepare', 'cifar10', f'--from={folder}']
+    words = [sys.executable, '-m', 'jaxdl', 'prepare', 'cifar10', f'--from={folder}']
     environment = {**os.environ, 'JAXDL_DATA': str(root)}
     started = [
         subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -178,7 +178,7 @@ def test_a_changed_shard_is_named(originals, tmp_path, damage, message):
     with pytest.raises(UserError, match=message) as caught:
         Tfds('cifar10', data_dir=str(root)).train_source()
     assert str(shard) in str(caught.value)
-    assert f'python -m jaxdl.data.prepare cifar10 --data_dir={root}' in str(caught.value)
+    assert f'python -m jaxdl prepare cifar10 --data_dir={root}' in str(caught.value)
 
 
 def test_damaged_arrays_are_read_from_the_records(originals, tmp_path, capsys):
@@ -253,7 +253,7 @@ def test_a_wrong_checksum_is_refused(server, tmp_path):
     path.write_bytes(gzip.compress(archives.idx_bytes(np.zeros(20))))
     with pytest.raises(UserError, match='wrong checksum') as caught:
         prepare.prepare_image_set(spec, root)
-    assert 'python -m jaxdl.data.prepare mnist' in str(caught.value)
+    assert 'python -m jaxdl prepare mnist' in str(caught.value)
     assert len(str(caught.value).splitlines()) == 2
     assert not (root / 'mnist').exists() and not leftovers(root)
     path.write_bytes(good)
@@ -268,7 +268,7 @@ def test_no_network(tmp_path):
         spec = dataclasses.replace(MNIST, downloads=downloads)
         with pytest.raises(UserError, match='cannot be reached') as caught:
             prepare.prepare_image_set(spec, tmp_path)
-    expected = f'python -m jaxdl.data.prepare mnist --data_dir={tmp_path} --from=DIR'
+    expected = f'python -m jaxdl prepare mnist --data_dir={tmp_path} --from=DIR'
     assert expected in str(caught.value)
     assert not leftovers(tmp_path)
 
@@ -338,5 +338,5 @@ def test_the_data_folder(monkeypatch):
     assert store.data_dir() == pathlib.Path('/tmp/x')
     assert store.data_dir('/y') == pathlib.Path('/y')
     assert store.prepare_command('mnist', pathlib.Path('/tmp/x')) == (
-        'python -m jaxdl.data.prepare mnist'
+        'python -m jaxdl prepare mnist'
     )

@@ -5,13 +5,13 @@ import os
 import numpy as np
 import pytest
 
-from jaxdl.data import text_cache
-from jaxdl.data.text import StdlibCode, Text, TfdsText
-from jaxdl.data.text_files import Files, StdlibRecords
-from jaxdl.data.text_labels import LabelledText, TfdsLabelledText
-from jaxdl.data.text_masked import Masked
-from jaxdl.data.text_pairs import Pairs, TfdsPairs
-from jaxdl.data.tokenizers import Bpe, Bytes
+from jaxdl.data.text import cache as text_cache
+from jaxdl.data.text.files import Files, StdlibRecords
+from jaxdl.data.text.labels import LabelledText, TfdsLabelledText
+from jaxdl.data.text.language import StdlibCode, Text, TfdsText
+from jaxdl.data.text.masked import Masked
+from jaxdl.data.text.pairs import Pairs, TfdsPairs
+from jaxdl.data.text.tokenizers import Bpe, Bytes
 from jaxdl.errors import UserError
 
 DOCUMENTS = ['First document.\nIt has two lines.', 'Zweites: Größe, 猫.', 'third']
@@ -418,7 +418,7 @@ def test_masked_rows_need_room(tmp_path):
 
 
 def test_configs_survive_json(tmp_path):
-    from jaxdl import config
+    from jaxdl.core import config
 
     data = Text(train='a', evals=('v=b',), tokenizer=Bpe(vocab_size=300), packing=Masked(seed=3))
     assert config.from_json(config.to_json(data)) == data

@@ -12,9 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxdl.data import prepare
+from jaxdl.data.images.tfds import Tfds
 from jaxdl.data.records import resize
 from jaxdl.data.synthetic import SyntheticImages
-from jaxdl.data.tfds import Tfds
 from jaxdl.errors import UserError
 from tests.data import archives
 
@@ -241,7 +241,7 @@ class JaxdlTestNeedsTensorflow(JaxdlTestPhotos):
 def test_tensorflow_is_asked_for_in_one_line(tmp_path):
     with pytest.raises(UserError, match='pip install tensorflow') as caught:
         Tfds('jaxdl_test_needs_tensorflow', data_dir=str(tmp_path), image_size=8).train_source()
-    assert 'python -m jaxdl.data.prepare jaxdl_test_needs_tensorflow' in str(caught.value)
+    assert 'python -m jaxdl prepare jaxdl_test_needs_tensorflow' in str(caught.value)
     assert '\n' not in str(caught.value)
     assert not list(tmp_path.glob('jaxdl*')) and not list(tmp_path.glob('.preparing*'))
 
@@ -304,7 +304,7 @@ def test_resize():
 def test_start_imports_neither_jax_nor_tfds(folder, name):
     code = f"""
 import sys
-from jaxdl.data.tfds import Tfds
+from jaxdl.data.images.tfds import Tfds
 data = Tfds({name!r})
 assert len(data.train_source()) > len(data.eval_sources()['test'])
 heavy = {{'jax', 'sklearn', 'tensorflow_datasets', 'tensorflow', 'grain'}} & set(sys.modules)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data import tokenizers as tok
-from jaxdl.data.tokenizers import Bpe, Bytes, WordPiece, keep
+from jaxdl.data.text import tokenizers as tok
+from jaxdl.data.text.tokenizers import Bpe, Bytes, WordPiece, keep
 from jaxdl.errors import UserError
 
 TEXTS = [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import config as config_lib
+from jaxdl.core import config as config_lib
 from jaxdl.errors import UserError
 from jaxdl.models import float8, ops
 from jaxdl.models.cnn import Cnn

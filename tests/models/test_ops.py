@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdl.models import ops, ops_loss
+from jaxdl.models import ops
+from jaxdl.models.ops import loss as ops_loss
 
 few = settings(max_examples=8, deadline=None)
 small = st.integers(1, 7)

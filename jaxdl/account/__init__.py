@@ -1,0 +1,1 @@
+"""What a run costs: seconds, FLOPs, joules, and where they went."""

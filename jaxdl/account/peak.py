@@ -1,0 +1,109 @@
+"""The FLOP/s that MFU is measured against: published for GPUs, measured for CPUs."""
+
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdl.compiled import cards
+from jaxdl.errors import UserError
+
+OVERRIDE = 'JAXDL_PEAK_FLOPS'
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """Highest FLOP/s of a matrix product.
+
+    Attributes:
+        flops: of one device, or of the machine where `shared`.
+        shared: all local devices share it: simulated devices on one CPU.
+        measured: by matrix products on this machine.
+    """
+
+    flops: float
+    shared: bool
+    measured: bool = False
+
+
+def of(device: Any, by_dtype: Mapping[str, float]) -> Peak | None:
+    """The peak of `device` for the type of operands that most of `by_dtype`'s FLOPs have.
+
+    A GPU's is published (cards.json), None for an unknown card. A CPU's is measured by matrix
+    products once a machine, in about half a second, and kept in the cache folder. The environment
+    variable JAXDL_PEAK_FLOPS overrides both, for one device.
+
+    Raises:
+        UserError: that variable is no positive number.
+    """
+    dtype = max(by_dtype, key=lambda name: by_dtype[name], default='float32')
+    given = os.environ.get(OVERRIDE)
+    if given:
+        try:
+            value = float(given)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float('inf'):
+            raise UserError(f'{OVERRIDE}={given}: must be a positive number of FLOP/s')
+        return Peak(value, shared=device.platform == 'cpu')
+    if device.platform == 'cpu':
+        return Peak(_cpu(dtype), shared=True, measured=True)
+    card = cards.of_device(device.device_kind)
+    return card and Peak(card.peak(dtype), shared=False)
+
+
+def _cpu(dtype: str) -> float:
+    key = f'{_processor()}, {os.cpu_count()} cores, {dtype}'
+    known = _read()
+    if key not in known:
+        known[key] = cards.cpu_peak(dtype)
+        _write(known)
+    return known[key]
+
+
+def forget() -> None:
+    """Drops the measured peaks, one of which was beaten: the next run measures them anew."""
+    try:
+        os.unlink(_path())
+    except OSError:
+        pass
+
+
+def _path() -> str:
+    home = os.environ.get('JAXDL_CACHE') or os.path.join(os.path.expanduser('~'), '.cache', 'jaxdl')
+    return os.path.join(home, 'peak.json')
+
+
+def _read() -> dict[str, float]:
+    try:
+        with open(_path(), encoding='utf-8') as file:
+            found = json.load(file)
+        return {str(key): float(value) for key, value in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(known: dict[str, float]) -> None:
+    try:
+        folder = os.path.dirname(_path())
+        os.makedirs(folder, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix='peak')
+        with os.fdopen(handle, 'w', encoding='utf-8') as file:
+            json.dump(known, file, indent=1)
+        os.replace(name, _path())
+    except OSError:
+        pass  # no cache folder: measured again at the next start
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            for line in file:
+                if line.startswith('model name'):
+                    return line.partition(':')[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,215 @@
+"""What the core asks of a model, a task, a data set and a source: base classes with defaults.
+
+Every optional method is here, with what it means and what holds where a class does not define it.
+The core calls these methods and probes for no others, and `jaxdl.core.config.check` refuses a
+config whose task or data set is of another kind.
+
+Shapes: a batch is a dict of arrays [batch, …]; `batch['mask']` float32 [batch] is 0 on the rows
+that only fill up an evaluation batch.
+"""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from jaxdl.errors import UserError
+
+if TYPE_CHECKING:  # data workers import this module, and none of them needs jax
+    import jax
+
+    from jaxdl.metrics import Mean
+
+Rows = dict[str, np.ndarray]
+Batch = dict[str, 'jax.Array']
+
+
+class Source(abc.ABC):
+    """A set of examples with random access."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def fetch(self, ids: np.ndarray) -> Rows:
+        """The rows `ids` (int64), in that order: new arrays [len(ids), …] of the same shapes always."""
+
+    def in_memory(self) -> Rows | None:
+        """The whole set as arrays [examples, …] if it is in memory, else None."""
+        return None
+
+    def stages(self, ids: np.ndarray) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
+        """For `jaxdl benchmark`: (name, function returning (records, bytes)) of each stage of `fetch`."""
+        del ids
+        return iter(())
+
+
+class DataSet(abc.ABC):
+    """The `data` of a config: where examples come from."""
+
+    @abc.abstractmethod
+    def train_source(self) -> Source:
+        """The training examples."""
+
+    def eval_sources(self) -> dict[str, Source]:
+        """The evaluation sets by name; each is evaluated whole."""
+        return {}
+
+    def example(self) -> Rows | None:
+        """One example of zeros, known without reading a file; None: a source has to be read."""
+        return None
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the labels in order, () where they have none."""
+        return ()
+
+    def check_with(self, model: Any, task: 'Task') -> None:
+        """Raises UserError where model or task cannot take these examples."""
+
+    def keep(self, folder: str | os.PathLike) -> None:
+        """Saves into a run's folder what the weights depend on, such as a tokenizer.
+
+        Raises UserError where the folder holds another one.
+        """
+
+    def recall(self, folder: str | os.PathLike) -> None:
+        """Takes from a run's folder what `keep` saved there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a model can take; None: not limited, or not known.
+
+    Attributes:
+        vocab: token ids must be below it.
+        length: most tokens of a row.
+        classes: labels must be below it.
+    """
+
+    vocab: int | None = None
+    length: int | None = None
+    classes: int | None = None
+
+
+class Model:
+    """What a Flax module of a config may say of itself; put it before `nn.Module` among the bases.
+
+    Attributes:
+        sharding: pairs (pattern of a parameter's path, mesh axes), as `config.rules` has them.
+        splits: mesh axes besides data and fsdp over which the model can be split.
+    """
+
+    sharding: ClassVar[tuple] = ()
+    splits: ClassVar[tuple[str, ...]] = ()
+
+    def limits(self) -> Limits:
+        """What tokens, rows and labels the model can take."""
+        return Limits()
+
+
+_ANY_MODEL = Model()
+
+
+def facts_of(model: Any) -> Model:
+    """`model`, or the defaults of Model for a Flax module that does not derive from it.
+
+    Raises:
+        UserError: it defines one of Model's names without deriving from it, so that it would be
+            ignored.
+    """
+    if isinstance(model, Model):
+        return model
+    names = [name for name in ('sharding', 'splits', 'limits') if name in dir(type(model))]
+    if names:
+        raise UserError(
+            f'--config.model: {type(model).__name__} defines {names[0]!r} but does not derive from '
+            f'jaxdl.api.Model; write class {type(model).__name__}(Model, nn.Module)'
+        )
+    return _ANY_MODEL
+
+
+@dataclasses.dataclass
+class Generated:
+    """What a model was asked to make after an evaluation.
+
+    Attributes:
+        scores: {'<set>/<metric>': value}, which join the evaluation's metrics.
+        texts: {name: text in Markdown}, to be looked at.
+        notes: {name: text}, how the scores were computed.
+    """
+
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Task(abc.ABC):
+    """What a model is for: what it is shown, and what its outputs are worth."""
+
+    @abc.abstractmethod
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """The keyword arguments of the model's call, besides `train`."""
+
+    @abc.abstractmethod
+    def metrics(self, outputs: Any, batch: Batch) -> 'dict[str, Mean]':
+        """The metrics as sums and weights; 'loss' is what training minimises.
+
+        Raises ValueError where the outputs do not fit.
+        """
+
+    def eval_metrics(self, outputs: Any, batch: Batch) -> 'dict[str, Mean]':
+        """The metrics of an evaluation batch, under batch['mask']."""
+        return self.metrics(outputs, batch)
+
+    def augment(self, batch: Batch, rng: 'jax.Array') -> Batch:
+        """A training batch after random changes, made on the device; `rng` is a key."""
+        del rng
+        return batch
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """What follows from the means of an interval or a whole set, such as a perplexity."""
+        del means
+        return {}
+
+    def ranges(self, limits: Limits) -> dict[str, int]:
+        """{name: bound} of the integer arrays of a row that must lie in 0 … bound - 1."""
+        del limits
+        return {}
+
+    def vocabulary(self) -> dict[str, int]:
+        """Fields of the task that must equal the tokenizer's: 'vocab_size', 'mask_token'."""
+        return {}
+
+    def preview(self, batch: Batch) -> 'dict[str, jax.Array]':
+        """Pictures of an augmented batch, {name: uint8 [batch, height, width, channels]}."""
+        del batch
+        return {}
+
+    def generate(
+        self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
+    ) -> Generated | None:
+        """What the model makes after an evaluation.
+
+        `variables` are the model's, on one device; `final` marks the evaluation at the end; `beat`
+        is to be called now and then, and raises where a signal came.
+        """
+        return None
+
+    def continue_text(
+        self, model: Any, variables: dict, data: Any, prompt: str, **options: Any
+    ) -> list[str]:
+        """Continuations of `prompt`, for `jaxdl sample`."""
+        raise UserError(f'a model trained for {type(self).__name__} continues no text')
+
+    def translate(
+        self, model: Any, variables: dict, data: Any, sentences: Sequence[str], **options: Any
+    ) -> list[str]:
+        """Translations of `sentences`, for `jaxdl sample --translate`."""
+        raise UserError(f'a model trained for {type(self).__name__} translates no text')
+
+    def defines(self, method: str) -> bool:
+        """Whether this kind of task has its own form of an optional method."""
+        return getattr(type(self), method) is not getattr(Task, method)

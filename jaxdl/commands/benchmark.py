@@ -1,0 +1,149 @@
+"""How fast the data is: records and bytes per second of each stage, beside what the model eats.
+
+    python -m jaxdl benchmark --config=configs/NAME.py [--config.FIELD=VALUE …]
+        [--seconds=2] [--[no]step]
+
+Each stage runs alone, as fast as it can: read (from disk), decode, transform (into arrays), batch
+(all of these as the run does them, in its threads), stream (batches prepared ahead by the run's
+placement and workers), transfer (to the devices). `step` is the training step on one batch that is
+already there: the rate the data must reach. Stages that a set does not have are left out.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from jaxdl.core import flags as cli
+from jaxdl.run import runtime
+
+Count = tuple[int, int]  # records and bytes of one call
+
+
+def main(argv):
+    runtime.prepare_process()
+    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
+    flags.DEFINE_float('seconds', 2.0, 'how long each stage runs', lower_bound=0.0)
+    flags.DEFINE_boolean('step', True, 'also compile and run the training step')
+    config = cli.parse_config(argv, __doc__ or '')
+    seconds, with_step = flags.FLAGS.seconds, flags.FLAGS.step
+
+    rows, bench = [], Bench(config)
+    print(bench.describe(), flush=True)
+    print(f'{"stage":<10} {"records/s":>12} {"MB/s":>9} {"ms/batch":>9}', flush=True)
+    for name, call in bench.stages(with_step):
+        rows.append((name, *measure(call, seconds)))
+        records, size = rows[-1][1:]
+        each = 1e3 * config.batch_size / records
+        moved = f'{size / 1e6:9.1f}' if size else ' ' * 9
+        print(f'{name:<10} {records:>12,.0f} {moved} {each:>9.2f}', flush=True)
+    bench.close()
+    print(verdict({name: records for name, records, _ in rows}), flush=True)
+
+
+def measure(call: Callable[[], Count], seconds: float) -> tuple[float, float]:
+    """(records, bytes) per second of calling `call` for so long, after one call to warm up."""
+    call()
+    records = size = calls = 0
+    begin = time.perf_counter()
+    while calls < 2 or time.perf_counter() - begin < seconds:
+        more, bytes_ = call()
+        records, size, calls = records + more, size + bytes_, calls + 1
+    elapsed = time.perf_counter() - begin
+    return records / elapsed, size / elapsed
+
+
+def verdict(rates: dict[str, float]) -> str:
+    """One line: whether the data keeps up with the step."""
+    if 'step' not in rates:
+        return ''
+    delivered = min(rates['stream'], rates['transfer'])
+    need = rates['step']
+    if delivered >= need:
+        return f'the data comes {delivered / need:.1f}× as fast as the step takes it'
+    slowest = min(('stream', 'transfer'), key=lambda name: rates[name])
+    share = 100 * (1 - delivered / need)
+    return (
+        f'input-bound: {slowest} delivers {delivered:,.0f} of the {need:,.0f} records/s that the '
+        f'step could take; it would wait {share:.0f} % of the time'
+    )
+
+
+class Bench:
+    """The stages of one config, each as a function that does its work once."""
+
+    def __init__(self, config: Any):
+        from jaxdl.core import mesh as mesh_lib  # heavy; wrong command lines need not wait for it
+        from jaxdl.core.feed import Feed
+        from jaxdl.core.pipeline import Order
+
+        self.config = config
+        self.mesh = mesh_lib.make_mesh(config.mesh)
+        self.feed = Feed(
+            config.data.train_source(), config.batch_size, self.mesh, placement=config.placement
+        )
+        self.order = Order(len(self.feed.source), config.batch_size, config.seed)
+        self.ids = self.order.batch(0)
+        self._next = 0
+        self._stream: Any = None
+
+    def describe(self) -> str:
+        row = sum(value.nbytes for value in self.feed.example.values())
+        return (
+            f'{len(self.feed.source):,} records of {row:,} bytes, batches of '
+            f'{self.config.batch_size}, placement {self.feed.placement}'
+        )
+
+    def stages(self, with_step: bool) -> Iterator[tuple[str, Callable[[], Count]]]:
+        import jax
+
+        source = self.feed.source
+        yield from source.stages(self.ids)
+
+        def batch() -> Count:
+            self._next += 1
+            return _count(source.fetch(self.order.batch(self._next)))
+
+        yield 'batch', batch
+        self._stream = self.feed.training(
+            self.order, 0, 2**40, ahead=self.config.prefetch, workers=self.config.workers
+        )
+        yield 'stream', lambda: _count(self._stream.next_rows())
+        rows = self._stream.next_rows()
+
+        def transfer() -> Count:
+            jax.block_until_ready(self.feed.place(rows))
+            return _count(rows)
+
+        yield 'transfer', transfer
+        self.close()
+        if with_step:
+            yield 'step', self._step(rows)
+
+    def _step(self, rows: Any) -> Callable[[], Count]:
+        import jax
+
+        from jaxdl.core.program import Program
+
+        program = Program(self.config, self.mesh, self.feed.example)
+        self.config.steps_per_call = 1
+        step, _ = program.compile_train(self.feed.abstract(mask=False), self.feed.resident)
+        state = [program.init(self.feed.source.fetch(self.ids))]
+        hyper, placed = program.place_hyper(), self.feed.place(rows)
+
+        def call() -> Count:
+            state[0], packed = step(state[0], placed, self.feed.resident, hyper)
+            jax.block_until_ready(packed)
+            return self.config.batch_size, 0
+
+        return call
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _count(rows: dict[str, Any]) -> Count:
+    return len(next(iter(rows.values()))), sum(value.nbytes for value in rows.values())

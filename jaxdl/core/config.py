@@ -1,0 +1,601 @@
+"""The Config tree: what one run is, its checks, its JSON.
+
+A config is the object tree itself: plain dataclasses that hold the model, the task, the data and
+the optimizer as objects, so nothing is looked up by name. Flax Linen modules are dataclasses and
+hold no arrays, so a config can hold a model. After parsing nobody changes a config.
+"""
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jaxdl.api import DataSet, Task, facts_of
+from jaxdl.errors import UserError, nearest
+
+# Fields that may change between two calls on one folder: they place, log or extend the same run.
+FREE = (
+    'config.steps',
+    'config.log_every',
+    'config.eval_every',
+    'config.eval_batch_size',
+    'config.checkpoint',
+    'config.divergence',
+    'config.mesh',
+    'config.rules',
+    'config.compile',
+    'config.placement',
+    'config.steps_per_call',
+    'config.prefetch',
+    'config.workers',
+    'config.hang_timeout',
+    'config.record_samples',
+    'config.deterministic',
+    'config.data.data_dir',
+)
+
+
+@dataclasses.dataclass
+class Mesh:
+    """How many ways each kind of parallelism splits the devices; one axis may be -1: what is left.
+
+    Attributes:
+        data: replicas of the model, each with its share of the batch.
+        fsdp: ways the batch and also the whole state are split (fully sharded data parallel).
+        tensor: ways single layers are split (tensor parallel).
+        pipe: ways the stack of layers is split (pipeline parallel).
+        context: ways the sequence is split (context parallel).
+        zero: split the optimizer's state over the data axis too (ZeRO-1).
+        offload: keep the optimizer's state in host memory between its updates.
+        sequence: split activations between layers by their length over the tensor axis too.
+        pipe_parts: micro-batches under way in the pipeline, at most; 0: four a stage.
+        context_by: how attention sees the whole sequence: 'ring' (keys travel), 'heads' (all-to-all), or 'auto': heads where they divide.
+    """
+
+    AXES: typing.ClassVar = ('data', 'fsdp', 'pipe', 'context', 'tensor')
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    pipe: int = 1
+    context: int = 1
+    zero: bool = False
+    offload: bool = False
+    sequence: bool = False
+    pipe_parts: int = 0
+    context_by: str = 'auto'
+
+    def check(self):
+        sizes = {name: getattr(self, name) for name in self.AXES}
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise ValueError(f'{name}={size}: must be at least 1, or -1 for what is left')
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError('only one axis can be -1 (what is left); give the others a number')
+        at_least(self, pipe_parts=0)
+        one_of(self, context_by=('auto', 'ring', 'heads'))
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """When checkpoints are written and which are kept.
+
+    Attributes:
+        every: steps between two checkpoints; 0: only at the end and when preempted.
+        keep: how many of the newest are kept.
+        best: a metric such as 'eval/test/accuracy'; the checkpoint with the best value is kept too.
+        mode: whether the best value is the 'max' or the 'min'.
+    """
+
+    every: int = 0
+    keep: int = 2
+    best: str = ''
+    mode: str = 'max'
+
+    def check(self):
+        at_least(self, every=0, keep=1)
+        one_of(self, mode=('max', 'min'))
+
+
+@dataclasses.dataclass
+class Divergence:
+    """What happens when a loss, a gradient or a new parameter is not finite.
+
+    The update of such a step is never applied, whatever the policy.
+
+    Attributes:
+        policy: 'stop' ends the run (exit 3); 'skip' drops up to max_skips updates in a row; 'rollback' returns to the last checkpoint and moves the data order past the bad stretch.
+        max_skips: updates in a row that 'skip' may drop before the run stops.
+        max_rollbacks: times that 'rollback' may return before the run stops.
+    """
+
+    policy: str = 'stop'
+    max_skips: int = 10
+    max_rollbacks: int = 3
+
+    def check(self):
+        one_of(self, policy=('stop', 'skip', 'rollback'))
+        at_least(self, max_skips=1, max_rollbacks=1)
+
+
+@dataclasses.dataclass
+class InitFrom:
+    """Parameters to start from, taken from another run.
+
+    Attributes:
+        path: the other run's folder, or 'folder:STEP'; empty: none.
+        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied in turn.
+        skip: patterns of leaf paths; matching ones of this model keep their own initialisation, matching ones of the other run are left there.
+    """
+
+    path: str = ''
+    rename: tuple = ()
+    skip: tuple[str, ...] = ()
+
+    def check(self):
+        if not self.path and (self.rename or self.skip):
+            raise ValueError('rename and skip are unused without path; give init_from.path')
+        for pair in self.rename:
+            if not (isinstance(pair, tuple | list) and len(pair) == 2):
+                raise ValueError(f'rename={self.rename}: must be pairs (pattern, replacement)')
+        for pattern in (*self.skip, *(pair[0] for pair in self.rename)):
+            check_pattern(pattern)
+
+
+@dataclasses.dataclass
+class Config:
+    """One run: what is trained on what, for how long, and how it is placed on the devices.
+
+    Attributes:
+        model: a Flax Linen module.
+        task: what the model is for: inputs, metrics, augmentation.
+        data: where batches come from.
+        optimizer: an optimizer of jaxdl.core.optim with its schedule.
+        steps: optimizer steps of the whole run.
+        batch_size: examples of one step, over all devices and processes.
+        seed: decides initialisation, data order, augmentation and dropout.
+        log_every: steps between two lines of metrics.
+        eval_every: steps between two evaluations; 0: only at the end.
+        eval_batch_size: examples of one evaluation step; 0: batch_size.
+        accumulate: parts a batch is cut into, one after the other, to save memory.
+        ema: decay of the moving average of the weights that is evaluated; 0: none.
+        float8: the model's matrix products in float8 while training (GPUs; needs qwix).
+        loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
+        checkpoint: when checkpoints are written and which are kept.
+        divergence: what happens when a value is not finite.
+        init_from: parameters to start from.
+        mesh: how the devices are arranged.
+        rules: (path pattern, axes) pairs that place the state on the mesh, first match first; those of the model come after them.
+        compile: 'jit' over the mesh, or 'pmap' for pure data parallelism.
+        placement: where the training set lives: 'device', 'host', 'stream', or 'auto' by its size.
+        steps_per_call: optimizer steps in one compiled program.
+        prefetch: batches prepared ahead of the device.
+        workers: processes that read and decode when placement is 'stream'; 0: threads of this process.
+        deterministic: bit-identical runs on a GPU too (slower there; a CPU always is).
+        record_samples: also write samples.jsonl with the ids of every batch trained on.
+        hang_timeout: seconds without a step after which all stacks are printed and the run ends; 0: never.
+    """
+
+    model: Any
+    task: Any
+    data: Any
+    optimizer: Any
+    steps: int
+    batch_size: int
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 0
+    eval_batch_size: int = 0
+    accumulate: int = 1
+    ema: float = 0.0
+    float8: bool = False
+    loss_scale: float = 0.0
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    divergence: Divergence = dataclasses.field(default_factory=Divergence)
+    init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    rules: tuple = ()
+    compile: str = 'jit'
+    placement: str = 'auto'
+    steps_per_call: int = 1
+    prefetch: int = 2
+    workers: int = 0
+    deterministic: bool = False
+    record_samples: bool = False
+    hang_timeout: float = 1800.0
+
+    def check(self):
+        at_least(
+            self,
+            steps=1,
+            batch_size=1,
+            seed=0,
+            log_every=1,
+            eval_every=0,
+            eval_batch_size=0,
+            accumulate=1,
+            steps_per_call=1,
+            prefetch=1,
+            workers=0,
+            hang_timeout=0,
+        )
+        if self.seed >= 2**32:
+            raise ValueError(f'seed={self.seed}: must be below 2**32')
+        if not 0 <= self.ema < 1:
+            raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
+        if self.float8 and importlib.util.find_spec('qwix') is None:
+            raise ValueError(
+                'float8=True: needs qwix; python -m pip install -r requirements-fp8.txt'
+            )
+        if self.loss_scale and not 1 <= self.loss_scale <= 2**24:
+            raise ValueError(
+                f'loss_scale={self.loss_scale}: must be 0 (off) or from 1 to 16777216; 65536 is usual'
+            )
+        half = next((p for p, n in nodes(self) if getattr(n, 'dtype', '') == 'float16'), None)
+        if half and not self.loss_scale:
+            raise ValueError(
+                f"{half}.dtype='float16' needs a loss scale, or small gradients vanish; "
+                "set loss_scale=65536, or use 'bfloat16'"
+            )
+        one_of(self, compile=('jit', 'pmap'), placement=('auto', 'device', 'host', 'stream'))
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f'accumulate={self.accumulate} does not divide batch_size={self.batch_size}; '
+                f'allowed: {divisors(self.batch_size)}'
+            )
+        for name in ('log_every', 'eval_every'):
+            if getattr(self, name) % self.steps_per_call:
+                raise ValueError(
+                    f'{name}={getattr(self, name)} is not a multiple of steps_per_call='
+                    f'{self.steps_per_call}; several steps in one program end together'
+                )
+        if self.checkpoint.every % self.steps_per_call or self.steps % self.steps_per_call:
+            raise ValueError(
+                f'steps={self.steps} and checkpoint.every={self.checkpoint.every} must be '
+                f'multiples of steps_per_call={self.steps_per_call}'
+            )
+        for rule in self.rules:
+            if not (isinstance(rule, tuple | list) and len(rule) == 2):
+                raise ValueError(f'rules: {rule!r} is not a pair (path pattern, axes)')
+            check_pattern(rule[0])
+        if self.compile == 'pmap':
+            for axis in ('fsdp', 'tensor', 'pipe', 'context'):
+                if getattr(self.mesh, axis) != 1:
+                    raise ValueError(
+                        f"compile='pmap' is pure data parallelism, but mesh.{axis}="
+                        f"{getattr(self.mesh, axis)}; use compile='jit'"
+                    )
+            if self.rules:
+                raise ValueError("rules are unused with compile='pmap'; use compile='jit'")
+        best = self.checkpoint.best
+        if best and not best.startswith('eval/'):
+            raise ValueError(
+                f"checkpoint.best={best!r}: must be an evaluation metric, 'eval/<set>/<metric>'"
+            )
+        if best and not self.eval_every:
+            raise ValueError(
+                'checkpoint.best is unused when eval_every=0 (evaluated only at the end); '
+                'set eval_every'
+            )
+        every = self.checkpoint.every
+        if best and (not every or (every % self.eval_every and self.eval_every % every)):
+            raise ValueError(
+                f'checkpoint.every={every} and eval_every={self.eval_every}: checkpoint.best needs '
+                'checkpoints of evaluated steps, so one must be a multiple of the other'
+            )
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+def divisors(number: int) -> str:
+    """The divisors of `number` as text, shortened in the middle."""
+    values = [d for d in range(1, number + 1) if number % d == 0]
+    texts = [str(v) for v in values]
+    return ', '.join(texts if len(texts) <= 12 else [*texts[:6], '…', *texts[-5:]])
+
+
+def at_least(holder: Any, **bounds: float) -> None:
+    """Raises ValueError where a field of `holder` is below its bound or not a number."""
+    for name, low in bounds.items():
+        value = getattr(holder, name)
+        if not value >= low or value == math.inf:
+            raise ValueError(f'{name}={value}: must be at least {low}')
+
+
+def one_of(holder: Any, **choices: tuple) -> None:
+    """Raises ValueError where a field of `holder` is none of its choices."""
+    for name, allowed in choices.items():
+        value = getattr(holder, name)
+        if value not in allowed:
+            raise ValueError(
+                f'{name}={value!r}: must be one of {", ".join(map(repr, allowed))}'
+                f'{nearest(str(value), allowed)}'
+            )
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ValueError where `pattern` is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
+
+
+def check(config: Config) -> None:
+    """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
+    for name, kind in (('task', Task), ('data', DataSet)):
+        given = getattr(config, name)
+        if not isinstance(given, kind):
+            raise UserError(
+                f'--config.{name}: {type(given).__name__} does not derive from '
+                f'jaxdl.api.{kind.__name__}, which says what is asked of it'
+            )
+    if not _is_module(config.model):
+        raise UserError(
+            f'--config.model: {type(config.model).__name__} is no Flax module (flax.linen.nn.Module)'
+        )
+    facts_of(config.model)
+    for path, node in nodes(config):
+        for field in fields(node):
+            _check_type(f'{path}.{field.name}', field.type, getattr(node, field.name))
+    for path, node in nodes(config):
+        if callable(getattr(node, 'check', None)):
+            try:
+                node.check()
+            except ValueError as error:
+                named = re.match(r'(\w+)=', str(error))
+                own = named is not None and hasattr(node, named.group(1))
+                raise UserError(f'--{path}{"." if own else ": "}{error}') from None
+
+
+def _check_type(path: str, kind: Any, value: Any) -> None:
+    if typing.get_origin(kind) in (typing.Union, __import__('types').UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return
+        kinds = [option for option in options if option is not type(None)]
+        if len(kinds) != 1:
+            return
+        kind = kinds[0]
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple and len(items) == 2 and items[1] is ...:
+        if not isinstance(value, tuple | list):
+            raise UserError(f'--{path}={value!r}: must be a tuple of {type_name(items[0])}')
+        for index, item in enumerate(value):
+            _check_type(f'{path}[{index}]', items[0], item)
+    if kind is tuple and not isinstance(value, tuple | list):
+        raise UserError(f'--{path}={value!r}: must be a tuple')
+    if dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        raise UserError(f'--{path}={value!r}: must be a {kind.__name__}')
+    plain = {int: (int,), float: (int, float), str: (str,), bool: (bool,)}
+    if kind in plain and (
+        not isinstance(value, plain[kind]) or (isinstance(value, bool) and kind is not bool)
+    ):
+        raise UserError(f'--{path}={value!r}: must be {kind.__name__}')
+    if kind is float and isinstance(value, float) and math.isnan(value):
+        raise UserError(f'--{path}=nan: must be a number')
+
+
+# ---- the tree -----------------------------------------------------------------------------------
+
+
+def fields(node: Any) -> list[dataclasses.Field]:
+    """The dataclass fields of `node` that are part of a config (Linen's own two are not)."""
+    if not dataclasses.is_dataclass(node):
+        return []
+    hidden = ('parent', 'name') if _is_module(node) else ()
+    return [f for f in dataclasses.fields(node) if f.name not in hidden and f.init]
+
+
+def _is_module(node: Any) -> bool:
+    return any(
+        base.__name__ == 'Module' and base.__module__.startswith('flax.linen')
+        for base in type(node).__mro__
+    )
+
+
+def nodes(node: Any, path: str = 'config') -> Iterator[tuple[str, Any]]:
+    """Yields (path, dataclass) for every dataclass in the tree, parents first."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        yield path, node
+        for field in fields(node):
+            yield from nodes(getattr(node, field.name), f'{path}.{field.name}')
+    elif isinstance(node, tuple | list):
+        for index, item in enumerate(node):
+            yield from nodes(item, f'{path}[{index}]')
+
+
+def rebuild(node: Any, change: Callable[[str, Any], Any], path: str = 'config') -> Any:
+    """Returns a copy of the tree in which every leaf is change(path, leaf)."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        updates = {
+            f.name: rebuild(getattr(node, f.name), change, f'{path}.{f.name}') for f in fields(node)
+        }
+        if _is_module(node):
+            return node.clone(**updates)
+        return dataclasses.replace(node, **updates)
+    if isinstance(node, tuple):
+        return tuple(rebuild(item, change, f'{path}[{i}]') for i, item in enumerate(node))
+    if isinstance(node, list):
+        return [rebuild(item, change, f'{path}[{i}]') for i, item in enumerate(node)]
+    return change(path, node)
+
+
+def scalars(config: Config) -> dict[str, float]:
+    """The hyper-parameters that a step takes as arguments, not as constants: {path: value}.
+
+    A class names them in its `scalars`; runs that differ only in these share one compiled
+    program. A value of exactly 0 switches a feature off and stays a constant.
+    """
+    found = {}
+    for path, node in nodes(config):
+        for name in getattr(type(node), 'scalars', ()):
+            value = getattr(node, name)
+            if isinstance(value, int | float) and value != 0:
+                found[f'{path}.{name}'] = float(value)
+    return found
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """Returns a copy of `config` with the fields at these paths replaced."""
+    if not values:
+        return config
+    return rebuild(config, lambda path, leaf: values.get(path, leaf))
+
+
+def differences(old: dict, new: dict, path: str = 'config') -> list[str]:
+    """The paths at which two JSON trees of configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get('type') == new.get('type'):
+        found = []
+        for key in [*old, *(k for k in new if k not in old)]:
+            if key not in old or key not in new:
+                found.append(f'{path}.{key}')
+            else:
+                found += differences(old[key], new[key], f'{path}.{key}')
+        return found
+    return [] if old == new else [path]
+
+
+def at(tree: dict, path: str) -> Any:
+    """The value at 'config.a.b' in a JSON tree, or None."""
+    for part in path.split('.')[1:]:
+        if not isinstance(tree, dict) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree
+
+
+# ---- JSON ---------------------------------------------------------------------------------------
+
+
+def to_json(node: Any) -> Any:
+    """The tree as plain JSON; objects carry their class as 'type': 'module:Class'."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return {
+            'type': f'{type(node).__module__}:{type(node).__qualname__}',
+            **{f.name: to_json(getattr(node, f.name)) for f in fields(node)},
+        }
+    if isinstance(node, tuple | list):
+        return [to_json(item) for item in node]
+    if isinstance(node, dict):
+        return {'type': 'dict', 'items': {str(k): to_json(v) for k, v in node.items()}}
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    if callable(node) and hasattr(node, '__qualname__'):
+        return {'type': 'function', 'name': f'{node.__module__}:{node.__qualname__}'}
+    raise UserError(
+        f'{node!r} ({type(node).__name__}) cannot be part of a config: '
+        'use numbers, strings, tuples, dataclasses or functions'
+    )
+
+
+def from_json(tree: Any) -> Any:
+    """The inverse of to_json: rebuilds the objects, so a run's folder is enough to evaluate it.
+
+    This is the only place where a class is found by its name; the names were written by to_json.
+
+    Raises:
+        UserError: a class is gone, or the tree is not what to_json writes.
+    """
+    try:
+        return _build(tree)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'config.json does not hold a config ({type(error).__name__}: {error}); put the file '
+            'back as it was written'
+        ) from None
+
+
+def _build(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return tuple(_build(item) for item in tree)
+    if not isinstance(tree, dict):
+        return tree
+    kind = tree['type']
+    if kind == 'dict':
+        return {key: _build(value) for key, value in tree['items'].items()}
+    if kind == 'function':
+        return _find(tree['name'])
+    cls = _find(kind)
+    if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
+        raise UserError(f'config.json names {kind}, which is not a dataclass')
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {key: _build(value) for key, value in tree.items() if key != 'type'}
+    unknown = [key for key in arguments if key not in known]
+    if unknown:
+        raise UserError(
+            f'config.json gives {kind} the field {unknown[0]!r}, which this version does not have'
+            f'{nearest(unknown[0], known)}'
+        )
+    return cls(**arguments)
+
+
+def _find(name: str) -> Any:
+    module, _, qualified = name.partition(':')
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualified.split('.'):
+            found = getattr(found, part)
+        return found
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(
+            f'config.json names {name}, which cannot be imported; '
+            'was it renamed, or defined in a config file instead of a module?'
+        ) from None
+
+
+# ---- help ---------------------------------------------------------------------------------------
+
+
+def describe(config: Config) -> list[tuple[str, str, str, str]]:
+    """(path, type, value, meaning) of every field that can be set from the command line."""
+    rows = []
+    for path, node in nodes(config):
+        meanings = attribute_meanings(type(node))
+        for field in fields(node):
+            value = getattr(node, field.name)
+            meaning = meanings.get(field.name, '')
+            if dataclasses.is_dataclass(value):
+                rows.append((f'{path}.{field.name}', type(value).__name__, '', meaning))
+            elif not (isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))):
+                rows.append((f'{path}.{field.name}', type_name(field.type), repr(value), meaning))
+    return rows
+
+
+def type_name(kind: Any) -> str:
+    return (
+        kind.__name__
+        if isinstance(kind, type) and not typing.get_args(kind)
+        else str(kind).replace('typing.', '')
+    )
+
+
+def attribute_meanings(cls: type) -> dict[str, str]:
+    """The `Attributes:` section of a class's docstring, base classes included."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        section = re.search(
+            r'Attributes:\n(.*?)(?:\n\s*\n|\Z)', inspect.cleandoc(base.__doc__ or ''), re.S
+        )
+        if section:
+            name = None
+            for line in section.group(1).splitlines():
+                match = re.match(r'\s{2,4}(\w+):\s*(.*)', line)
+                if match:
+                    name = match.group(1)
+                    found[name] = match.group(2)
+                elif name and line.strip():
+                    found[name] += ' ' + line.strip()
+    return found
+
+
+def clone(config: Config) -> Config:
+    """A deep copy of the tree."""
+    return copy.deepcopy(config)

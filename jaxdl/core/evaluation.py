@@ -1,0 +1,125 @@
+"""Exact evaluation: every example of every evaluation set once, on any number of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdl.api import Generated
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Config
+from jaxdl.core.feed import Feed
+from jaxdl.core.program import Program
+from jaxdl.core.step import COUNT, Packing, TrainState
+from jaxdl.errors import UserError, nearest
+
+
+class Evaluator:
+    """Evaluates a state on all evaluation sets; each set's step compiles at its first use.
+
+    Args:
+        program: the run's compiled functions.
+        sources: {name: source}.
+    """
+
+    def __init__(self, program: Program, sources: dict[str, Any]):
+        self.program = program
+        config: Config = program.config
+        size = config.eval_batch_size or config.batch_size
+        if sources:
+            name = 'eval_batch_size' if config.eval_batch_size else 'batch_size'
+            mesh_lib.check_batch(name, size, 1, program.mesh)
+        self.feeds = {
+            name: Feed(source, size, program.mesh, placement=config.placement)
+            for name, source in sources.items()
+        }
+        self.packings: dict[str, Packing] = {
+            name: program.eval_packing(feed.abstract(mask=True), feed.resident)
+            for name, feed in self.feeds.items()
+        }
+        self._compiled: dict[str, Callable] = {}
+
+    def compile(self) -> None:
+        for name, feed in self.feeds.items():
+            if name not in self._compiled:
+                self._compiled[name] = self.program.compile_eval(
+                    feed.abstract(mask=True), feed.resident, self.packings[name]
+                )
+
+    def names(self) -> list[str]:
+        """The scalar metrics that `run` will give; nothing is compiled or run."""
+        found = []
+        for name, packing in self.packings.items():
+            means = packing.means(np.ones(packing.size))
+            floats = [key for key, value in means.items() if isinstance(value, float)]
+            found += [f'eval/{name}/{key}' for key in (*floats, *self._derived(means), 'examples')]
+        return sorted(found)
+
+    def _derived(self, means: dict[str, Any]) -> dict[str, float]:
+        """What the task computes from the means of a whole set, such as a perplexity."""
+        floats = {name: value for name, value in means.items() if isinstance(value, float)}
+        return self.program.config.task.derived(floats)
+
+    def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> dict[str, Any]:
+        """{'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
+        self.compile()
+        found: dict[str, Any] = {}
+        for name, feed in self.feeds.items():
+            step, packing = self._compiled[name], self.packings[name]
+            total = np.zeros(packing.size, np.float64)
+            waiting: list[jax.Array] = []
+            for batch in feed.evaluation(ahead=self.program.config.prefetch):
+                waiting.append(step(state, batch, feed.resident, hyper))
+                waiting[-1].copy_to_host_async()
+                if len(waiting) > 2:
+                    total += np.asarray(waiting.pop(0), np.float64)
+                    beat()
+            for packed in waiting:
+                total += np.asarray(packed, np.float64)
+            means = packing.means(total)
+            count = float(packing.unpack(total)[COUNT][0])
+            means |= self._derived(means)
+            found |= {f'eval/{name}/{key}': value for key, value in means.items()}
+            found[f'eval/{name}/examples'] = count
+            beat()
+        return found
+
+    def generate(
+        self, state: TrainState, beat: Callable[[], None], *, final: bool
+    ) -> Generated | None:
+        """What the task lets the model make after an evaluation; its scores are also metrics."""
+        task = self.program.config.task
+        variables = readable_variables(state)
+        if variables is None:
+            return None
+        return task.generate(
+            self.program.config.model,
+            variables,
+            self.program.config.data,
+            final=final,
+            beat=beat,
+        )
+
+
+def check_best(best: str, names: list[str]) -> None:
+    """Raises UserError unless `best` (config.checkpoint.best) is empty or one of `names`."""
+    if best and best not in names:
+        raise UserError(
+            f'--config.checkpoint.best={best!r} is no metric of an evaluation'
+            f'{nearest(best, names)}; allowed: {", ".join(names) or "none"}'
+        )
+
+
+def readable_variables(state: TrainState) -> dict | None:
+    """The variables that evaluation uses, on one device where each has them all.
+
+    None where they are spread over several processes: then `jaxdl.commands.evaluate` must generate.
+    """
+    weights = {'params': state.params, 'model_state': state.model_state}
+    weights = weights if state.ema is None else state.ema
+    variables = {'params': weights['params'], **weights['model_state']}
+    leaves = jax.tree.leaves(variables)
+    if all(leaf.is_fully_replicated for leaf in leaves):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
+    return variables if all(leaf.is_fully_addressable for leaf in leaves) else None

@@ -1,0 +1,231 @@
+"""Which examples make batch i, and how they are fetched ahead of the device.
+
+Batch i is a pure function of (seed, i): epoch e is a permutation of the set keyed by (seed, e), the
+epochs follow one another without a gap, and batch i is the next `batch_size` of that line. So a
+resumed run needs only its step, on any number of processes, and no example is dropped.
+"""
+
+import dataclasses
+import gc
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxdl.api import Source
+from jaxdl.errors import UserError
+
+
+@dataclasses.dataclass
+class Order:
+    """The endless line of shuffled epochs of `examples` ids.
+
+    Attributes:
+        examples: size of the set.
+        batch_size: ids a batch.
+        seed: decides the permutations.
+    """
+
+    examples: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self):
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def epoch(self, number: int) -> np.ndarray:
+        """The permutation of epoch `number`; several threads may ask at once."""
+        found = self._epochs.get(number)
+        if found is None:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+            dtype = np.int32 if self.examples < 2**31 else np.int64
+            found = generator.permutation(np.arange(self.examples, dtype=dtype))
+            for old in sorted(self._epochs)[:-2]:
+                self._epochs.pop(old, None)
+            self._epochs[number] = found
+        return found
+
+    def batch(self, index: int) -> np.ndarray:
+        """The ids of batch `index`, int64 [batch_size]."""
+        start = index * self.batch_size
+        parts, wanted = [], self.batch_size
+        while wanted:
+            number, place = divmod(start, self.examples)
+            part = self.epoch(number)[place : place + wanted]
+            parts.append(part)
+            start, wanted = start + len(part), wanted - len(part)
+        return np.concatenate(parts).astype(np.int64)
+
+
+def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (ids, mask): each example once, the last batch filled up under a mask of zeros."""
+    for start in range(0, examples, batch_size):
+        ids = np.arange(start, start + batch_size)
+        mask = (ids < examples).astype(np.float32)
+        yield np.minimum(ids, examples - 1), mask
+
+
+def check_rows(
+    rows: dict[str, np.ndarray], count: int, shapes: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Raises UserError where rows are missing or have another shape or dtype than the first ones."""
+    found = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
+    for name, value in rows.items():
+        if len(value) != count:
+            raise UserError(
+                f'the data source ended early: {name!r} has {len(value)} of {count} rows; '
+                'check the data set with python -m jaxdl prepare'
+            )
+    if shapes is not None and found != shapes:
+        changed = [n for n in {**shapes, **found} if shapes.get(n) != found.get(n)]
+        name = changed[0]
+        raise UserError(
+            f'the data source changed {name!r} from {shapes.get(name)} to {found.get(name)}; '
+            'every batch must have the same shapes and dtypes'
+        )
+    return found
+
+
+class Prefetch:
+    """Runs `produce(i)` for i = start, start + 1, … in a thread, at most `ahead` results early.
+
+    An error in the thread is raised by the call that would have returned its result.
+    """
+
+    def __init__(self, produce: Callable[[int], Any], start: int, stop: int, ahead: int):
+        self._queue: queue.Queue = queue.Queue(maxsize=ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(produce, start, stop), name='prefetch', daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, produce, start, stop):
+        for index in range(start, stop):
+            try:
+                item = (produce(index), None)
+            except BaseException as error:
+                item = (None, error)
+            while not self._closed.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._closed.is_set() or item[1] is not None:
+                return
+
+    def next(self) -> Any:
+        item, error = self._queue.get()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join(timeout=10)
+
+
+class Direct:
+    """`produce(i)` for i = start, start + 1, … when it is asked for, with the methods of Prefetch.
+
+    For what takes less time than its way from another thread, which on a CPU waits for a core.
+    """
+
+    def __init__(self, produce: Callable[[int], Any], start: int, stop: int):
+        self._produce, self._indices = produce, iter(range(start, stop))
+
+    def next(self) -> Any:
+        return self._produce(next(self._indices))
+
+    def close(self) -> None:
+        pass
+
+
+@dataclasses.dataclass
+class Load:
+    """Fetches the rows of batch i from a source; it can be sent to another process.
+
+    Attributes:
+        source: the examples.
+        order: which of them make a batch.
+        mine: places in the batch that this process of the run holds, int64 [rows].
+        shapes: what the rows must look like, as `check_rows` gives it.
+    """
+
+    source: Source
+    order: Order
+    mine: np.ndarray
+    shapes: dict[str, Any]
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        ids = self.order.batch(int(index))[self.mine]
+        rows = {'id': ids.astype(np.int32), **self.source.fetch(ids)}
+        check_rows(rows, len(ids), self.shapes)
+        return rows
+
+
+class Workers:
+    """The same as `Prefetch` by Grain: in threads, or in worker processes where there are any.
+
+    Batches come in order, whatever the number of workers. An error in a worker is raised by the
+    call that would have returned its result.
+
+    Args:
+        load: makes batch i.
+        start: the first batch.
+        stop: the one after the last.
+        ahead: batches prepared early, at least.
+        workers: processes; 0: threads of this process.
+    """
+
+    def __init__(self, load: Load, start: int, stop: int, *, ahead: int, workers: int = 0):
+        import absl.flags
+        import grain
+
+        if not absl.flags.FLAGS.is_parsed():
+            absl.flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it starts workers
+        workers = min(workers, max(stop - start, 0))
+        # A source decodes one batch in several threads; a second batch fills their gaps.
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(2, ahead))
+        if workers:
+            options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        data = grain.MapDataset.range(start, stop).map(load).to_iter_dataset(options)
+        if workers:
+            each = max(1, -(-ahead // workers))
+            processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
+            data = data.mp_prefetch(processes, worker_init_fn=_begin_worker)
+        self._iterator: Any = iter(data)
+
+    def next(self) -> Any:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends threads and processes and frees what they hold."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator.close()
+            del iterator
+            gc.collect()  # the shared memory of batches that nobody took
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leaves signals to the process that trains, and ends when that is gone."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name='parent', daemon=True).start()

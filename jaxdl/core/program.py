@@ -1,0 +1,264 @@
+"""One config compiled for one mesh: the abstract state with its shardings, init, train, eval.
+
+The trainer runs it, `evaluate` uses its half, `plan` compiles it without devices.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jaxdl.api import facts_of
+from jaxdl.core import batched_init
+from jaxdl.core import config as config_lib
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.config import Config
+from jaxdl.core.step import Packing, Steps, Traced, TrainState, hyper_parameters
+from jaxdl.errors import UserError
+from jaxdl.models import layout
+from jaxdl.models.layers import batch_axis
+
+
+def activations(mesh: config_lib.Mesh) -> tuple:
+    """The names of activation dimensions in models, and the mesh axes that split them.
+
+    The first rule whose axes are still free in an array holds; an axis of size 1 splits nothing.
+    """
+    return (
+        ('batch', mesh_lib.BATCH_AXES),
+        ('heads', 'tensor'),
+        ('mlp', 'tensor'),
+        ('vocab', 'tensor'),
+        *((('length', ('context', 'tensor')),) if mesh.sequence else ()),
+        ('length', 'context'),
+        ('inner', 'context'),  # the length where another dimension needs the tensor axis
+        ('layers', 'pipe'),
+        ('embed', None),
+        ('kv', None),
+        ('height', None),
+        ('width', None),
+        ('channels', None),
+    )
+
+
+class Program:
+    """The compiled functions of one run.
+
+    Args:
+        config: the run.
+        mesh: its devices.
+        example: one row of the training set, {name: array}; only shapes and dtypes count.
+    """
+
+    def __init__(self, config: Config, mesh: jax.sharding.Mesh, example: dict[str, np.ndarray]):
+        self.config = config
+        self.mesh = mesh
+        self.steps = Steps(config, axis='data' if config.compile == 'pmap' else None)
+        self.hyper = hyper_parameters(config)
+        self.example = example
+        mesh_lib.check_splits(mesh, config.model, config.rules)
+        # Batch statistics and shapes do not depend on the size of the batch used to initialise.
+        self._init_batch = {
+            name: jax.ShapeDtypeStruct((2, *np.shape(value)), np.asarray(value).dtype)
+            for name, value in example.items()
+        }
+        self._plain = Steps(config)  # shapes are traced outside pmap, where no axis is bound
+        try:
+            self._init = self._scoped(jax.jit(self._plain.init).trace)(self._init_batch, self.hyper)
+        except ValueError as error:
+            rows = ', '.join(
+                f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
+            )
+            raise UserError(f'the model cannot take this data ({rows}): {error}') from error
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
+        rules = (*config.rules, *facts_of(config.model).sharding)
+        self.shardings = mesh_lib.state_shardings(shapes, rules, mesh)
+        if config.mesh.zero:
+            self.shardings = self.shardings.replace(
+                opt_state=mesh_lib.split_further(
+                    shapes.opt_state, self.shardings.opt_state, 'data', mesh
+                )
+            )
+        place = self.shardings.params
+        if config.mesh.zero:
+            place = mesh_lib.split_further(shapes.params, place, 'data', mesh)
+        if config.compile == 'jit':
+            self.steps.place = lambda grads: jax.lax.with_sharding_constraint(grads, place)
+        if config.mesh.offload:
+            kept = mesh_lib.in_host_memory(shapes.opt_state, self.shardings.opt_state)
+            self.shardings = self.shardings.replace(opt_state=kept)
+            for steps in (self.steps, self._plain):
+                steps.fetch = lambda opt_state: mesh_lib.to_device_memory(opt_state, kept)
+        self.abstract: TrainState = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            self.shardings,
+        )
+        self.traces: list[str] = []
+        self._train_jaxpr: Any = None
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """What is traced inside finds the mesh and how activations are split over it."""
+        mesh = self.config.mesh
+        chosen = layout.Layout(pipe_parts=mesh.pipe_parts, context_by=mesh.context_by)
+        with (
+            jax.set_mesh(self.mesh),
+            nn.logical_axis_rules(activations(mesh)),
+            layout.use(chosen),
+        ):
+            yield
+
+    def _scoped(self, function: Callable) -> Callable:
+        def scoped(*args, **kwargs):
+            with self.scope():
+                return function(*args, **kwargs)
+
+        return scoped
+
+    def place_hyper(self) -> dict[str, jax.Array]:
+        return mesh_lib.put(self.hyper, mesh_lib.replicated(self.mesh))
+
+    def init(self, rows: dict[str, np.ndarray]) -> TrainState:
+        """A fresh state, each device making only its own part.
+
+        `rows` are real training examples, the same on every process: some models compute a first
+        layer from them. Where none does, what was traced for the shapes is run, without the
+        forward pass: tracing and lowering that again would take longer than all the rest.
+        """
+        whole = self._init.jaxpr
+        jaxpr, used = dce_jaxpr(whole.jaxpr, [True] * len(whole.jaxpr.outvars))
+        function: Callable = self._plain.init
+        arguments: tuple = (rows, self.hyper)
+        if not any(used[: len(self._init_batch)]):
+            wanted = used[len(self._init_batch) :]
+            leaves = jax.tree.leaves(self.hyper)
+            inputs = [x for x, need in zip(leaves, wanted, strict=True) if need]
+            closed = ClosedJaxpr(jaxpr, whole.consts)
+            # Over several devices the compiler might make a whole stack of layers on each; on a
+            # CPU nothing is gained.
+            devices = self.mesh.devices.flat
+            alone = len(devices) == 1 and devices[0].platform == 'gpu'
+            values = batched_init.together(closed) if alone else jaxpr_as_fun(closed)
+            tree = jax.tree.structure(self.shardings)
+
+            def rest(inputs):
+                return jax.tree.unflatten(tree, values(*inputs))
+
+            function, arguments = rest, (inputs,)
+        return self._scoped(jax.jit(function, out_shardings=self.shardings))(*arguments)
+
+    def adopt(self, state: TrainState, params: Any, model_state: Any) -> TrainState:
+        """A fresh state with these weights; of the fresh `state`, the rest is given away."""
+        for leaf in jax.tree.leaves((state.opt_state, state.ema)):
+            leaf.delete()  # first: the new ones take its place in memory
+        rest = self.shardings.opt_state, self.shardings.ema
+        jitted = jax.jit(self._plain.rest, out_shardings=rest)
+        opt_state, ema = self._scoped(jitted)(params, model_state, self.hyper)
+        return state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+
+    def packing(self, function: Callable, batch: Any, resident: Any) -> Packing:
+        """The names and shapes of the metrics that `function` of Steps returns.
+
+        Raises:
+            UserError: the task cannot take the outputs of the model.
+        """
+        try:
+            found = self._scoped(jax.eval_shape)(
+                function, self.abstract, batch, _abstract(resident), self.hyper
+            )
+        except ValueError as error:
+            raise UserError(f'the model and the task do not fit: {error}') from error
+        return Packing.of(found[1] if isinstance(found, tuple) else found)
+
+    def compile_train(self, batch: dict, resident: dict) -> tuple[Callable, Packing]:
+        """(state, batch, resident, hyper) → (state, packed); the state is given away.
+
+        With steps_per_call = k the batch and the packed metrics have a first axis of k.
+        """
+        calls = self.config.steps_per_call
+        make = self.steps.train_step if calls == 1 else self.steps.train_steps
+        found = Traced()
+        if self.config.compile == 'pmap':  # which is traced at its first call
+            found.packing = self.packing(self._plain.train_metrics, batch, resident)
+        if calls > 1:
+            batch = {k: mesh_lib.stacked(v, calls) for k, v in batch.items()}
+        try:
+            step = self._compile(make(found), batch, resident, train=True)
+        except ValueError as error:
+            if found.packing is not None:
+                raise
+            raise UserError(f'the model and the task do not fit: {error}') from error
+        assert found.packing is not None
+        return step, found.packing
+
+    def train_jaxpr(self, batch: dict, resident: dict) -> Any:
+        """The jaxpr of a call of the compiled training step, on all devices together."""
+        if self._train_jaxpr is not None:
+            return self._train_jaxpr
+        count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # what pmap compiles
+        return count(self.abstract, batch, _abstract(resident), self.hyper)
+
+    def eval_packing(self, batch: dict, resident: dict) -> Packing:
+        """The names and shapes of the metrics of one evaluation batch."""
+        return self.packing(self._plain.eval_metrics, batch, resident)
+
+    def compile_eval(self, batch: dict, resident: dict, packing: Packing) -> Callable:
+        """(state, batch, resident, hyper) → metrics packed as `eval_packing` says."""
+        return self._compile(self.steps.eval_step(packing), batch, resident, train=False)
+
+    def preview(self, rows: dict) -> dict:
+        """The task's pictures of augmented rows, {name: uint8 [rows, height, width, channels]}."""
+        task = self.config.task
+
+        def show(rows, seed):
+            return task.preview(task.augment(rows, jax.random.fold_in(jax.random.key(seed), 2)))
+
+        return jax.device_get(jax.jit(show)(rows, self.hyper['seed']))
+
+    def _compile(self, function: Callable, batch: dict, resident: dict, *, train: bool) -> Callable:
+        name = function.__name__
+
+        def traced(*args):
+            self.traces.append(name)
+            return function(*args)
+
+        traced.__name__ = name
+        if self.config.compile == 'pmap':
+            inner = traced
+
+            def traced(*args):
+                with batch_axis('data'):  # BatchNorm shares its statistics over the devices
+                    return inner(*args)
+
+            return mesh_lib.compile_pmap(
+                traced,
+                donate=train,
+                mesh=self.mesh,
+                stacked=train and self.config.steps_per_call > 1,
+            )
+        everywhere = mesh_lib.replicated(self.mesh)
+        out = (self.shardings, everywhere) if train else everywhere
+        hyper = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=everywhere), self.hyper
+        )
+        arguments = (self.abstract, batch, _abstract(resident), hyper)
+
+        def look(jaxpr):
+            self._train_jaxpr = jaxpr if train else self._train_jaxpr
+
+        return self._scoped(mesh_lib.compile_step)(
+            traced, arguments, out, donate=train, mesh=self.mesh, look=look
+        )
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
+        tree,
+    )

@@ -1,0 +1,485 @@
+"""The state, and the pure functions that make, advance and evaluate it.
+
+One training step: gather the batch → augment → model → metrics → gradient → update. Everything
+random is a function of (seed, step), so a checkpoint is just the state. Metrics leave a step as one
+small vector of sums and weights (`Packing` names its places), so a step costs one transfer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdl.core import config as config_lib
+from jaxdl.core.config import Config
+from jaxdl.core.optim import path_name
+from jaxdl.metrics import Mean
+from jaxdl.models.float8 import quantized
+
+
+@flax.struct.dataclass
+class Health:
+    """What a run remembers of non-finite steps, so that a resumed run goes on as it was.
+
+    Attributes:
+        in_a_row: int32, updates dropped since the last good one.
+        skipped: int32, updates dropped in the whole run.
+        data_offset: int32, batches that roll-backs moved the data order forward by.
+        rollbacks: int32, roll-backs so far.
+    """
+
+    in_a_row: jax.Array
+    skipped: jax.Array
+    data_offset: jax.Array
+    rollbacks: jax.Array
+
+    @classmethod
+    def fresh(cls) -> 'Health':
+        return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))
+
+
+@flax.struct.dataclass
+class LossScale:
+    """The factor on the loss of a float16 run, found while it trains (arXiv:1710.03740).
+
+    Gradients that overflow halve it and their update is dropped; GROWTH good steps double it.
+
+    Attributes:
+        factor: float32, on the mean loss.
+        good: int32, steps since it changed.
+    """
+
+    GROWTH: ClassVar[int] = 1000
+    MOST: ClassVar[float] = 2.0**24
+
+    factor: jax.Array
+    good: jax.Array
+
+    @classmethod
+    def start(cls, factor: float) -> 'LossScale | None':
+        """None where `factor` is 0: off."""
+        if not factor:
+            return None
+        return cls(jnp.full((), factor, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def after(self, finite: jax.Array) -> 'LossScale':
+        grown = self.good + 1 >= self.GROWTH
+        larger = jnp.where(grown, jnp.minimum(2 * self.factor, self.MOST), self.factor)
+        return LossScale(
+            jnp.where(finite, larger, jnp.maximum(self.factor / 2, 1.0)),
+            jnp.where(finite & ~grown, self.good + 1, 0),
+        )
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Exactly what a checkpoint holds.
+
+    Attributes:
+        step: int32, completed optimizer steps.
+        params: the model's parameters, float32.
+        model_state: its other variables (running statistics of BatchNorm).
+        opt_state: the optimizer's state.
+        ema: moving averages of params and model_state, or None.
+        health: what was skipped.
+        loss_scale: of a float16 run, else None.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema: Any
+    health: Health
+    loss_scale: LossScale | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Where each metric stands in the vector that a step returns.
+
+    Attributes:
+        shapes: {name: shape of the total}; a scalar is ().
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) + 1 for shape in self.shapes.values())
+
+    @classmethod
+    def of(cls, metrics: dict[str, Mean]) -> 'Packing':
+        return cls({name: tuple(metrics[name].total.shape) for name in sorted(metrics)})
+
+    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
+        parts = []
+        for name in self.shapes:
+            parts += [metrics[name].total.reshape(-1), metrics[name].weight.reshape(1)]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts])
+
+    def unpack(self, vector: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+        """{name: (total, weight)}; the vector may be a float64 sum over many steps."""
+        found, place = {}, 0
+        for name, shape in self.shapes.items():
+            count = int(np.prod(shape))
+            found[name] = (vector[place : place + count].reshape(shape), vector[place + count])
+            place += count + 1
+        return found
+
+    def means(self, vector: np.ndarray) -> dict[str, Any]:
+        """{name: total / weight}: floats, and arrays for matrix-valued metrics.
+
+        Names that start with '_' are for the loop, and are left out.
+        """
+        found = {}
+        for name, (total, weight) in self.unpack(np.asarray(vector, np.float64)).items():
+            if name.startswith('_'):
+                continue
+            value = total / weight if weight else total * 0
+            found[name] = float(value) if not value.shape else value
+        return found
+
+
+class Traced:
+    """A packing that is found while a step is traced, which saves tracing it twice."""
+
+    packing: Packing | None = None
+
+    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
+        self.packing = Packing.of(metrics)
+        return self.packing.pack(metrics)
+
+
+FINITE = '_finite'  # 1 where the update was applied; the trainer reads it, nobody logs it
+FIRST = '_first'  # the place in Steps.suspects of the first leaf that is not finite
+RATE = 'learning_rate'
+STOP = '_stop'  # how many devices' processes were asked to stop; only with several processes
+COUNT = '_examples'  # examples under the mask of an evaluation batch
+
+
+def hyper_parameters(config: Config) -> dict[str, Any]:
+    """The arguments of a step that are numbers: the seed and the config's scalars."""
+    values = {path: np.float32(value) for path, value in config_lib.scalars(config).items()}
+    return {'seed': np.uint32(config.seed), **values}
+
+
+def gather(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Fetches the rows batch['id'] of a data set that lives on the device."""
+    if not resident:
+        return dict(batch)
+    rows = {name: jnp.take(values, batch['id'], axis=0) for name, values in resident.items()}
+    return {**rows, **batch}
+
+
+class Steps:
+    """The pure functions of one config; `axis` names the device axis when compiled by pmap."""
+
+    def __init__(self, config: Config, axis: str | None = None):
+        self.config = config
+        self.axis = axis
+        # Puts gradients where their parameters are, before anything is made of them.
+        self.place: Callable = lambda grads: grads
+        # Brings the optimizer's state to the device where it rests elsewhere between two steps.
+        self.fetch: Callable = lambda opt_state: opt_state
+        policy = config.divergence.policy
+        # A step after this many dropped updates in a row leaves the state as it is, so the state
+        # at which a run stops does not depend on how late the host looks.
+        self.patience = config.divergence.max_skips if policy == 'skip' else 0
+
+    def _config(self, hyper: dict[str, jax.Array]) -> Config:
+        return config_lib.with_values(
+            self.config, {path: value for path, value in hyper.items() if path != 'seed'}
+        )
+
+    def _sum(self, tree):
+        return jax.lax.psum(tree, self.axis) if self.axis else tree
+
+    # ---- initialisation ----
+
+    def init(self, batch: dict[str, jax.Array], hyper: dict[str, jax.Array]) -> TrainState:
+        """A fresh state for batches like `batch`: shapes and dtypes count, values do not."""
+        config = self._config(hyper)
+        key = jax.random.key(hyper['seed'])
+        batch = config.task.augment(batch, jax.random.fold_in(key, 1))
+        params_key, dropout_key = jax.random.split(jax.random.fold_in(key, 0))
+        variables = config.model.init(
+            {'params': params_key, 'dropout': dropout_key}, **config.task.inputs(batch), train=False
+        )
+        params = variables['params']
+        model_state = {k: v for k, v in variables.items() if k != 'params'}
+        opt_state, ema = self._rest(config, params, model_state)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=ema,
+            health=Health.fresh(),
+            loss_scale=LossScale.start(config.loss_scale),
+        )
+
+    def rest(self, params: Any, model_state: Any, hyper: dict) -> tuple[Any, Any]:
+        """The fresh (opt_state, ema) of a state that has these weights."""
+        return self._rest(self._config(hyper), params, model_state)
+
+    def _rest(self, config: Config, params: Any, model_state: Any) -> tuple[Any, Any]:
+        ema = {'params': params, 'model_state': model_state} if config.ema else None
+        return config.optimizer.build(config.steps).init(params), jax.tree.map(jnp.copy, ema)
+
+    # ---- training ----
+
+    def gradients(
+        self,
+        config: Config,
+        params: Any,
+        model_state: Any,
+        batch: dict,
+        key: jax.Array,
+        scale: jax.Array | None = None,
+    ) -> tuple[Any, Any, dict[str, Mean]]:
+        """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics.
+
+        `scale` is put on the mean loss of the part and taken off the gradient of each parameter,
+        which is float32: what is float16 between them neither vanishes nor overflows.
+        """
+
+        model = quantized(config.model) if config.float8 else config.model
+
+        def total_loss(params):
+            outputs, new_state = model.apply(
+                {'params': params, **model_state},
+                **config.task.inputs(batch),
+                train=True,
+                rngs={'dropout': key},
+                mutable=list(model_state),
+            )
+            metrics = config.task.metrics(outputs, batch)
+            total, factor = metrics['loss'].total, None
+            if scale is not None:
+                factor = scale / jnp.maximum(jax.lax.stop_gradient(metrics['loss'].weight), 1.0)
+                total = total * factor
+            return total, (new_state, metrics, factor)
+
+        grads, (new_state, metrics, factor) = jax.grad(total_loss, has_aux=True)(params)
+        if factor is not None:
+            grads = jax.tree.map(lambda g: g / factor, grads)
+        return self.place(grads), new_state, metrics
+
+    def _accumulated(self, config, state, batch, key):
+        """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
+        augment_key, key = jax.random.split(key)
+        # The whole batch at once: how it is cut into parts must not change the data.
+        batch = config.task.augment(batch, augment_key)
+        scale = None if state.loss_scale is None else state.loss_scale.factor
+        if config.accumulate == 1:
+            return self.gradients(config, state.params, state.model_state, batch, key, scale)
+
+        # Part j takes rows j, j + parts, …: each device keeps its own rows, so nothing moves.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def one(model_state, j, part):
+            return self.gradients(
+                config, state.params, model_state, part, jax.random.fold_in(key, j), scale
+            )
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        rest = jax.tree.map(lambda x: x[1:], parts)
+
+        def body(carry, part):
+            grads, model_state, metrics = carry
+            new_grads, model_state, new_metrics = one(model_state, part['_j'], part['batch'])
+            return (
+                jax.tree.map(jnp.add, grads, new_grads),
+                model_state,
+                {name: metrics[name].merge(new_metrics[name]) for name in metrics},
+            ), None
+
+        carry = one(state.model_state, 0, first)
+        numbers = jnp.arange(1, config.accumulate)
+        carry, _ = jax.lax.scan(body, carry, {'_j': numbers, 'batch': rest})
+        return carry
+
+    def train_metrics(
+        self, state: TrainState, batch: dict, resident: dict, hyper: dict
+    ) -> tuple[TrainState, dict[str, Mean]]:
+        """One optimizer step; the batch holds 'id', and the rows themselves unless resident."""
+        state = state.replace(opt_state=self.fetch(state.opt_state))
+        config = self._config(hyper)
+        key = jax.random.fold_in(
+            jax.random.key(hyper['seed']), state.step + state.health.data_offset + 2
+        )
+        if self.axis:
+            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
+        batch = gather(batch, resident)
+        stop = batch.pop(STOP, None)
+        grads, model_state, metrics = self._accumulated(config, state, batch, key)
+        if stop is not None:
+            metrics = {**metrics, STOP: Mean(stop.sum(), jnp.ones((), jnp.float32))}
+        grads, metrics = self._sum((grads, metrics))
+        if self.axis:
+            # Each replica normalised with its own running statistics of the shared batch mean.
+            model_state = jax.lax.pmean(model_state, self.axis)
+        weight = jnp.maximum(metrics['loss'].weight, 1e-9)
+        grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
+        sizes = _squares(grads)
+        grad_norm = jnp.sqrt(sum(sizes))
+
+        optimizer = config.optimizer.build(config.steps)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = self._averaged(config, state.step, ema, params, model_state)
+        new = state.replace(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        # A sum over each gradient and each update sees every non-finite number: they are needed for
+        # the norm and the update anyway, so nothing more is read from memory. `suspects` names them.
+        good = jnp.isfinite(
+            jnp.stack([*sizes, *_sums(model_state), metrics['loss'].total, *_squares(updates)])
+        )
+        finite = good.all()
+        one = jnp.ones((), jnp.float32)
+        metrics = {
+            **metrics,
+            'grad_norm': Mean(grad_norm, one),
+            RATE: Mean(jnp.float32(config.optimizer.rate(state.step, config.steps)), one),
+        }
+        tried = jnp.zeros((), bool)
+        if state.loss_scale is not None:
+            # Too large a factor is found by trying: such a step is no sign of a divergence.
+            tried = ~finite & (state.loss_scale.factor > 1)
+            metrics = jax.tree.map(lambda x: jnp.where(tried, 0, x), metrics)
+            metrics['loss_scale'] = Mean(state.loss_scale.factor, one)
+            metrics['overflow'] = Mean(tried.astype(jnp.float32), one)
+        new = self._guarded(state, new, finite, tried)
+        metrics |= {
+            FINITE: Mean((finite | tried).astype(jnp.float32), one),
+            FIRST: Mean(jnp.argmin(good).astype(jnp.float32), one),
+        }
+        return new, metrics
+
+    @staticmethod
+    def suspects(state: TrainState) -> list[str]:
+        """The names of what each step checks, in the order in which FIRST counts them."""
+        params = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
+        statistics = [
+            path_name(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.model_state)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        ]
+        return [
+            *(f'gradient of params/{name}' for name in params),
+            *(f'model_state/{name}' for name in statistics),
+            'loss',
+            *(f'update of params/{name}' for name in params),
+        ]
+
+    def _averaged(self, config, step, ema, params, model_state):
+        # Young averages forget faster, or the random start would linger (decay from 1/2 upwards).
+        decay = jnp.minimum(config.ema, (2.0 + step) / (4.0 + step))
+        return jax.tree.map(
+            lambda mean, new: (mean * decay + new * (1 - decay)).astype(mean.dtype),
+            ema,
+            {'params': params, 'model_state': model_state},
+        )
+
+    def _guarded(
+        self, old: TrainState, new: TrainState, finite: jax.Array, tried: jax.Array
+    ) -> TrainState:
+        """Drops a non-finite update; after `patience` of them in a row the state stands still.
+
+        One that was `tried` with too large a loss scale is dropped and does not count.
+        """
+        health = old.health
+        halted = health.in_a_row > self.patience
+        keep = finite & ~halted
+
+        def choose(a, b):
+            return jax.tree.map(lambda x, y: jnp.where(keep, x, y), a, b)
+
+        dropped = (~finite & ~tried & ~halted).astype(jnp.int32)
+        counted = jnp.where(tried, health.in_a_row, health.in_a_row + 1)
+        in_a_row = jnp.where(halted, health.in_a_row, jnp.where(finite, 0, counted))
+        scale = old.loss_scale
+        if scale is not None:
+            after = scale.after(finite)
+            scale = jax.tree.map(lambda x, y: jnp.where(halted, y, x), after, scale)
+        stands = in_a_row > self.patience
+        return TrainState(
+            step=jnp.where(stands, old.step, new.step),
+            params=choose(new.params, old.params),
+            model_state=choose(new.model_state, old.model_state),
+            opt_state=choose(new.opt_state, old.opt_state),
+            ema=None if old.ema is None else choose(new.ema, old.ema),
+            health=health.replace(in_a_row=in_a_row, skipped=health.skipped + dropped),
+            loss_scale=scale,
+        )
+
+    def train_step(self, packing: Packing | Traced) -> Callable:
+        """(state, batch, resident, hyper) → (state, packed metrics [size])."""
+
+        def train_step(state, batch, resident, hyper):
+            state, metrics = self.train_metrics(state, batch, resident, hyper)
+            return state, packing.pack(metrics)
+
+        return train_step
+
+    def train_steps(self, packing: Packing | Traced) -> Callable:
+        """The same for a stack of batches [calls, batch, …] in one program → packed [calls, size]."""
+        one = self.train_step(packing)
+
+        def train_steps(state, batches, resident, hyper):
+            state = state.replace(opt_state=self.fetch(state.opt_state))
+            return jax.lax.scan(
+                lambda state, batch: one(state, batch, resident, hyper), state, batches
+            )
+
+        return train_steps
+
+    # ---- evaluation ----
+
+    def eval_metrics(
+        self, state: TrainState, batch: dict, resident: dict, hyper: dict
+    ) -> dict[str, Mean]:
+        """The metrics of one evaluation batch under its mask, with the averaged weights if any."""
+        config = self._config(hyper)
+        batch = gather(batch, resident)
+        weights = {'params': state.params, 'model_state': state.model_state}
+        weights = weights if state.ema is None else state.ema
+        outputs = config.model.apply(
+            {'params': weights['params'], **weights['model_state']},
+            **config.task.inputs(batch),
+            train=False,
+        )
+        counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
+        return self._sum({**config.task.eval_metrics(outputs, batch), COUNT: counted})
+
+    def eval_step(self, packing: Packing) -> Callable:
+        def eval_step(state, batch, resident, hyper):
+            return packing.pack(self.eval_metrics(state, batch, resident, hyper))
+
+        return eval_step
+
+
+def _squares(tree: Any) -> list[jax.Array]:
+    """The sum of the squares of each leaf."""
+    return [optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(tree)]
+
+
+def _sums(tree: Any) -> list[jax.Array]:
+    """The sum of each floating leaf: finite unless the leaf is not (or nearly overflows)."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return [x.astype(jnp.float32).sum() for x in leaves]

@@ -1,0 +1,1 @@
+"""Image sets: their original files, TFDS, the builders that store them."""

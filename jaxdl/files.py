@@ -1,0 +1,167 @@
+"""Files: written whole or not at all, read with suspicion, locked, and where caches lie."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jaxdl.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new binary file that takes the place of `path` once it is written and on the disk.
+
+    Under a random temporary name, so two processes do not share it. Raises OSError where the disk
+    refuses; the old content stays then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode_of(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # The new name is on the disk only when the folder is.
+    with contextlib.suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions of the file at `path`, or those that a new file gets here."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """The same with `obj` as JSON; numbers that are not finite become 'nan', 'inf', '-inf'."""
+    text = json.dumps(_strict(obj), indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + '\n').encode())
+
+
+def _strict(obj: Any) -> Any:
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return str(obj)
+    if isinstance(obj, Mapping):
+        return {str(key): _strict(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_strict(value) for value in obj]
+    return obj
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text; ValueError for everything that is none, too deep nesting included."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
+def parse_object(data: bytes | str) -> dict[str, Any]:
+    """The same for a JSON object; ValueError for any other value."""
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise ValueError(f'it holds a {type(value).__name__} instead of an object')
+    return value
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """The object of a JSON file. Raises OSError or ValueError."""
+    return parse_object(Path(path).read_bytes())
+
+
+class Lock:
+    """An exclusive lock on a file, which the system releases even if its owner is killed.
+
+    Args:
+        path: the lock file; it is made where it is missing.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file: Any = None
+
+    def take(self, *, wait: bool = False) -> bool:
+        """Whether the lock is held now. Raises OSError where the file cannot be opened."""
+        file = open(self.path, 'a+')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            return False
+        except BaseException:
+            file.close()
+            raise
+        with contextlib.suppress(OSError):  # a full disk: the lock itself holds all the same
+            file.seek(0)
+            file.truncate()
+            file.write(f'{os.getpid()} on {os.uname().nodename}')
+            file.flush()
+        self._file = file
+        return True
+
+    def owner(self) -> str:
+        """Who wrote his name into the lock file, such as '4711 on host'."""
+        try:
+            return self.path.read_text(errors='replace').strip()[:80] or 'unknown'
+        except OSError:
+            return 'unknown'
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def cache_folder(given: str = '') -> Path | None:
+    """Where derived data may be kept: `given`, $JAXDL_CACHE, $XDG_CACHE_HOME/jaxdl, ~/.cache/jaxdl.
+
+    None where there is no home folder; an absolute path otherwise, which need not exist.
+    """
+    chosen = given or os.environ.get('JAXDL_CACHE')
+    if chosen:
+        return Path(os.path.abspath(os.path.expanduser(chosen)))
+    base = os.environ.get('XDG_CACHE_HOME')
+    if base and os.path.isabs(base):
+        return Path(base) / 'jaxdl'
+    home = os.path.expanduser('~')
+    return Path(home) / '.cache' / 'jaxdl' if os.path.isabs(home) else None
+
+
+def needed_cache_folder(given: str = '') -> Path:
+    """The same for what cannot do without.
+
+    Raises:
+        UserError: there is no home folder and nothing else is said.
+    """
+    folder = cache_folder(given)
+    if folder is None:
+        raise UserError('there is no home folder to keep data in; set JAXDL_CACHE to a folder')
+    return folder

@@ -1,0 +1,1 @@
+"""The GPU program compiled and judged on a machine without a GPU."""

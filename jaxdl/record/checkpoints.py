@@ -1,0 +1,360 @@
+"""Checkpoints that are checked: Orbax writes them, a digest of every array proves them.
+
+Orbax does not check array bytes. So each checkpoint also holds a digest per leaf of the state,
+computed on the device, which does not depend on the sharding. A restore computes it again; where
+it differs, or anything cannot be read, the next older step is tried.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdl.core import config as config_lib
+from jaxdl.core.optim import path_name
+from jaxdl.errors import UserError
+from jaxdl.record.digest import Digest
+
+_DIGESTS = 'digests.json'
+READ_AHEAD = 2**27  # bytes that a restore holds in host memory beside the arrays
+
+
+def leaf_names(tree: Any) -> list[str]:
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted; the message says which part and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: folder/STEP/, written in the background.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        options: how many are kept.
+        read_only: never write, clean up or move anything there.
+    """
+
+    def __init__(self, folder: Path, options: config_lib.Checkpoint, *, read_only: bool = False):
+        self.folder = Path(folder).absolute()
+        self.options = options
+        self.read_only = read_only
+        self.failed = ''
+        self._checkpointer: Any = None
+
+    def steps(self) -> list[int]:
+        """The steps that are complete as far as their folders say, oldest first."""
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(
+                f'{self.folder} cannot be read ({error.strerror}); it must be a folder of checkpoints'
+            ) from None
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def _open(self) -> Any:
+        if self._checkpointer is None:
+            ocp = _orbax()
+            policies = ocp.training.preservation_policies
+            keep: list[Any] = [policies.LatestN(self.options.keep)]
+            if self.options.best:
+                keep.append(
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics['best'],
+                        reverse=self.options.mode == 'min',
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    )
+                )
+
+            def open_folder():
+                return ocp.training.Checkpointer(
+                    self.folder,
+                    save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    cleanup_tmp_directories=True,
+                )
+
+            try:
+                self._checkpointer = open_folder()
+            except ValueError:
+                # An older step, which nothing has read yet, may be damaged.
+                for step in self.steps():
+                    try:
+                        self._metadata(step)
+                    except Damaged as error:
+                        self._name_damage(step, error)
+                self._checkpointer = open_folder()
+        return self._checkpointer
+
+    # ---- saving ----
+
+    def save(self, step: int, state: Any, *, extra: dict, best: float | None = None) -> bool:
+        """Starts to save `state`; returns when it may be changed again. False: it failed, loudly.
+
+        `extra` is JSON that comes back with the state. A failed save never ends the training: the
+        older checkpoints stay as they are, and the reason is in `failed`.
+        """
+        self.wait()  # if the save before this one failed it is named, and this one may work
+        try:
+            checkpointer = self._open()
+            text, names = json.dumps(extra), leaf_names(state)
+            context = _orbax().Context()
+            # Weights are noise to a compressor: four times the processor's time for 8 % of the size.
+            context.array.saving.use_compression = False
+            with context:
+                checkpointer.save_checkpointables_async(
+                    step,
+                    {'state': state, 'digest': Digest(state)},
+                    overwrite=True,
+                    metrics=None if best is None else {'best': best},
+                    custom_metadata={
+                        'extra': text,
+                        'sha256': _checksum(text, names),
+                        'leaves': names,
+                    },
+                )
+            return True
+        except Exception as error:  # whatever the file system or Orbax raises: the run goes on
+            self._warn(step, error)
+            return False
+
+    def wait(self) -> bool:
+        """Waits for the save that is under way; False if it failed."""
+        if self._checkpointer is None:
+            return True
+        try:
+            self._checkpointer.wait()
+            return True
+        except Exception as error:
+            self._warn(None, error)
+            return False
+
+    def _warn(self, step: int | None, error: BaseException) -> None:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
+        self.failed = f'{where} could not be saved in {self.folder}: {first}'
+        print(f'WARNING: {self.failed}', file=sys.stderr, flush=True)
+        # The failed save may leave Orbax in the middle of it: the next save opens anew.
+        checkpointer, self._checkpointer = self._checkpointer, None
+        try:
+            if checkpointer is not None:
+                checkpointer.close()
+        except Exception:
+            pass
+
+    def close(self) -> None:
+        if self._checkpointer is not None:
+            self.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    # ---- restoring ----
+
+    def restore(self, abstract: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
+        """The newest good (step, state, extra), on the shardings that `abstract` carries.
+
+        Damaged steps are named on stderr; once a good one is found and unless read_only, they are
+        moved to `../damaged`. With several processes all use the same step.
+
+        Raises:
+            UserError: there is none that is good; the message says what was tried.
+        """
+        return self._newest_good(lambda shapes: abstract, step=step, whole=True)
+
+    def restore_part(
+        self, choose: Callable[[dict[str, jax.ShapeDtypeStruct]], Any], *, step: int | None = None
+    ) -> tuple[int, Any, dict]:
+        """The same for the part of the state that `choose` wants.
+
+        `choose` gets the shapes of all saved leaves, {'params/…': shape}, and returns the abstract
+        tree with shardings of those to load; only these are read.
+        """
+        return self._newest_good(choose, step=step, whole=False)
+
+    def _newest_good(
+        self, choose: Callable, *, step: int | None, whole: bool
+    ) -> tuple[int, Any, dict]:
+        steps = self.steps() if step is None else [step]
+        tried = {}
+        for candidate in reversed(steps):
+            try:
+                state, extra = self._load(candidate, choose, whole=whole)
+            except Damaged as error:
+                tried[candidate] = error
+                continue
+            for damaged, error in tried.items():
+                self._name_damage(damaged, error)
+            return candidate, state, extra
+        reasons = '; '.join(f'step {number}: {error}' for number, error in tried.items())
+        raise UserError(
+            f'no good checkpoint in {self.folder} (tried {reasons or "none: it is empty"}).\n'
+            'Give another --workdir to start anew, or put back a good checkpoint folder'
+        )
+
+    def _load(self, step: int, choose: Callable, *, whole: bool) -> tuple[Any, dict]:
+        names, text, abstract, error = [], '', None, None
+        try:
+            names, text, shapes = self._read_metadata(step)
+            abstract = choose(shapes)
+            wanted = leaf_names(abstract)
+            if (names != wanted) if whole else not set(wanted) <= set(names):
+                odd = sorted(set(wanted) ^ set(names))
+                raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
+        except Damaged as found:
+            error = found
+        _agree(error)  # before all processes start to read together
+        try:
+            state = self._read_state(step, abstract, names)
+        except Damaged as found:
+            error = found
+        _agree(error)
+        return state, json.loads(text)
+
+    def _read_state(self, step: int, abstract: Any, names: list[str]) -> Any:
+        ocp = _orbax()
+        wanted = leaf_names(abstract)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = len(wanted) < len(names)
+        # Or Orbax reads all of it into host memory at once, beside the arrays themselves.
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+        context.memory.read_concurrent_bytes = max(READ_AHEAD, 2 * largest)
+        try:
+            with context:
+                found = ocp.load_checkpointables(
+                    self.folder / str(step), {'state': abstract, 'digest': Digest}
+                )
+        except Exception as error:
+            raise Damaged(f'it cannot be read ({_first_line(error)})') from None
+        state = found['state']
+        if len(found['digest']) != len(names):
+            raise Damaged(f'it has {len(found["digest"])} digests for {len(names)} leaves')
+        expected = dict(zip(names, found['digest'], strict=True))
+        digests = zip(wanted, Digest(state).values().tolist(), strict=True)
+        wrong = [name for name, digest in digests if expected[name] != digest]
+        if wrong:
+            more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+            raise Damaged(f'the bytes of {wrong[0]}{more} do not match their digest')
+        return state
+
+    def _name_damage(self, step: int, error: Damaged) -> None:
+        place = self.folder / str(step)
+        if jax.process_index() == 0:
+            print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
+        if not self.read_only:
+            self._set_aside(step)
+
+    def _read_metadata(self, step: int) -> tuple[list[str], str, dict[str, jax.ShapeDtypeStruct]]:
+        """(leaf names, the text of `extra`, the shapes of the leaves) of a step."""
+        if not (self.folder / str(step)).is_dir():
+            raise Damaged('there is no such folder')
+        # Read by itself: one step with broken metadata keeps Orbax from opening the whole folder.
+        found = self._metadata(step)
+        metadata = found.custom_metadata
+        if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
+            raise Damaged('its metadata is missing or incomplete')
+        names, text = list(map(str, metadata['leaves'])), str(metadata['extra'])
+        if _checksum(text, names) != metadata['sha256']:
+            raise Damaged('its metadata does not match its checksum')
+        if found.metadata.get('state') is None:
+            raise Damaged('the description of its arrays cannot be read')
+        try:
+            leaves = jax.tree_util.tree_leaves_with_path(found.metadata['state'])
+            shapes = {
+                path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                for path, leaf in leaves
+            }
+        except Exception as error:
+            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+        return names, text, shapes
+
+    def _metadata(self, step: int) -> Any:
+        try:
+            return _orbax().checkpointables_metadata(self.folder / str(step))
+        except Exception as error:
+            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+
+    def _set_aside(self, step: int) -> None:
+        target = self.folder.parent / 'damaged'
+        try:
+            if jax.process_index() == 0:
+                target.mkdir(exist_ok=True)
+                place = target / str(step)
+                if place.exists():
+                    shutil.rmtree(place)
+                os.rename(self.folder / str(step), place)
+        except OSError:
+            pass  # a read-only folder: the next save of this step overwrites it
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None  # it listed this step when it was opened
+
+
+def _checksum(text: str, names: list[str]) -> str:
+    return hashlib.sha256('\n'.join([text, *names]).encode()).hexdigest()
+
+
+def _agree(error: Damaged | None) -> None:
+    """Raises Damaged on every process where it happened on one: all must use the same step."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        good = np.asarray(multihost_utils.process_allgather(np.asarray(error is None)))
+        if error is None and not good.all():
+            raise Damaged(f'process {int(np.argmin(good.ravel()))} cannot read it')
+    if error is not None:
+        raise error
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [''])[0]
+    return f'{type(error).__name__}: {text[:120]}'
+
+
+class _DigestHandler:
+    """How Orbax writes a Digest: by its own thread, so the training does not wait for the sums."""
+
+    async def save(self, directory: Any, checkpointable: Digest) -> Any:
+        async def write():
+            folder = await directory.await_creation()
+            values = checkpointable.values().tolist()
+            if jax.process_index() == 0:
+                (folder / _DIGESTS).write_text(json.dumps(values))
+
+        return write()
+
+    async def load(self, directory: Any, abstract_checkpointable: Any = None) -> Any:
+        async def read():
+            return list(map(int, json.loads((directory / _DIGESTS).read_text())))
+
+        return read()
+
+    async def metadata(self, directory: Any) -> None:
+        return None
+
+    def is_handleable(self, checkpointable: Any) -> bool:
+        return isinstance(checkpointable, Digest)
+
+    def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool:
+        return abstract_checkpointable is Digest
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Orbax, which takes seconds to import, once it can write digests."""
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.handlers.register_handler(_DigestHandler)
+    return ocp

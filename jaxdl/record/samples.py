@@ -1,0 +1,88 @@
+"""samples.jsonl: the ids of the examples of every step, each step once, also across resumes."""
+
+import json
+import os
+from pathlib import Path
+
+from jaxdl.record.terminal import warn
+
+
+class SamplesFile:
+    """One line {"step": …, "ids": […]} a step, appended; on opening, lines past `last_step` go.
+
+    A disk that refuses ends the file with a warning, never the training: the file stays a correct
+    record up to there.
+
+    Attributes:
+        failed: True once the disk refused; nothing is written after that.
+    """
+
+    def __init__(self, path: Path, *, last_step: int):
+        self.path = path
+        self.failed = False
+        self._file = -1
+        self.truncate(last_step)
+
+    def truncate(self, last_step: int) -> None:
+        """Drops a torn last line and every line past `last_step`."""
+        self.close()
+        try:
+            if self.path.exists():
+                # Cut at the end: the lines before stay untouched, and a full disk does not matter.
+                kept = sum(len(line) for line, step in _lines(self.path) if step <= last_step)
+                os.truncate(self.path, kept)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            self._fail(error)
+
+    def write(self, step: int, ids: list[int]) -> None:
+        if self._file < 0:
+            return
+        data = json.dumps({'step': step, 'ids': ids}).encode() + b'\n'
+        try:
+            # One call for the whole line: a process that is killed has written it or not.
+            if os.write(self._file, data) < len(data):
+                raise OSError(28, 'No space left on device')
+        except OSError as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        if self._file >= 0:
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._fail(error)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _fail(self, error: OSError) -> None:
+        self.failed = True
+        self.close()
+        warn(
+            f'cannot write {self.path}: {error.strerror or error}. Training goes on; '
+            'this file ends here'
+        )
+
+
+def read_samples(path: Path) -> dict[int, list[int]]:
+    """{step: ids} of a samples.jsonl."""
+    return {step: json.loads(line)['ids'] for line, step in _lines(path)}
+
+
+def _lines(path: Path) -> list[tuple[bytes, int]]:
+    """(line, step) up to the first line that is torn or whose step does not rise."""
+    if not path.exists():
+        return []
+    found: list[tuple[bytes, int]] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            step = json.loads(line)['step']
+        except (ValueError, KeyError, TypeError):
+            break  # torn by a crash; what follows cannot be trusted
+        if not line.endswith(b'\n') or (found and step <= found[-1][1]):
+            break
+        found.append((line, step))
+    return found

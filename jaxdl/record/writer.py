@@ -1,0 +1,149 @@
+"""What a run writes while it trains, all in one place; nothing on processes other than the chief."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdl.core import config as config_lib
+from jaxdl.core.config import Config
+from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
+from jaxdl.record.folder import Workdir
+from jaxdl.record.samples import SamplesFile
+
+
+@dataclasses.dataclass
+class Result:
+    """How a run ended.
+
+    Attributes:
+        steps: completed optimizer steps.
+        metrics: the last metrics of each name, floats.
+        workdir: the run's folder.
+    """
+
+    steps: int
+    metrics: dict[str, float]
+    workdir: Workdir
+
+
+class Record:
+    """config.json, run.json, metrics.jsonl, TensorBoard, samples.jsonl, progress of one run.
+
+    Args:
+        place: the run's folder.
+        chief: False: every method does nothing.
+        sample_ids: also write samples.jsonl.
+    """
+
+    def __init__(self, place: Workdir, *, chief: bool, sample_ids: bool):
+        self.place, self.chief, self.sample_ids = place, chief, sample_ids
+        self.info: logs.RunInfo | None = None
+        self.progress: logs.Progress | None = None
+        self._open: list[Any] = []
+
+    # ---- config.json and run.json ----
+
+    def begin(self, config: Config, **facts: Any) -> None:
+        """Writes config.json and run.json: from here on the folder holds this run.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if not self.chief:
+            return
+        try:
+            logs.write_json_atomic(self.place.config, config_lib.to_json(config))
+            self.keep_data(config.data)
+        except OSError as error:
+            raise UserError(
+                f'--workdir={self.place.path} cannot be written: {error.strerror or error}; '
+                'make room there, or give another --workdir'
+            ) from None
+        self.info = logs.RunInfo(self.place.run, **facts)
+
+    def keep_data(self, data: Any) -> None:
+        """Lets the data set save into the folder what the weights depend on, or compare it."""
+        if self.chief:
+            data.keep(self.place.path)
+
+    def note(self, **fields: Any) -> None:
+        if self.info is not None:
+            self.info.update(**fields)
+
+    def end(self, status: str, reason: str) -> None:
+        if self.info is not None:
+            self.info.end(status, reason)
+
+    # ---- the logs ----
+
+    def open(self, step: int) -> None:
+        """Opens the files as they were at `step`: torn lines and what came later are dropped."""
+        if self.chief:
+            self.file = logs.MetricsFile(self.place.metrics, last_step=step)
+            self.tensorboard = logs.TensorBoard(self.place.tensorboard, last_step=step)
+            self._open = [self.file, self.tensorboard]
+            if self.sample_ids:
+                self.samples = SamplesFile(self.place.samples, last_step=step)
+                self._open.append(self.samples)
+
+    def start_progress(self, steps: int, *, start: int) -> None:
+        self.stop_progress()
+        if self.chief:
+            self.progress = logs.Progress(steps, start=start)
+
+    def stop_progress(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        if self.chief:
+            self.file.write(step, row)
+            self.tensorboard.scalars(step, row)
+            if self.progress is not None:
+                self.progress.update(step, row)
+
+    def sampled(self, first: int, ids: np.ndarray) -> None:
+        """Notes the ids [steps, batch] that the steps `first`, first + 1, … are trained on."""
+        if self.chief and self.sample_ids:
+            for step, row in enumerate(ids, first):
+                self.samples.write(step, row.tolist())
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        if self.chief:
+            self.tensorboard.image(step, name, image)
+
+    def results(self, step: int, found: dict, generated: Any, class_names: Sequence[str]) -> None:
+        """The pictures and texts of an evaluation: confusion matrices, what the model wrote."""
+        if not self.chief:
+            return
+        for name, value in found.items():
+            if isinstance(value, np.ndarray) and value.ndim == 2:
+                self.image(step, name, logs.confusion_image(value, class_names))
+        if generated is not None:
+            for name, text in generated.texts.items():
+                self.tensorboard.text(step, f'eval/{name}', text)
+            if generated.notes:
+                self.note(scores=generated.notes)
+
+    def message(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.message(text)
+
+    def truncate(self, step: int) -> None:
+        """Drops everything after `step`, for a run that goes back to a checkpoint."""
+        for log in self._open:
+            log.truncate(step)
+
+    def flush(self) -> None:
+        """Puts everything onto the disk itself; call it before a checkpoint becomes valid."""
+        for log in self._open:
+            log.flush()
+
+    def close(self) -> None:
+        self.stop_progress()
+        for log in self._open:
+            log.close()

@@ -1,0 +1,193 @@
+"""What prepare_process sets, looked at from processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxdl.run import runtime
+
+CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
+
+TUNABLES = 'glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1'
+
+
+def process(code, **environment):
+    """The JSON that `code`, run after prepare_process, prints in a fresh process."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAXDL_PLAIN') and 'CACHE' not in name
+    }
+    result = subprocess.run(
+        [sys.executable, '-c', CALL + code],
+        env={**inherited, 'JAX_PLATFORMS': 'cpu', **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_jax_runs_with_what_was_set(tmp_path):
+    found = process(
+        'import jax; import jax.numpy as jnp; '
+        'jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready(); '
+        'print(json.dumps([done, jax.config.jax_compilation_cache_dir]))',
+        JAXDL_CACHE=str(tmp_path / 'cache'),
+    )
+    done, folder = found
+    assert folder == done['compile_cache'] == str(tmp_path / 'cache' / 'compile')
+    assert os.listdir(folder), 'nothing was cached'
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    modules = process(
+        "print(json.dumps([m for m in ('jax', 'numpy', 'flax') if m in sys.modules]))",
+        JAXDL_CACHE=str(tmp_path),
+    )
+    assert modules == []
+
+
+def test_the_user_wins(tmp_path):
+    flag = '--xla_cpu_experimental_ynn_fusion_type=individual_dot'
+    done, flags = process(
+        "print(json.dumps([done, os.environ['XLA_FLAGS']]))",
+        XLA_FLAGS=flag,
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7',
+    )
+    assert flags.split() == [flag, *done['xla_flags']]
+    assert not any('ynn_fusion_type' in added for added in done['xla_flags'])
+    assert done['compile_cache'] == str(tmp_path)
+
+
+def test_plain_sets_nothing():
+    done, flags = process("print(json.dumps([done, os.environ.get('XLA_FLAGS')]))", JAXDL_PLAIN='1')
+    assert done == {'plain': True} and flags is None
+
+
+def test_deterministic_flags_reach_xla_after_jax_was_imported(tmp_path):
+    """A config is read first, which imports jax; XLA itself writes down what it runs with."""
+    done = process(
+        'import flax, jax; runtime.make_deterministic(done); '
+        'jax.jit(lambda x: x + 1)(1); print(json.dumps(done))',
+        JAXDL_CACHE=str(tmp_path / 'cache'),
+        XLA_FLAGS=f'--xla_dump_to={tmp_path / "dump"}',
+    )
+    assert '--xla_gpu_deterministic_ops=true' in done['xla_flags']
+    found = [path.read_text() for path in (tmp_path / 'dump').glob('*.debug_options')]
+    assert found and all('xla_gpu_deterministic_ops: true' in text for text in found)
+
+
+def test_deterministic_warns_where_the_flags_are_unknown(monkeypatch, capsys):
+    monkeypatch.setattr('jaxlib.version.__version__', '99.0')
+    done = {'xla_flags': ['--a']}
+    runtime.make_deterministic(done)
+    assert done == {'xla_flags': ['--a']}
+    assert 'not known' in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
+    blocker = tmp_path / 'file'
+    blocker.write_text('')
+    done = process('print(json.dumps(done))', JAXDL_CACHE=str(blocker))
+    assert done['compile_cache'] is None
+
+
+def test_late_call_only_sets_the_allocator():
+    import jax  # noqa: F401
+
+    before = dict(os.environ)
+    done = runtime.prepare_process()
+    assert done['late'] and set(done) == {'allocator', 'late'}
+    assert dict(os.environ) == before
+
+
+def test_unknown_version_gets_no_flags(monkeypatch):
+    monkeypatch.setattr('jaxlib.version.__version__', '99.0')
+    assert runtime._flags_for(runtime._CPU_FLAGS) == ()
+
+
+def test_allocator_is_set_on_glibc():
+    if not (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc'):
+        assert runtime._set_allocator() is None
+    else:
+        assert runtime._set_allocator() == {k: v for k, (_, v) in runtime._MALLOPT.items()}
+
+
+@pytest.mark.skipif(not runtime._has_glibc(), reason='malloc is of another C library')
+def test_small_blocks_are_not_cut_from_a_large_hole():
+    # Beside a large block that is freed and taken again, small ones are taken and kept, as a
+    # program does between two steps: the heap must not grow.
+    code = """
+import ctypes
+from jaxdl import runtime
+runtime._set_allocator()
+libc = ctypes.CDLL(None)
+for name, result, arguments in (
+    ("aligned_alloc", ctypes.c_void_p, [ctypes.c_size_t] * 2),
+    ("malloc", ctypes.c_void_p, [ctypes.c_size_t]),
+    ("sbrk", ctypes.c_void_p, [ctypes.c_ssize_t]),
+    ("free", None, [ctypes.c_void_p]),
+):
+    getattr(libc, name).restype, getattr(libc, name).argtypes = result, arguments
+large = 200 << 20
+sizes = []
+for step in range(20):
+    block = libc.aligned_alloc(64, large)
+    libc.malloc(40 + 16 * (step % 8))
+    libc.free(block)
+    for size in (24, 56, 100, 400, 5000, 100_000, 1_000_000):
+        libc.malloc(size)
+    sizes.append(libc.sbrk(0))
+print(sizes[0], sizes[-1])
+"""
+    found = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'GLIBC_TUNABLES': TUNABLES},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, last = map(int, found.stdout.split())
+    assert last - first < 100 << 20
+
+
+def test_restart_keeps_the_command_and_happens_once(tmp_path):
+    (tmp_path / 'again.py').write_text(
+        'import os, sys\n'
+        'from jaxdl import runtime\n'
+        'with open("starts", "a") as file: file.write(f"{os.getpid()}\\n")\n'
+        'runtime.restart_with_tuned_heap()\n'
+        'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
+    )
+
+    def run(**environment):
+        (tmp_path / 'starts').unlink(missing_ok=True)
+        found = subprocess.run(
+            [sys.executable, 'again.py', 'a b', '--c=d'],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': os.getcwd(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return found.stdout.strip(), (tmp_path / 'starts').read_text().split()
+
+    # A card, or another C library, needs none of it.
+    some = runtime._has_glibc() and not runtime.has_nvidia()
+    said, starts = run(GLIBC_TUNABLES='glibc.malloc.mxfast=0')
+    tunables = f'glibc.malloc.mxfast=0:{TUNABLES}' if some else 'glibc.malloc.mxfast=0'
+    assert said == f"['a b', '--c=d'] {tunables}"
+    assert len(starts) == (2 if some else 1) and len(set(starts)) == 1, 'another process'
+    own = 'glibc.malloc.tcache_count=3:glibc.malloc.hugetlb=0'
+    assert run(GLIBC_TUNABLES=own)[0].endswith(own) and len(run(GLIBC_TUNABLES=own)[1]) == 1
+    half = 'glibc.malloc.hugetlb=0'
+    added = f'{half}:glibc.malloc.tcache_count=0' if some else half
+    assert run(GLIBC_TUNABLES=half)[0].endswith(f' {added}')
+    assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1

@@ -1,0 +1,441 @@
+"""The scheduler, with a launcher that runs nothing: every way a trial can end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
+from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
+from jaxdl.sweeps.local import Exit, log_path
+from jaxdl.sweeps.pool import Pool
+from jaxdl.sweeps.search import Study
+from jaxdl.sweeps.store import Store
+
+METRIC = 'eval/test/accuracy'
+
+
+class Quiet:
+    def __init__(self):
+        self.events = []
+
+    def event(self, text):
+        self.events.append(text)
+
+    def show(self, pool):
+        pass
+
+
+class Fake:
+    """Ends jobs as a script says: {trial id: [what its attempts do]}; without one it finishes.
+
+    What an attempt does: an exit code; 'finish'; ('save', step, code); ('say', text, code);
+    ('exit', code of a member) for members of a joint program; 'lost'.
+    """
+
+    def __init__(self, folder, script=None, slots=2, value=lambda trial: 0.5):
+        self.folder, self.script, self.slots, self.value = folder, script or {}, slots, value
+        self.jobs, self.started, self.stopped, self.checked = {}, [], [], 0
+
+    def adopt(self, trials):
+        return []
+
+    def check(self, trials):
+        self.checked += len(trials)
+        return [{'group': 'g', 'identity': t.id, 'steps': 10, 'alone': ''} for t in trials]
+
+    def free(self):
+        return self.slots - len(self.jobs)
+
+    def start(self, jobs):
+        for job in jobs:
+            self.jobs[job.name] = job
+            self.started.append([t.id for t in job.trials])
+
+    def stop(self, job, *, now=False):
+        self.stopped.append((job.name, job.stopping, now))
+
+    def poll(self, timeout):
+        if not self.jobs:
+            return []
+        name = next(iter(self.jobs))
+        job = self.jobs.pop(name)
+        job.seconds, code = 3.0, 0
+        for trial in job.trials:
+            steps = self.script.get(trial.id, [])
+            code = self._act(trial, job, steps.pop(0) if steps else 'finish', code)
+        return [Exit(job, code)]
+
+    def _act(self, trial, job, action, code):
+        place = self.folder / 'trials' / trial.id
+        place.mkdir(parents=True, exist_ok=True)
+        if action == 'finish':
+            finish(place, self.value(trial))
+            return code
+        if action == 'lost':
+            return None
+        if isinstance(action, int):
+            return action
+        kind, what, *rest = action
+        if kind == 'save':
+            (place / 'checkpoints' / str(what)).mkdir(parents=True)
+        if kind == 'say':
+            with open(log_path(self.folder, job.trials[0]), 'a') as file:
+                file.write(what + '\n')
+        if kind == 'exit':
+            logs.write_json_atomic(place / 'run.json', {'status': 'failed', 'exit': what})
+            return code
+        return rest[0]
+
+
+def finish(place, value, steps=10):
+    logs.write_json_atomic(
+        place / 'run.json', {'status': 'finished', 'step': steps, 'seconds': 2.0}
+    )
+    row = {'step': steps, 'time': 1.0, METRIC: value}
+    (place / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+
+
+def make(tmp_path, script=None, count=4, **kinds):
+    options = {k: kinds.pop(k) for k in ('slots', 'value', 'together', 'study') if k in kinds}
+    sweep = Sweep('c.py', METRIC, points=grid({'x': range(count)}), **kinds)
+    store = Store(tmp_path / 'sweep')
+    store.open()
+    trials = sweep.trials()
+    for trial in trials:
+        trial.group, trial.steps = 'g', 10
+    store.save_plan('s.py', sweep, trials, {})
+    launcher = Fake(
+        store.path, script, options.pop('slots', 2), options.pop('value', lambda t: 0.5)
+    )
+    return Pool(store, sweep, trials, launcher, Quiet(), **options), launcher
+
+
+def statuses(found):
+    return [trial['status'] for trial in found['trials']]
+
+
+def test_all_finish_and_the_best_is_found(tmp_path):
+    pool, launcher = make(tmp_path, seeds=2, value=lambda t: t.varied['x'] + (t.seed or 0) / 10)
+    found = pool.run()
+    assert statuses(found) == ['finished'] * 8 and len(launcher.started) == 8
+    assert found['best']['varied'] == {'x': 3} and found['best']['mean'] == pytest.approx(3.05)
+    assert found['best']['deviation'] == pytest.approx(0.0707, abs=1e-4)
+    assert found['best']['command'] == 'python train.py --config=c.py --config.x=3 --config.seed=0'
+    assert json.loads((pool.store.path / 'results.json').read_text())['counts'] == {'finished': 8}
+    lines = (pool.store.path / 'results.csv').read_text().splitlines()
+    assert len(lines) == 9 and lines[0].startswith('id,point,x,seed,status,value')
+
+
+def test_a_second_call_runs_nothing_twice(tmp_path):
+    pool, _ = make(tmp_path)
+    first = pool.run()
+    pool.store.close()
+    pool, launcher = make(tmp_path)
+    assert pool.run() == first and launcher.started == []
+
+
+def test_what_the_sweep_did_not_see_finish_is_not_run_again(tmp_path):
+    pool, launcher = make(tmp_path)
+    pool.store.note('0001', status='running', attempts=1)
+    finish(pool.store.path / 'trials' / '0001', 0.9)
+    found = pool.run()
+    assert ['0001'] not in launcher.started and found['best']['varied'] == {'x': 1}
+
+
+def test_crashes_are_retried_and_then_recorded_with_their_last_lines(tmp_path):
+    script = {'0000': [('say', 'ValueError: no luck', 1)] * 5, '0001': [1, 1]}
+    pool, launcher = make(tmp_path, script, retries=2)
+    found = pool.run()
+    assert statuses(found) == ['failed', 'finished', 'finished', 'finished']
+    assert launcher.started.count(['0000']) == 3 and launcher.started.count(['0001']) == 3
+    assert [t['wall'] for t in found['trials']] == [9.0, 9.0, 3.0, 3.0]
+    assert 'exit code 1' in found['trials'][0]['reason']
+    assert 'no luck' in found['trials'][0]['reason'] and found['trials'][0]['attempts'] == 3
+    # A new call tries it again.
+    pool.store.close()
+    pool, launcher = make(tmp_path)
+    assert statuses(pool.run()) == ['finished'] * 4 and launcher.started == [['0000']]
+
+
+def test_progress_renews_the_retries(tmp_path):
+    script = {'0000': [('save', step, -9) for step in range(1, 7)]}
+    pool, launcher = make(tmp_path, script, count=1, retries=1)
+    assert statuses(pool.run()) == ['finished'] and len(launcher.started) == 7
+
+
+def test_preemption_resumes(tmp_path):
+    script = {'0000': [('save', 3, 75), ('save', 6, 75)]}
+    pool, launcher = make(tmp_path, script, count=1, retries=0)
+    assert statuses(pool.run()) == ['finished'] and len(launcher.started) == 3
+
+
+@pytest.mark.parametrize(
+    ('action', 'status', 'says'),
+    [
+        (('say', 'diverged: step 3: not finite', 3), 'diverged', 'step 3: not finite'),
+        (('say', 'error: --config.x=9: too large', 2), 'mistake', 'too large'),
+        (
+            ('say', 'XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory', 1),
+            'out_of_memory',
+            'memory',
+        ),
+        (('say', 'terminate called: std::bad_alloc', -6), 'out_of_memory', 'SIGABRT'),
+    ],
+)
+def test_what_is_not_retried(tmp_path, action, status, says):
+    pool, launcher = make(tmp_path, {'0000': [action]})
+    found = pool.run()
+    assert statuses(found) == [status, 'finished', 'finished', 'finished']
+    assert says in found['trials'][0]['reason'] and launcher.started.count(['0000']) == 1
+    assert found['trials'][0]['value'] is None
+
+
+def test_a_run_without_the_metric_is_said_to_be_one(tmp_path):
+    pool, _ = make(tmp_path, count=1, value=lambda t: 'nan')
+    found = pool.run()
+    assert (
+        statuses(found) == ['finished'] and 'no eval/test/accuracy' in found['trials'][0]['reason']
+    )
+    assert found['best'] is None
+
+
+def test_together_and_what_breaks_there(tmp_path):
+    # 0000 … 0003 in one program crash; each is then tried alone.
+    script = {f'000{i}': [1] for i in range(4)}
+    pool, launcher = make(tmp_path, script, count=6, together=4, slots=1)
+    assert statuses(pool.run()) == ['finished'] * 6
+    assert launcher.started == [
+        ['0000', '0001', '0002', '0003'],
+        ['0004', '0005'],
+        ['0000'],
+        ['0001'],
+        ['0002'],
+        ['0003'],
+    ]
+
+
+def test_together_without_enough_memory_fewer_are_tried(tmp_path):
+    bad = ('say', 'RESOURCE_EXHAUSTED', 1)
+    script = {'0000': [bad, bad], '0001': [bad, bad], '0002': [bad], '0003': [bad]}
+    pool, launcher = make(tmp_path, script, count=4, together=4, slots=1)
+    assert statuses(pool.run()) == ['finished'] * 4
+    assert [len(names) for names in launcher.started] == [4, 2, 1, 1, 1, 1]
+
+
+def test_together_one_diverges(tmp_path):
+    pool, launcher = make(tmp_path, {'0001': [('exit', 3)]}, together=4)
+    found = pool.run()
+    assert statuses(found) == ['finished', 'diverged', 'finished', 'finished']
+    assert launcher.started == [['0000', '0001', '0002', '0003']] and found['wall'] == 3.0
+
+
+def test_the_server_dies(tmp_path):
+    pool, launcher = make(tmp_path, {'0000': ['lost'], '0001': ['lost']})
+    assert statuses(pool.run()) == ['finished'] * 4 and len(launcher.started) == 6
+
+
+def test_a_signal_stops_all_and_the_next_call_resumes(tmp_path):
+    pool, launcher = make(tmp_path)
+    poll = launcher.poll
+
+    def poll_and_stop(timeout):
+        if not pool.signal:
+            signal.raise_signal(signal.SIGINT)
+            return []
+        launcher.script = {name: [('save', 4, 75)] for name in launcher.jobs}
+        return poll(timeout)
+
+    launcher.poll = poll_and_stop
+    found = pool.run()
+    assert pool.signal == 'SIGINT' and [s[1] for s in launcher.stopped] == ['sweep', 'sweep']
+    assert statuses(found) == ['pending'] * 4 and len(launcher.started) == 2
+    pool.store.close()
+    pool, launcher = make(tmp_path)
+    found = pool.run()
+    assert statuses(found) == ['finished'] * 4
+    assert [t['attempts'] for t in found['trials']] == [2, 2, 1, 1]
+
+
+def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch):
+    pool, launcher = make(tmp_path, count=1, hang_timeout=5.0, retries=0)
+    import jaxdl.sweeps.pool as pools
+
+    monkeypatch.setattr(pools, 'TICK', 0.0)
+    now, step, clock = [0.0], [0], time.time
+    monkeypatch.setattr(pools.time, 'time', lambda: clock() + now[0])
+    poll = launcher.poll
+
+    def slowly(timeout):
+        step[0] += 1
+        launcher.jobs and setattr(next(iter(launcher.jobs.values())), 'started', 1.0)
+        now[0] += 3.0
+        if launcher.stopped:
+            launcher.script = {'0000': [75]}
+            return poll(timeout)
+        assert step[0] < 20
+        return []
+
+    launcher.poll = slowly
+    found = pool.run()
+    assert statuses(found) == ['failed'] and 'hung' in found['trials'][0]['reason']
+
+
+# ---- the folder ----
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path):
+    pool, _ = make(tmp_path)
+    keys = {t.key(): {'identity': 'a'} for t in pool.trials}
+    pool.store.save_plan('one.py', pool.sweep, pool.trials, {t.id: 'a' for t in pool.trials})
+    assert pool.store.adopt(pool.sweep, pool.sweep.trials(), keys)
+    other = Sweep('c.py', METRIC, points=grid({'y': (1, 2)}))
+    with pytest.raises(UserError, match='another sweep'):
+        pool.store.adopt(other, other.trials(), {t.key(): {} for t in other.trials()})
+    with pytest.raises(UserError, match='has changed since'):
+        changed = {key: {'identity': 'b'} for key in keys}
+        pool.store.adopt(pool.sweep, pool.sweep.trials(), changed)
+    # More points are welcome, also in front: the old ones keep their numbers.
+    more = Sweep('c.py', METRIC, points=grid({'x': (7, 0, 1, 2, 3)}))
+    found = pool.store.adopt(more, more.trials(), {t.key(): {} for t in more.trials()})
+    assert [t.id for t in found] == ['0004', '0000', '0001', '0002', '0003']
+    with pytest.raises(UserError, match='is running this sweep'):
+        Store(pool.store.path).open()
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.tex').touch()
+    with pytest.raises(UserError, match=r'thesis\.tex'):
+        Store(tmp_path / 'mine').open()
+
+
+HOLD = """
+import sys, time
+from jaxdl.record.folder import Workdir
+place = Workdir(sys.argv[1])
+place.create()
+print('held', flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_left_behind_is_waited_for_and_then_killed(tmp_path):
+    store, said = Store(tmp_path), []
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(tmp_path / 'trials' / '0000')],
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == b'held\n'
+        assert store.is_running('0000') and store.owner('0000') == process.pid
+        store.wait_for(['0000', '0001'], 0.1, said.append)
+        assert process.wait(10) == -signal.SIGKILL and not store.is_running('0000')
+    finally:
+        process.kill()
+    assert 'waiting for 1 trials' in said[0]
+
+
+# ---- searches ----
+
+
+def search(tmp_path, sampler='tpe', points=8, script=None, **options):
+    space = {'lr': log_uniform(1e-4, 1.0), 'act': choices(('relu', (1, 2)))}
+    if sampler == 'grid':
+        space = {'lr': choices((0.1, 0.2)), 'act': choices(('relu', (1, 2)))}
+    sweep = Sweep('c.py', METRIC, points=Search(space, points, sampler), **options)
+    store = Store(tmp_path / 'search')
+    store.open()
+    launcher = Fake(store.path, script, value=lambda t: -abs(t.varied['lr'] - 0.1))
+    store.save_plan('s.py', sweep, [], {})
+    pool = Pool(
+        store,
+        sweep,
+        [],
+        launcher,
+        Quiet(),
+        study=Study(store.journal, sweep),
+        on_search=lambda trials, more: store.save_plan('s.py', sweep, trials, more),
+    )
+    return pool, launcher
+
+
+@pytest.mark.parametrize('sampler', ['tpe', 'random', 'quasi_random', 'grid', 'gp'])
+def test_searches(tmp_path, sampler):
+    if sampler == 'gp':
+        pytest.importorskip('torch')
+    count = 4 if sampler == 'grid' else 8
+    pool, launcher = search(tmp_path, sampler)
+    found = pool.run()
+    assert statuses(found) == ['finished'] * count
+    assert len({str(t['varied']) for t in found['trials']}) == count
+    assert {str(t['varied']['act']) for t in found['trials']} == {'relu', '(1, 2)'}
+    pool.store.close()
+    pool, launcher = search(tmp_path, sampler)
+    assert statuses(pool.run()) == ['finished'] * count and launcher.started == []
+
+
+def test_a_search_that_was_interrupted_asks_for_the_same_points(tmp_path):
+    whole, _ = search(tmp_path / 'a', 'random', points=6)
+    expected = [t['varied'] for t in whole.run()['trials']]
+    for points in (2, 5, 6):
+        part, _ = search(tmp_path / 'b', 'random', points=points)
+        found = part.run()
+        part.store.close()
+    assert [t['varied'] for t in found['trials']] == expected
+
+
+def test_a_search_takes_failures(tmp_path):
+    script = {'0000': [3], '0003': [1, 1, 1], '0005': [('say', 'Out of memory', 1)]}
+    pool, _ = search(tmp_path, script=script, points=12)
+    found = pool.run()
+    assert found['counts'] == {'finished': 9, 'diverged': 1, 'failed': 1, 'out_of_memory': 1}
+    states = [t.state.name for t in pool.study._study.get_trials()]
+    assert states.count('PRUNED') == 3 and states.count('COMPLETE') == 9
+
+
+def test_a_search_with_seeds_takes_their_mean(tmp_path):
+    pool, _ = search(tmp_path, points=3, seeds=2)
+    found = pool.run()
+    assert len(found['trials']) == 6
+    values = [t.value for t in pool.study._study.get_trials()]
+    means = {p['point']: p['mean'] for p in found['points']}
+    assert values == pytest.approx([means[i] for i in range(3)])
+
+
+def test_early_stopping_reads_the_metrics_of_running_trials(tmp_path, monkeypatch):
+    import jaxdl.sweeps.pool as pools
+
+    monkeypatch.setattr(pools, 'TICK', 0.0)
+    sweep_options = {'stopping': Median(trials=2), 'count': 4, 'slots': 1}
+    pool, launcher = make(tmp_path, **sweep_options)
+    pool.study = Study(pool.store.journal, pool.sweep)
+    step = {}
+
+    def poll(timeout):
+        """Each trial writes steps 1 … 10; the later its number, the worse it is."""
+        name, job = next(iter(launcher.jobs.items()))
+        place = launcher.folder / 'trials' / name
+        place.mkdir(parents=True, exist_ok=True)
+        step[name] = step.get(name, 0) + 1
+        rows = [
+            {'step': s, 'time': 0, METRIC: 1.0 - int(name) * 0.1} for s in range(1, step[name] + 1)
+        ]
+        (place / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+        if job.stopping or step[name] == 10:
+            launcher.jobs.pop(name)
+            if not job.stopping:
+                info = {'status': 'finished', 'step': 10, 'seconds': 1}
+                logs.write_json_atomic(place / 'run.json', info)
+            return [Exit(job, 75 if job.stopping else 0)]
+        return []
+
+    launcher.poll = poll
+    found = pool.run()
+    assert statuses(found) == ['finished', 'finished', 'pruned', 'pruned']
+    assert 'by Median' in found['trials'][2]['reason'] and step['0002'] < 10
+    pool.store.close()
+    again, launcher = make(tmp_path, **sweep_options)
+    again.study = Study(again.store.journal, again.sweep)
+    assert statuses(again.run()) == statuses(found) and launcher.started == []

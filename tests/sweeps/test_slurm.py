@@ -1,0 +1,362 @@
+"""Sweeps on a real Slurm with one node and two fake GPUs, where Slurm is installed (tests/slurm)."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxdl.errors import UserError
+from jaxdl.record import metrics_file as logs
+from jaxdl.sweeps import slurm
+from jaxdl.sweeps.store import Store
+from tests.conftest import ROOT
+
+SETUP = ROOT / 'tests' / 'slurm' / 'setup.sh'
+TOOLS = ('slurmctld', 'slurmd', 'munged', 'sbatch', 'setpriv')
+METRIC = 'eval/test/accuracy'
+SLURM = (
+    '--launcher=slurm',
+    '--cpus_per_trial=1',
+)
+
+pytestmark = pytest.mark.timeout(900)
+needs_slurm = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(shutil.which(name) for name in TOOLS),
+    reason='no Slurm on this machine, or not root: apt-get install slurm-wlm munge',
+)
+
+
+# ---- without a cluster --------------------------------------------------------------------------
+
+
+def test_without_slurm_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    options = dict(most=None, partition='', hours=1.0, gpus=1, cpus=1, memory_gb=0.0, options='')
+    with pytest.raises(UserError, match='sbatch and srun are not on this machine'):
+        slurm.Slurm(tmp_path, **options, grace=30.0)
+
+
+@pytest.mark.parametrize(
+    ('words', 'says'),
+    [
+        ('account=lab', "'account=lab' is no option"),
+        ('--qos=low --array=1-4', '--array is set by the sweep itself'),
+    ],
+)
+def test_wrong_options(words, says):
+    with pytest.raises(UserError, match=says):
+        slurm._options(words)
+    assert slurm._options('--account=lab --exclusive') == {'account': 'lab', 'exclusive': True}
+
+
+@pytest.mark.parametrize(
+    ('values', 'says'),
+    [((0.01, 1, 1, 0.0, 120.0), 'too short'), ((1.0, -1, 1, 0.0, 30.0), 'gpus_per_trial=-1'),
+     ((1.0, 1, 0, 0.0, 30.0), 'cpus_per_trial=0')],
+)  # fmt: skip
+def test_wrong_resources(values, says):
+    with pytest.raises(UserError, match=says):
+        slurm._check_resources(*values)
+
+
+SAVES = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def stop(*_):
+    (folder / 'trials/0000/checkpoints/7').mkdir(parents=True)
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, stop)
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ('meant', 'state', 'back'),
+    [
+        ('', 'RUNNING', True),
+        ('sweep', 'RUNNING', False),
+        ('', 'COMPLETING PreemptTime=None', False),  # cancelled by hand
+        ('', 'COMPLETING PreemptTime=2026-01-01T00:00:00', True),
+    ],
+)
+def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, meant, state, back):
+    """A job with real processes and signals; scontrol alone is a script that writes down its words."""
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    scontrol = tools / 'scontrol'
+    scontrol.write_text(
+        f'#!/bin/sh\n[ "$2" = show ] && echo JobId=12 JobState={state} && exit\n'
+        f'echo "$@" >> {tmp_path}/asked\nexit 1\n'
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}:{os.environ["PATH"]}')
+    monkeypatch.setenv('SLURM_ARRAY_JOB_ID', '12')
+    monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '3')
+    log = tmp_path / 'log.txt'
+    program = tmp_path / 'program.py'
+    program.write_text(SAVES)
+    task = slurm.Task(
+        str(tmp_path), ('0000',), (sys.executable, str(program), str(tmp_path)), str(log)
+    )
+    monkeypatch.setattr(slurm.time, 'sleep', lambda _: None)
+    pid = os.fork()
+    if not pid:
+        os.setpgid(0, 0)
+        os._exit(task())
+    while 'ready' not in (log.read_text() if log.exists() else ''):
+        os.sched_yield()
+    if meant:
+        logs.write_json_atomic(tmp_path / 'state' / '0000.json', {'stopping': meant})
+    os.killpg(pid, signal.SIGUSR1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    asked = (tmp_path / 'asked').read_text() if (tmp_path / 'asked').exists() else ''
+    assert asked == ('requeue 12_3\n' * 3 if back else '')
+
+
+# ---- with one -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+    """A running Slurm; its environment."""
+    place = tmp_path_factory.mktemp('slurm')
+    done = subprocess.run([SETUP, 'start', place], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    yield {
+        **os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT),
+        'SLURM_CONF': str(place / 'slurm.conf'),
+    }  # fmt: skip
+    subprocess.run([SETUP, 'stop', place], capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def sweep(tmp_path, cluster):
+    """Starts a sweep file on the cluster."""
+
+    def call(rest, *words, config='tests/sweep_config.py:faulty', where='out', wait=True):
+        file = tmp_path / 'sweep.py'
+        file.write_text(
+            'from jaxdl.sweeps import *\n'
+            f'def get_sweep():\n    return Sweep({config!r}, {METRIC!r}, grace=30.0, {rest})\n'
+        )
+        process = subprocess.Popen(
+            [sys.executable, '-m', 'jaxdl', 'sweep', str(file), f'--workdir={tmp_path / where}', *words],
+            cwd=ROOT, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        started.append(process)
+        if not wait:
+            return process
+        out, _ = process.communicate(timeout=500)
+        return subprocess.CompletedProcess(process.args, process.returncode, out)
+
+    started: list[subprocess.Popen] = []
+    call.out = tmp_path / 'out'
+    yield call
+    for process in started:
+        process.kill()
+        process.wait()
+    subprocess.run(['scancel', f'--user={os.environ.get("USER", "root")}'], env=cluster)
+
+
+def results(sweep, where=None):
+    return json.loads(((where or sweep.out) / 'results.json').read_text())
+
+
+def queue(cluster):
+    words = ['squeue', '--noheader', '--array', '--format=%i %T']
+    done = subprocess.run(words, env=cluster, capture_output=True, text=True, check=True)
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return found
+
+
+def steps_of(sweep, trial):
+    try:
+        rows = logs.read_metrics(sweep.out / 'trials' / trial / 'metrics.jsonl')
+    except OSError:
+        return []
+    return [row['step'] for row in rows]
+
+
+def whole(sweep, count, steps):
+    """Every trial finished once, with strictly rising steps up to the last."""
+    found = results(sweep)
+    assert found['counts'] == {'finished': count}
+    for trial in found['trials']:
+        seen = steps_of(sweep, trial['id'])
+        assert seen == sorted(set(seen)) and seen[-1] == steps
+    return found
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_an_array_on_two_gpus_is_the_sweep_on_this_machine(sweep):
+    rest = "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2"
+    refused = sweep(rest, *SLURM, '--partition=none', where='refused')
+    assert refused.returncode == 2 and 'Invalid partition' in refused.stdout
+    assert not (sweep.out.parent / 'refused').exists()
+    done = sweep(rest, *SLURM)
+    assert done.returncode == 0, done.stdout
+    found = whole(sweep, 4, 12)
+    texts = [(sweep.out / 'logs' / f'{t["id"]}.txt').read_text() for t in found['trials']]
+    jobs = [re.search(r'Slurm job (\d+)_(\d) on \S+, GPU (\d)', text) for text in texts]
+    assert len({job[1] for job in jobs}) == 1  # one array …
+    assert [job[2] for job in jobs] == ['0', '1', '2', '3']
+    assert {job[3] for job in jobs} == {'0', '1'}  # … that Slurm spread over both GPUs
+    assert sweep(rest, '--slots=1', where='here').returncode == 0
+    here = results(sweep, sweep.out.parent / 'here')
+    assert [t['value'] for t in found['trials']] == pytest.approx(
+        [t['value'] for t in here['trials']], abs=1e-6
+    )
+    assert found['best']['command'] == here['best']['command']
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_preempted_jobs_requeue_and_a_killed_sweep_takes_them_over(sweep, cluster):
+    rest = (
+        "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), "
+        "overrides={'data.delay': 0.1, 'steps': 100}"
+    )
+    process = sweep(rest, *SLURM, wait=False)
+    wait_for(lambda: steps_of(sweep, '0000') and steps_of(sweep, '0001'))
+    process.kill()  # the login node goes down; the jobs go on
+    process.wait()
+    job = next(number for number in queue(cluster) if number.endswith('_0'))
+    # What Slurm does before the time limit, or to make room for another job.
+    subprocess.run(['scancel', '--signal=USR1', job], env=cluster, check=True)
+    text = sweep.out / 'logs' / '0000.txt'
+    wait_for(lambda: 'goes back into the queue' in text.read_text())
+    done = sweep(rest, *SLURM)
+    assert done.returncode == 0, done.stdout
+    found = whole(sweep, 2, 100)
+    assert [t['attempts'] for t in found['trials']] == [1, 1]  # nothing was submitted twice
+    assert 'restart 1' in text.read_text()
+    info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
+    assert [s['status'] for s in info['history']] == ['preempted']
+    unbroken = sweep(rest, '--slots=2', where='here')
+    assert unbroken.returncode == 0, unbroken.stdout
+    here = results(sweep, sweep.out.parent / 'here')
+    assert [t['value'] for t in found['trials']] == pytest.approx(
+        [t['value'] for t in here['trials']], abs=1e-6
+    )
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_interrupt_saves_all_and_empties_the_queue(sweep, cluster):
+    rest = (
+        "points=grid({'optimizer.learning_rate': (0.02, 0.1, 0.2)}), "
+        "overrides={'data.delay': 0.1, 'steps': 100}"
+    )
+    process = sweep(rest, *SLURM, wait=False)
+    wait_for(lambda: steps_of(sweep, '0000') and steps_of(sweep, '0001'))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 75 and 'the same command resumes' in out, out
+    assert not [n for n, state in queue(cluster).items() if state != 'COMPLETING']
+    status = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
+    assert status['status'] == 'preempted' and Store(sweep.out).saved('0000') > 0
+    assert not steps_of(sweep, '0002')  # it waited for a GPU
+    done = sweep(rest, *SLURM)
+    assert done.returncode == 0, done.stdout
+    assert [t['attempts'] for t in whole(sweep, 3, 100)['trials']] == [2, 2, 2]
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_faults_and_a_cancelled_job(sweep, cluster):
+    rest = (
+        "retries=1, points=[{'data.fault': 'crash'}, {'data.fault': 'memory'}, "
+        "{'data.delay': 0.2, 'steps': 60}]"
+    )
+    process = sweep(rest, *SLURM, wait=False)
+    wait_for(lambda: steps_of(sweep, '0002'))
+    running = [n for n, state in queue(cluster).items() if state == 'RUNNING']
+    mine = [n for n in running if n.endswith('_2')]
+    subprocess.run(['scancel', *mine], env=cluster, check=True)  # by somebody's hand
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 1, out
+    found = {t['id']: t for t in results(sweep)['trials']}
+    assert {k: t['status'] for k, t in found.items()} == {
+        '0000': 'failed', '0001': 'out_of_memory', '0002': 'finished',
+    }  # fmt: skip
+    assert 'the disk is on fire' in found['0000']['reason'] and found['0000']['attempts'] == 2
+    assert found['0002']['attempts'] == 2
+    # It does not put itself back into the queue against that hand; the sweep submits it anew.
+    assert 'goes back' not in (sweep.out / 'logs' / '0002.txt').read_text()
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_trial_longer_than_the_time_limit_goes_on_in_several_jobs(sweep):
+    # One minute is Slurm's least; it may send the signal up to a minute early. Two rows are fetched
+    # at a time, so the trial takes 100 seconds.
+    rest = "points=[{}], overrides={'data.delay': 0.5, 'steps': 400}"
+    done = sweep(rest, *SLURM, f'--hours={2 / 60}')
+    assert done.returncode == 0, done.stdout
+    found = whole(sweep, 1, 400)
+    assert found['trials'][0]['attempts'] == 1
+    info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
+    assert info['history'] and all(s['status'] == 'preempted' for s in info['history'])
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_a_job_of_higher_priority_takes_the_gpus_for_a_while(sweep, cluster, tmp_path):
+    """Slurm's own preemption: TERM, some seconds to save, back into the queue."""
+    rest = "points=[{}], overrides={'data.delay': 0.1, 'steps': 100}"
+    process = sweep(rest, *SLURM, '--gpus_per_trial=2', '--partition=main', wait=False)
+    wait_for(lambda: steps_of(sweep, '0000'))
+    words = [
+        'sbatch',
+        '--partition=urgent',
+        '--gpus=2',
+        '--wrap=sleep 3',
+        f'--output={tmp_path / "urgent"}',
+    ]
+    subprocess.run(words, env=cluster, check=True)
+    out, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, out
+    assert whole(sweep, 1, 100)['trials'][0]['attempts'] == 1
+    info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
+    assert [s['status'] for s in info['history']] == ['preempted']
+    assert 'restart 1' in (sweep.out / 'logs' / '0000.txt').read_text()
+
+
+@needs_slurm
+@pytest.mark.slow
+def test_srun_with_two_tasks_is_one_run_of_two_processes(tmp_path, cluster):
+    words = [sys.executable, 'train.py', '--config=tests/sweep_config.py']
+    two = [*words, f'--workdir={tmp_path / "two"}']
+    step = ['srun', '--ntasks=2', '--cpus-per-task=1', '--kill-on-bad-exit=1']
+    done = subprocess.run(
+        [*step, *two], cwd=ROOT, env=cluster, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('done: ') == 1  # only one of the two talks
+    info = json.loads((tmp_path / 'two' / 'run.json').read_text())
+    assert info['processes'] == 2 and len(info['devices']) == 2
+    # The same mathematics as one process with two devices.
+    one = {**cluster, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    words.append(f'--workdir={tmp_path / "one"}')
+    subprocess.run(words, cwd=ROOT, env=one, check=True, capture_output=True, timeout=500)
+    rows, others = (logs.read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one'))
+    assert [row['step'] for row in rows] == [row['step'] for row in others]
+    for row, other in zip(rows, others, strict=True):
+        for name in ('train/loss', METRIC):
+            assert (name in row) == (name in other)
+            assert row.get(name, 0.0) == pytest.approx(other.get(name, 0.0), rel=1e-5)
