@@ -1,4 +1,4 @@
-"""python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]: prepare and check a data set.
+"""Prepares and checks a data set, for `jaxdl prepare`.
 
 Without --from the original files are downloaded; with it they are taken from DIR, as downloaded by
 hand. A set that is prepared already is checked. For other TFDS data sets --from is the folder with
@@ -284,46 +284,3 @@ def _summary(spec: ImageSet, counts: dict[str, int], folder: pathlib.Path, repor
         f'{spec.name} {spec.version}: {numbers} images of {shape}, {classes} classes; '
         f'{report}; {size:.1f} MB in {folder}'
     )
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for a mistake of the user."""
-    from absl import flags
-
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        'from', '', 'Folder with the original files; empty: download them.', flag_values=values
-    )
-    flags.DEFINE_string(
-        'data_dir',
-        '',
-        'Where prepared data sets are kept; empty: $JAXDL_DATA or ~/.cache/jaxdl/data.',
-        flag_values=values,
-    )
-    flags.DEFINE_bool('help', False, 'Show this help.', short_name='h', flag_values=values)
-    values.set_gnu_getopt(True)  # flags may follow NAME
-    names = ', '.join(IMAGE_SETS)
-    try:
-        try:
-            words = values(argv)[1:]
-        except flags.Error as error:
-            raise UserError(str(error)) from None
-        if values['help'].value:
-            print(f'{__doc__}\nPrepared by jaxdl itself: {names}.\n')
-            for name in ('from', 'data_dir'):
-                print(f'  --{name}: {values[name].help}')
-            return 0
-        if len(words) != 1:
-            raise UserError(
-                f'give one data set, not {words or "none"}: {names}, or a TFDS name\n'
-                'usage: python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]'
-            )
-        given = values['from'].value
-        source = pathlib.Path(given).expanduser() if given else None
-        print(prepare(words[0], store.data_dir(values['data_dir'].value or ''), source))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return UserError.exit_code
-    except KeyboardInterrupt:
-        return 1
-    return 0

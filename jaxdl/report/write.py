@@ -1,7 +1,5 @@
 """Plots and one HTML page of the runs or the sweep under some folders.
 
-    python -m jaxdl report DIR [DIR …] [--output=DIR]
-
 Reads metrics.jsonl, config.json, run.json and the TensorBoard files of every run at or below the
 folders; writes index.html and one PNG a plot into the first folder's report/ unless told otherwise.
 """
@@ -14,60 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError
 from jaxdl.record.tensorboard import read_events
 from jaxdl.record.terminal import duration, number
 from jaxdl.report.data import Group, Run, differing, find_runs, flatten, group_by_seed
-
-USAGE = """
-usage: python -m jaxdl report DIR [DIR …] [--output=DIR]
-
-Draws the runs at or below the folders, as one PNG a plot and one HTML page.
-
-  --output=DIR   where the page and the plots go; DIR/report of the first folder unless given
-"""
 
 # Seven colours in six kinds of dashes.
 _MAX_CURVES = 42
 # A page holds the pictures of so many runs, and so much of one picture or text.
 _SAMPLE_RUNS, _SAMPLES, _MAX_PNG, _MAX_TEXT = 6, 12, 3_000_000, 4000
-
-
-def main(argv: Sequence[str]) -> int:
-    folders, output = parse(argv[1:])
-    if not folders:
-        print(USAGE.strip())
-        return 0
-    runs = find_runs(folders)
-    written = write(runs, folders, Path(output or os.path.join(folders[0], 'report')))
-    print(terminal_table(runs))
-    print(f'report of {_count(len(runs), "run")}: {written}')
-    return 0
-
-
-def parse(words: Sequence[str]) -> tuple[list[str], str]:
-    """(folders, output) of a command line; no folders where only help was asked for."""
-    folders: list[str] = []
-    output = ''
-    waiting = iter(words)
-    for word in waiting:
-        name, equals, value = word.lstrip('-').partition('=')
-        if not word.startswith('-'):
-            folders.append(word)
-        elif name in ('help', 'h', 'helpfull'):
-            return [], ''
-        elif name == 'output':
-            output = value if equals else next(waiting, '')
-            if not output:
-                raise UserError('--output is empty; give the folder for the report')
-        else:
-            raise UserError(
-                f'unknown flag {word.partition("=")[0]}{nearest(name, ["output", "help"])}; '
-                'allowed: --output=DIR'
-            )
-    if not folders:
-        raise UserError('no folder given; usage: python -m jaxdl report DIR [DIR …] [--output=DIR]')
-    return folders, output
 
 
 def summary(folders: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:

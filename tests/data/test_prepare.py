@@ -302,7 +302,7 @@ def test_command(originals, tmp_path):
         ([], 'give one data set'),
         (['mnist', 'cifar10'], 'give one data set'),
         (['fashion_mnits'], "did you mean 'fashion_mnist'?"),
-        (['mnist', '--form=x'], 'Did you mean: from'),
+        (['mnist', '--form=x'], 'no such flag'),
         (['mnist', '--from=/does/not/exist'], 'is no folder'),
         (
             ['mnist', '--from={empty}'],
