@@ -3,26 +3,24 @@
 `python -m jaxdl` lists them, COMMAND --help explains one.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from jaxdl.core import flags as cli
-from jaxdl.errors import UserError, nearest
+from jaxdl.run import signals  # light: the signals come first
 
-# {name: (module with a `main(argv)`, what it is for)}
-COMMANDS = {
-    'train': ('jaxdl.commands.train', 'train a config, or go on with the run in a folder'),
-    'evaluate': ('jaxdl.commands.evaluate', 'evaluate the newest good checkpoint of a run'),
-    'sample': ('jaxdl.commands.sample', 'text or translations from a trained model'),
-    'report': ('jaxdl.commands.report', 'plots and one HTML page of runs or a sweep'),
-    'sweep': ('jaxdl.commands.sweep', 'run many trials of a config; a second call resumes'),
-    'plan': ('jaxdl.commands.plan', 'judge a run for GPUs that need not be there'),
-    'prepare': ('jaxdl.commands.prepare', 'download, check and store a data set'),
-    'benchmark': ('jaxdl.commands.benchmark', 'how fast the data of a config is'),
-    'interchange': ('jaxdl.commands.interchange', "weights to and from Hugging Face's layout"),
-    'demo': ('jaxdl.commands.demo', 'train configs/digits_cnn.py on real digits'),
-}
+# Each is a module of jaxdl.commands with a `main(argv)`; its docstring says what it is for.
+COMMANDS = (
+    'train',
+    'evaluate',
+    'sample',
+    'report',
+    'sweep',
+    'plan',
+    'prepare',
+    'benchmark',
+    'interchange',
+    'demo',
+)
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -31,30 +29,60 @@ def main(argv: Sequence[str]) -> int | None:
     Raises:
         UserError: there is no such command.
     """
+    import importlib
+
+    from jaxdl.core.flags import HELP
+    from jaxdl.errors import UserError, nearest, shortened
+
     words = list(argv[1:])
-    if not words or words[0] in ('--help', '-h', '-help', '--helpfull', '--helpshort', 'help'):
-        width = max(map(len, COMMANDS))
-        print('usage: jaxdl COMMAND … (the same as python -m jaxdl COMMAND …)\n')
-        for name, (_, purpose) in COMMANDS.items():
-            print(f'  {name:<{width}}  {purpose}')
-        print('\nCOMMAND --help explains one.')
+    if not words or words[0] in (*HELP, 'help'):
+        print(overview())
         return 0
     name = words[0]
     if name not in COMMANDS:
         raise UserError(
-            f'{name!r} is no command{nearest(name, COMMANDS)}; commands: {", ".join(COMMANDS)}'
+            f'{shortened(name)!r} is no command{nearest(name, COMMANDS)}; '
+            f'commands: {", ".join(COMMANDS)}'
         )
-    if name == 'train':  # before anything heavy is imported: the restart does it all again
-        from jaxdl.run import runtime
-
-        runtime.restart_with_tuned_heap()
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(f'jaxdl.commands.{name}')
     return module.main([f'jaxdl {name}', *words[1:]])
 
 
-def console() -> int:
-    """The entry point of the installed command `jaxdl`."""
-    return cli.run(main)
+def overview() -> str:
+    """The list of the commands; read from their files, because importing them takes seconds."""
+    import ast
+    from pathlib import Path
+
+    lines = ['usage: jaxdl COMMAND … (the same as python -m jaxdl COMMAND …)', '']
+    for name in COMMANDS:
+        source = (Path(__file__).parent / 'commands' / f'{name}.py').read_text(encoding='utf-8')
+        purpose = (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
+        lines.append(f'  {name:<{max(map(len, COMMANDS))}}  {purpose}')
+    return '\n'.join([*lines, '', 'jaxdl COMMAND --help explains one.'])
+
+
+def console(*command: str) -> int:
+    """The program `jaxdl`, with `command` before the words it was called with.
+
+    From the first line on a signal is heard; the exit codes are those of `jaxdl.errors.run`.
+    """
+    signals.block()
+    from jaxdl.run import runtime
+
+    words = [*command, *sys.argv[1:]]
+    if words[:1] == ['train']:  # before anything heavy is imported: the restart does it all again
+        runtime.restart_with_tuned_heap()
+    signals.listen()
+    runtime.guard_output()
+    from jaxdl import errors
+
+    code = errors.run(main, ['jaxdl', *words])
+    lost = runtime.output_error()
+    if lost is not None and code == 0:
+        print(f'error: standard output cannot be written: {lost.strerror}', file=sys.stderr)
+        code = 1
+    signals.command_is_over(code)
+    return code
 
 
 if __name__ == '__main__':

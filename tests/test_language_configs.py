@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdl import errors
 from jaxdl.core import config as config_lib
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Checkpoint
 from jaxdl.data.images.tfds import Tfds
@@ -55,7 +56,7 @@ CONFIGS = [
 
 def load(name):
     stem, _, variant = name.partition(':')
-    return cli.load_config(
+    return flags.load_config(
         str(ROOT / 'configs' / f'{stem}.py') + (f':{variant}' if variant else '')
     )
 
@@ -236,7 +237,7 @@ def test_half_precision_trains_alike(name, files):
 
 def refused(config, workdir, capsys):
     """What training prints when it ends with exit code 2."""
-    assert cli.run(lambda _: trainer.train(config, str(workdir)), ['train.py']) == 2
+    assert errors.run(lambda _: trainer.train(config, str(workdir)), ['train.py']) == 2
     message = capsys.readouterr().err
     assert message.startswith('error: ') and len(message.splitlines()) <= 2
     assert not (workdir / 'metrics.jsonl').exists()

@@ -1,49 +1,46 @@
-"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT as config.json + model.safetensors.
+"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT.
 
-python -m jaxdl interchange --from_hf=DIR|FILE --config=configs/NAME.py --workdir=RUN [--new_head]
-python -m jaxdl interchange --workdir=RUN --to_hf=DIR
-
-The first makes the run folder RUN at step 0 with the weights of DIR: training it fine-tunes them,
-and other runs can start from it. --new_head keeps the config's own fresh head where DIR has none or
-one for other classes. The second writes the newest good checkpoint of RUN for others to load.
+With --from_hf the folder of --workdir becomes a run at step 0 with these weights: training it
+fine-tunes them, and other runs can start from it. With --to_hf the newest good checkpoint of the run
+is written as config.json and model.safetensors, for others to load.
 """
 
-import re
+from collections.abc import Sequence
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError
-from jaxdl.interchange import weights
 from jaxdl.run import runtime
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    flags.DEFINE_string('from_hf', '', "a folder or .safetensors file in Hugging Face's layout")
-    flags.DEFINE_string('to_hf', '', 'the folder to write config.json and model.safetensors to')
-    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant] of the run to make')
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_boolean(
-        'new_head', False, 'keep a fresh head where the weights have no fitting one'
+    line = CommandLine(
+        __doc__ or '', example='--from_hf=bert-base-uncased --config=bert_base --workdir=runs/bert'
     )
-    importing = any(re.match(r'--?config', word) for word in argv[1:])
-    if importing:
-        config = cli.parse_config(argv, __doc__ or '')
-    else:
-        cli.parse_flags(argv, __doc__ or '', required=('workdir',))
-    values = flags.FLAGS
-    if not values.workdir:
-        raise UserError('--workdir is missing: the folder of the run')
-    if bool(values.from_hf) == bool(values.to_hf):
-        raise UserError('give one of --from_hf=DIR (with --config=…) and --to_hf=DIR')
-    if values.from_hf:
-        if not importing:
+    line.string('workdir', 'RUN', 'the folder of the run', required=True)
+    line.string('from_hf', 'DIR|FILE', 'a folder or .safetensors file to read')
+    line.string('to_hf', 'DIR', 'the folder to write')
+    line.config(required=False)
+    line.boolean('new_head', "keep the config's fresh head where the weights have no fitting one")
+
+    def check(given) -> None:
+        if bool(given.from_hf) == bool(given.to_hf):
+            raise UserError('give one of --from_hf=DIR (with --config=NAME) and --to_hf=DIR')
+        for name in ('config', 'new_head'):
+            if given.to_hf and getattr(given, name):
+                raise UserError(f'--{name} is for --from_hf; leave it out with --to_hf')
+        if given.from_hf and not given.config:
             raise UserError(
                 '--config is missing: --from_hf makes a run, so it needs the config of one'
             )
-        weights.import_run(config, values.workdir, values.from_hf, new_head=values.new_head)
-        print(f'{values.from_hf} is now step 0 of the run {values.workdir}')
+
+    given = line.parse(argv, before_config=check)
+    runtime.open_devices()
+    from jaxdl.interchange import weights  # heavy; wrong command lines need not wait for it
+
+    if given.from_hf:
+        weights.import_run(given.config, given.workdir, given.from_hf, new_head=given.new_head)
+        print(f'{given.from_hf} is now step 0 of the run {given.workdir}')
     else:
-        step = weights.export_run(values.workdir, values.to_hf)
-        print(f'step {step} of {values.workdir} is now in {values.to_hf}')
+        step = weights.export_run(given.workdir, given.to_hf)
+        print(f'step {step} of {given.workdir} is now in {given.to_hf}')

@@ -1,31 +1,26 @@
-"""Prepares and checks a data set: python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]
+"""Downloads, checks and stores a data set.
 
-Without --from the original files are downloaded; with it they are taken from DIR, as downloaded by
-hand. A set that is prepared already is checked.
+NAME is mnist, fashion_mnist, digits, cifar10, cifar100 or any data set of TFDS. A set that is
+prepared already is only checked. For a TFDS set --from is the folder with the files that have to be
+downloaded by hand.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from jaxdl.core import flags as cli
-from jaxdl.data import prepare, store
-from jaxdl.data.images.catalogue import IMAGE_SETS
-from jaxdl.errors import UserError
+from jaxdl.core.flags import CommandLine
 
 
 def main(argv: Sequence[str]) -> int:
-    values = flags.FlagValues()
-    flags.DEFINE_string('from', '', 'folder with the original files', flag_values=values)
-    flags.DEFINE_string('data_dir', '', 'where prepared data sets are kept', flag_values=values)
-    words = cli.parse_flags(argv, __doc__ or '', values=values)
-    if len(words) != 1:
-        raise UserError(
-            f'give one data set, not {words or "none"}: {", ".join(IMAGE_SETS)}, or a TFDS name\n'
-            'usage: python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]'
-        )
-    given = values['from'].value
-    source = Path(given).expanduser() if given else None
-    print(prepare.prepare(words[0], store.data_dir(values['data_dir'].value or ''), source))
+    line = CommandLine(__doc__ or '', words='NAME', example='cifar10 --from=/data/originals')
+    line.string('from', 'DIR', 'folder with the original files; downloaded unless given')
+    line.string(
+        'data_dir', 'DIR', 'where data sets are kept; $JAXDL_DATA or a cache folder unless given'
+    )
+    given = line.parse(argv)
+    from jaxdl.data import prepare, store
+
+    source = getattr(given, 'from')
+    source = Path(source).expanduser() if source else None
+    print(prepare.prepare(given.words[0], store.data_dir(given.data_dir), source))
     return 0

@@ -1,30 +1,24 @@
 """Plots and one HTML page of the runs or the sweep under some folders.
 
-    python -m jaxdl report DIR [DIR …] [--output=DIR]
-
-The page and one PNG a plot go into the first folder's report/ unless --output says otherwise.
+Reads every run at or below the folders, and writes index.html and one PNG a plot.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from jaxdl.core import flags as cli
-from jaxdl.errors import UserError
-from jaxdl.report import data, write
+from jaxdl.core.flags import CommandLine
 
 
 def main(argv: Sequence[str]) -> int:
-    values = flags.FlagValues()
-    flags.DEFINE_string('output', '', 'the folder for the report', flag_values=values)
-    folders = cli.parse_flags(argv, __doc__ or '', values=values)
-    if not folders:
-        raise UserError('no folder given; usage: python -m jaxdl report DIR [DIR …] [--output=DIR]')
-    runs = data.find_runs(folders)
-    output = Path(values['output'].value or os.path.join(folders[0], 'report'))
-    written = write.write(runs, folders, output)
+    line = CommandLine(__doc__ or '', words='DIR …', example='runs/a runs/b --output=comparison')
+    line.string('output', 'DIR', 'where the page goes; report/ of the first folder unless given')
+    given = line.parse(argv)
+    from jaxdl.report import data, write
+
+    runs = data.find_runs(given.words)
+    output = given.output or os.path.join(given.words[0], 'report')
+    page = write.write(runs, given.words, Path(output))
     print(write.terminal_table(runs))
-    print(f'report of {len(runs)} run{"s"[: len(runs) != 1]}: {written}')
+    print(f'report of {len(runs)} run{"s"[: len(runs) != 1]}: {page}')
     return 0

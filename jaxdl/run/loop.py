@@ -69,7 +69,9 @@ def train(
     config_lib.check(config)
     peers, place = Peers(), Workdir(workdir)
     try:
-        with StopRequest() as stop:
+        # Several processes stop together: then a signal is never for one alone.
+        leave = None if jax.process_count() > 1 else lambda reason: None
+        with StopRequest(leave) as stop:
             if place.path.exists():
                 place.check_config(config)
             if jax.process_index() == 0:
@@ -173,6 +175,8 @@ class _Run:
             ):
                 return self._already_finished(state)
             self._begin(state)
+            if self.stop.leave is not None:
+                self.stop.leave = lambda reason: self.record.end('preempted', reason)
             self.record.open(int(state.step))
             if self.chief and int(state.step) == 0:
                 with self.clock('log'):
@@ -275,6 +279,7 @@ class _Run:
             workers=config.workers,
         )
         step = start
+        self.stop.leave = None  # from here on there is something to save
         try:
             while step < config.steps:
                 if self.stop_agreed or (self.stop.name and self.flag.alone):

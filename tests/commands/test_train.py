@@ -169,10 +169,10 @@ def test_a_wrong_config_file(words, hint):
 
 
 def test_the_default_folder_is_named_after_the_command():
-    from jaxdl.core import flags as cli
+    from jaxdl.core import flags
 
     def folder(*words):
-        return cli.default_workdir(['train.py', *words])
+        return flags.default_workdir(['train.py', *words])
 
     assert folder('--config=configs/cifar_cnn.py:96') == 'runs/cifar_cnn-96'
     long = folder('--config=configs/cifar_cnn.py', '--config.seed=1', '--config.steps=9')

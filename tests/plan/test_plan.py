@@ -18,7 +18,7 @@ from jaxdl.account import flops
 from jaxdl.api import DataSet, Source, Task
 from jaxdl.commands import plan
 from jaxdl.compiled import cards, gpu_compile
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config, Mesh
 from jaxdl.core.optim import AdamW
@@ -319,7 +319,7 @@ def test_from_8_to_64_devices_only_the_share_that_is_sent_grows(config_file, dat
 
 def shipped(name, rows, **model):
     """(numbers in the model, FLOPs of a step of `rows` examples) of a shipped config."""
-    found = cli.load_config(f'configs/{name}.py')
+    found = flags.load_config(f'configs/{name}.py')
     found = dataclasses.replace(
         found, model=found.model.clone(**model), batch_size=rows, accumulate=1, mesh=Mesh()
     )

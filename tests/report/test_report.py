@@ -441,7 +441,7 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path, words, hint):
     lines = path.read_text().splitlines()
     path.write_text('\n'.join([*lines[:2], 'x', '[]', *lines[4:]]))
     (tmp_path / 'badconfig' / 'config.json').write_text('{')
-    from jaxdl.core.flags import run
+    from jaxdl.errors import run
 
     code, error = _captured(run, ['report', *(w.format(runs=tmp_path) for w in words)])
     assert code == 2, error
