@@ -66,7 +66,9 @@ def choose(logits: jax.Array, rng: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns one token [rows] per row of `logits` [rows, vocab]."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
+    # The largest becomes 0, so that no quotient is infinite but those that lose anyway.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    logits = logits / max(sampling.temperature, 1e-30)  # below it float32 would divide by 0
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
