@@ -14,9 +14,7 @@ from jaxdl.run import runtime
 
 def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    line = CommandLine(
-        __doc__ or '', example='--from_hf=bert-base-uncased --config=bert_base --workdir=runs/bert'
-    )
+    line = CommandLine(__doc__ or '', example='--workdir=runs/bert_base --to_hf=exported')
     line.string('workdir', 'RUN', 'the folder of the run', required=True)
     line.string('from_hf', 'DIR|FILE', 'a folder or .safetensors file to read')
     line.string('to_hf', 'DIR', 'the folder to write')

@@ -144,10 +144,10 @@ class CommandLine:
         *,
         before_config: Callable[[SimpleNamespace], Any] = lambda given: None,
     ) -> SimpleNamespace:
-        """The flags by name, `words`, and `config`: a checked Config, or None.
+        """The flags by name, `words`, and `config`: a checked Config, or ''.
 
         After --help the text is printed and the command ends with 0. `before_config` is called
-        with the flags before the config's file, which imports jax, is run.
+        with the flags, `config` being its name, before the config's file, which imports jax, is run.
 
         Raises:
             UserError: with the flag, what is allowed and the fix.
@@ -163,14 +163,10 @@ class CommandLine:
             elif takes_config:
                 print('\nconfigs: ' + ', '.join(config_names()))
             raise SystemExit(0)
-        given, config_name = self._read(command, rest, overrides), ''
-        if takes_config:
-            config_name, given.config = given.config, None
-        elif overrides:
-            raise UserError(self._unknown(f'config.{overrides[0][0]}'))
+        given = self._read(command, rest, overrides)
         before_config(given)
-        if config_name:
-            given.config = apply_overrides(load_config(config_name), overrides)
+        if takes_config and given.config:
+            given.config = apply_overrides(load_config(given.config), overrides)
             config_lib.check(given.config)
         return given
 
@@ -236,7 +232,7 @@ class CommandLine:
 
     def _refused(self, message: str) -> str:
         """absl's message about a value in our words."""
-        match = re.match(r'flag --(\w+)=(.*): (.*)', message, re.S)
+        match = re.match(r'flag --(\w+)=(.*?): (.*)', message, re.S)
         if not match:
             return ' '.join(message.split())
         name, value, reason = match.groups()
@@ -284,7 +280,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is none; with the nearest.
     """
-    bare = os.sep not in name and not name.endswith('.py')
+    bare = name.isidentifier()
     folders = ([Path('configs'), *([SHIPPED] if SHIPPED else [])]) if bare else [Path()]
     file = f'{name}.py' if bare else name
     for folder in folders:

@@ -159,8 +159,17 @@ def _ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _forget() -> None:
-    """In a forked process, which shares the pipe with this one and has none of its threads."""
+def _before_fork() -> None:
+    # Until it has handlers of its own, the new process would write into this one's pipe.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _in_fork() -> None:
+    """The new process has none of the threads: signals end it, as they do other programs."""
     global _lock, _listening
     _lock, _listening = threading.RLock(), False
     if _requests:
@@ -171,9 +180,11 @@ def _forget() -> None:
         for end in _pipe:
             os.close(end)
         _requests.clear()
+    _after_fork()
 
 
-os.register_at_fork(after_in_child=_forget)
+_forking = threading.local()
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_fork)
 
 
 class Watchdog:

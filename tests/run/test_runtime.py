@@ -9,7 +9,7 @@ import pytest
 
 from jaxdl.run import runtime
 
-CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
+CALL = 'import json, os, sys; from jaxdl.run import runtime; done = runtime.prepare_process(); '
 
 TUNABLES = 'glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1'
 
@@ -125,7 +125,7 @@ def test_small_blocks_are_not_cut_from_a_large_hole():
     # program does between two steps: the heap must not grow.
     code = """
 import ctypes
-from jaxdl import runtime
+from jaxdl.run import runtime
 runtime._set_allocator()
 libc = ctypes.CDLL(None)
 for name, result, arguments in (
@@ -161,7 +161,7 @@ print(sizes[0], sizes[-1])
 def test_restart_keeps_the_command_and_happens_once(tmp_path):
     (tmp_path / 'again.py').write_text(
         'import os, sys\n'
-        'from jaxdl import runtime\n'
+        'from jaxdl.run import runtime\n'
         'with open("starts", "a") as file: file.write(f"{os.getpid()}\\n")\n'
         'runtime.restart_with_tuned_heap()\n'
         'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
