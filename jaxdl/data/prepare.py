@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -23,7 +24,7 @@ import numpy as np
 from jaxdl.data import store
 from jaxdl.data.images.catalogue import IMAGE_SETS
 from jaxdl.data.images.originals import Check, ImageSet
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, shortened
 
 
 def prepare(name: str, root: pathlib.Path, source: pathlib.Path | None = None) -> str:
@@ -37,6 +38,14 @@ def prepare(name: str, root: pathlib.Path, source: pathlib.Path | None = None) -
         raise UserError(f'--from={source}: {what}')
     if name in IMAGE_SETS:
         return prepare_image_set(IMAGE_SETS[name], root, source)
+    letters = {re.sub(r'[\W_]', '', known): known for known in IMAGE_SETS}
+    meant = letters.get(re.sub(r'[\W_]', '', name.lower()), '')
+    if meant or not re.fullmatch(r'(\w+:)?\w+([/:].+)?', name):
+        hint = f'; did you mean {meant!r}?' if meant else nearest(name, IMAGE_SETS)
+        raise UserError(
+            f'{shortened(name)}: no such data set{hint}; jaxdl itself prepares '
+            f'{", ".join(IMAGE_SETS)}, and others under their names in TFDS'
+        )
     return prepare_official(name, root, source)
 
 
@@ -116,7 +125,9 @@ def official_builder(name: str, root: pathlib.Path) -> Any:
     except registered.DatasetNotFoundError:
         known = {*IMAGE_SETS, *tfds.list_builders(with_community_datasets=False)}
         hint = nearest(name, known) or f'; jaxdl itself prepares {", ".join(IMAGE_SETS)}'
-        raise UserError(f'{name}: no such data set, neither here nor in TFDS{hint}') from None
+        raise UserError(
+            f'{shortened(name)}: no such data set, neither here nor in TFDS{hint}'
+        ) from None
     except (ValueError, AssertionError) as error:  # no such configuration or version
         reason = ' '.join(str(error).split())
         raise UserError(f'{name}: TFDS knows the name but not the rest: {reason[:300]}') from None

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
+from jaxdl.run.signals import STOP_SIGNALS
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
 from jaxdl.sweeps.local import Exit, Job, log_path, trial_path
@@ -107,7 +108,7 @@ class Pool:
         running = [name for name in names if self.store.is_running(name)]
         self.store.wait_for(running, self.sweep.grace, self.display.event)
         self._take_stock()
-        old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         try:
             self.summary = self.results.write(self.trials)
             while True:

@@ -299,8 +299,11 @@ def test_command(originals, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ([], 'give one data set'),
-        (['mnist', 'cifar10'], 'give one data set'),
+        (['fashion-mnist'], "did you mean 'fashion_mnist'"),
+        (['MNIST'], "did you mean 'mnist'"),
+        (['cifar 10'], "did you mean 'cifar10'"),
+        (['../mnits'], 'no such data set'),
+        (['x' * 5000], 'x … x'),
         (['fashion_mnits'], "did you mean 'fashion_mnist'?"),
         (['mnist', '--form=x'], 'no such flag'),
         (['mnist', '--from=/does/not/exist'], 'is no folder'),
@@ -326,7 +329,12 @@ def test_mistakes_end_with_2(tmp_path, arguments, message):
     root = tmp_path / 'data'
     code, out, errors = command(*(word.format(**places) for word in arguments), root=root)
     assert code == 2 and not out
-    assert message in errors and 'Traceback' not in errors and 1 <= errors.count('\n') <= 2
+    assert (
+        errors.startswith('error: ')
+        and message in errors
+        and 'Traceback' not in errors
+        and 1 <= errors.count('\n') <= 2
+    )
     if root.exists():
         assert not leftovers(root) and not (root / 'mnist').exists()
 
