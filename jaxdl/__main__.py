@@ -62,27 +62,12 @@ def overview() -> str:
 
 
 def console(*command: str) -> int:
-    """The program `jaxdl`, with `command` before the words it was called with.
-
-    From the first line on a signal is heard; the exit codes are those of `jaxdl.errors.run`.
-    """
+    """The program `jaxdl`, with `command` before the words it was called with."""
     signals.block()
     from jaxdl.run import runtime
 
     words = [*command, *sys.argv[1:]]
-    if words[:1] == ['train']:  # before anything heavy is imported: the restart does it all again
-        runtime.restart_with_tuned_heap()
-    signals.listen()
-    runtime.guard_output()
-    from jaxdl import errors
-
-    code = errors.run(main, ['jaxdl', *words])
-    lost = runtime.output_error()
-    if lost is not None and code == 0:
-        print(f'error: standard output cannot be written: {lost.strerror}', file=sys.stderr)
-        code = 1
-    signals.command_is_over(code)
-    return code
+    return runtime.program(main, ['jaxdl', *words], tuned_heap=words[:1] == ['train'])
 
 
 if __name__ == '__main__':

@@ -1,8 +1,6 @@
 """The ways a command ends: its errors, their exit codes, and how they are said."""
 
-import difflib
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 
@@ -37,7 +35,12 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         lines = [shortened(line, 1500) for line in f'{kind}: {error}'.splitlines()]
         print('\n'.join(lines), file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:  # in a program that does not listen for signals
+        print('interrupted', file=sys.stderr)
+        return 75
     except Exception:
+        import traceback
+
         traceback.print_exc()
         return 1
 
@@ -56,6 +59,8 @@ def closest(name: str, options: Iterable[str]) -> str:
 
     Few letters are changed, or it is an abbreviation: 'lr' is learning_rate, 'wd' weight_decay.
     """
+    import difflib  # what a start that goes well need not wait for
+
     options = list(map(str, options))
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if not close and name:

@@ -8,9 +8,11 @@ import io
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 
-from jaxdl import files
+from jaxdl import errors
 from jaxdl.errors import UserError
+from jaxdl.run import signals
 
 # XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
 _CPU_FLAGS = {
@@ -40,6 +42,28 @@ _MALLOPT = {
 # over. No function turns the cache of a thread off. Nor is there one that asks for huge pages where
 # the system gives them on request alone: a convolutional step took 245 ms without and 195 with them.
 _TUNABLES = {'glibc.malloc.tcache_count': '0', 'glibc.malloc.hugetlb': '1'}
+
+
+def program(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, tuned_heap: bool
+) -> int:
+    """Runs a command as this process; returns its exit code, as `jaxdl.errors.run` gives it.
+
+    From the first line on signals are heard, and nothing that is printed ends it. `tuned_heap`: it
+    trains, so it is started again with what `restart_with_tuned_heap` sets.
+    """
+    signals.block()
+    if tuned_heap:  # before anything heavy is imported: the restart does it all again
+        restart_with_tuned_heap()
+    signals.listen()
+    guard_output()
+    code = errors.run(main, argv)
+    lost = output_error()
+    if lost is not None and code == 0:
+        print(f'error: standard output cannot be written: {lost.strerror}', file=sys.stderr)
+        code = 1
+    signals.command_is_over(code)
+    return code
 
 
 def restart_with_tuned_heap() -> None:
@@ -198,7 +222,7 @@ def process_started() -> float:
 def _set_allocator() -> dict | None:
     if not _has_glibc():
         return None
-    import ctypes  # 20 ms that a restart need not wait for
+    import ctypes
 
     mallopt = ctypes.CDLL(None).mallopt
     return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
@@ -241,6 +265,8 @@ def _set_compile_cache(done: dict) -> None:
         done['compile_cache'] = os.environ['JAX_COMPILATION_CACHE_DIR']
         return
     done['compile_cache'] = None
+    from jaxdl import files  # like ctypes: a process that starts itself again does without
+
     cache = files.cache_folder()
     if cache is None:
         return

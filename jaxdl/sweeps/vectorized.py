@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxdl import errors
 from jaxdl.core.flags import CommandLine
 from jaxdl.run import runtime
 
@@ -34,5 +33,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    runtime.restart_with_tuned_heap()
-    sys.exit(errors.run(main))
+    sys.exit(runtime.program(main, sys.argv, tuned_heap=True))

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,35 @@ def test_a_command_that_is_over_keeps_its_exit_code():
         'signals.command_is_over(0)\n'
     )
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize('number', signals.STOP_SIGNALS)
+@pytest.mark.parametrize('words', [['train.py'], ['-m', 'jaxdl', 'evaluate']])
+def test_a_command_hears_signals_from_its_first_line_on(words, number):
+    """Sent as soon as the kernel says that the process blocks or catches them, before any import."""
+    process = subprocess.Popen(
+        [sys.executable, *words, '--config=digits_cnn', '--workdir=none'],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    def prepared() -> bool:
+        lines = Path(f'/proc/{process.pid}/status').read_text().splitlines()
+        masks = dict(line.split(':\t') for line in lines if line.startswith(('SigBlk', 'SigCgt')))
+        bit = 1 << (signal.SIGUSR1 - 1)
+        return any(int(mask, 16) & bit for mask in masks.values())
+
+    while not prepared():
+        assert process.poll() is None
+    process.send_signal(number)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 75, said
+    assert (
+        said
+        == f'\npreempted: {number.name}: there was nothing to save; the same command starts again\n'
+    )
 
 
 def test_the_old_handlers_come_back():
