@@ -237,7 +237,8 @@ class CommandLine:
             return ' '.join(message.split())
         name, value, reason = match.groups()
         kind = self._flags[name].parser.syntactic_help if name in self._flags else ''
-        return f'--{name}={shortened(value)}: ' + (f'must be {kind}' if kind else reason)
+        reason = f'must be {kind}' if kind else reason
+        return f'--{name}={shortened(value)}: {reason}; {self._meaning.get(name, "")}'
 
 
 # ---- configs --------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def test_wrong_flags_are_two_lines_and_exit_2(words, text):
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
-from tests import test_plan
+from tests.plan import test_plan
 
 def get_config():
     return test_plan.config(data=test_plan.Here())

@@ -126,7 +126,7 @@ def test_a_wrong_sweep_ends_with_2_before_anything_starts(sweep, rest, metric, s
         (['--vectorize=0'], '--vectorize=0'),
         (['--launcher=cloud'], 'launcher'),
         (['--nonsense'], 'nonsense'),
-        (['another.py'], '2 sweep files'),
+        (['another.py'], 'give one FILE, not'),
     ],
 )
 def test_wrong_flags(sweep, words, says):
