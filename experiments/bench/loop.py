@@ -10,11 +10,13 @@ import contextlib
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 
 from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 from jaxdl.run import runtime
 
 
@@ -109,4 +111,4 @@ def _loop(options) -> dict[str, float]:
 
 if __name__ == '__main__':
     runtime.restart_with_tuned_heap()
-    main()
+    sys.exit(run(main))

@@ -121,16 +121,18 @@ class CommandLine:
                     ('--config.FIELD=VALUE', 'sets a field; --config=NAME --help lists them')
                 )
         usage.append('[--help]')
-        width = max(len(shown) for shown, _ in rows) + 2 if rows else 0
-        wrap = textwrap.TextWrapper(100, break_on_hyphens=False)
-        wrap.subsequent_indent = ' ' * (2 + width)
-        lines = [wrap.fill(f'  {shown:<{width}}{meaning}') for shown, meaning in rows]
-        wrap.subsequent_indent = ' ' * 8
-        # A flag in brackets stays on one line.
-        joined = wrap.fill(
-            ' '.join(word.replace(' ', '\0') for word in [f'usage: {command}', *usage])
+        column = '\n' + ' ' * 30
+        lines = [
+            f'  {shown:<28}'
+            + column * (len(shown) > 27)
+            + textwrap.fill(meaning, 70).replace('\n', column)
+            for shown, meaning in rows
+        ]
+        wrap = textwrap.TextWrapper(
+            100, subsequent_indent=' ' * 8, break_on_hyphens=False, break_long_words=False
         )
-        parts = [self.purpose, joined.replace('\0', ' '), self.details.strip()]
+        joined = wrap.fill(' '.join([f'usage: {command}', *usage]))
+        parts = [self.purpose, joined, self.details.strip()]
         if lines:
             parts.append('\n'.join(['flags:', *lines]))
         parts.append(f'example:\n  {command} {self.example}'.rstrip())
@@ -153,6 +155,8 @@ class CommandLine:
             UserError: with the flag, what is allowed and the fix.
         """
         command, words = argv[0], list(argv[1:])
+        if os.path.isabs(command):  # a program that was started with -m
+            command = f'python -m {os.path.relpath(command)[:-3].replace(os.sep, ".")}'
         takes_config = 'config' in self._flags
         rest, overrides = _split(words) if takes_config else (words, [])
         if any(word in HELP for word in words):
@@ -236,8 +240,12 @@ class CommandLine:
         if not match:
             return ' '.join(message.split())
         name, value, reason = match.groups()
-        kind = self._flags[name].parser.syntactic_help if name in self._flags else ''
-        reason = f'must be {kind}' if kind else reason
+        parser = self._flags[name].parser if name in self._flags else None
+        if isinstance(parser, flags.EnumParser):
+            choices = list(parser.enum_values)
+            reason = f'must be one of {", ".join(choices)}{nearest(value, choices)}'
+        elif parser is not None and parser.syntactic_help:
+            reason = f'must be {parser.syntactic_help}'
         return f'--{name}={shortened(value)}: {reason}; {self._meaning.get(name, "")}'
 
 

@@ -113,7 +113,7 @@ def test_help_of_each_command_is_true(name, call, monkeypatch):
         (['sweep', '--workdir=w'], 'give one FILE, not none'),
         (['sweep', 'experiments/sweeps/digits_lr_width.py'], '--workdir is missing'),
         (['sweep', 'x.py', '--hours=nan'], '--hours=nan: must be a finite number'),
-        (['sweep', 'x.py', '--launcher=pbs'], 'local|slurm'),
+        (['sweep', 'x.py', '--launcher=pbs'], 'must be one of local, slurm'),
         (['plan', '--config=digits_cnn'], '--devices is missing'),
         (['plan', '--config=digits_cnn', '--devices=h10'], 'did you mean'),
         (['benchmark', '--config.seed=1'], '--config is missing'),
