@@ -1,4 +1,4 @@
-"""Trains several trials of a sweep in one program: see jaxdl.sweeps.together.
+"""Trains several trials of a sweep in one program: see jaxdl.run.loop.
 
 The sweep starts it: python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=ID,ID,…
 """
@@ -17,9 +17,9 @@ def main(argv: Sequence[str]) -> None:
     line.string('trials', 'ID,…', 'the ids of the trials', required=True)
     given = line.parse(argv)
     environment = runtime.prepare_process()
+    from jaxdl.run.loop import train_together
     from jaxdl.sweeps.check import read_config
     from jaxdl.sweeps.store import Store
-    from jaxdl.sweeps.together import train_together
 
     folder, names = given.workdir, given.trials.split(',')
     trials = {trial.id: trial for trial in Store(folder).trials()}
