@@ -3,10 +3,9 @@
 `python -m jaxdl` lists them, COMMAND --help explains one.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
-
-from jaxdl.run import signals  # light: the signals come first
 
 # Each is a module of jaxdl.commands with a `main(argv)`; its docstring says what it is for.
 COMMANDS = (
@@ -63,7 +62,8 @@ def overview() -> str:
 
 def console(*command: str) -> int:
     """The program `jaxdl`, with `command` before the words it was called with."""
-    signals.block()
+    # Before any other import, so that signals wait until something here can hear them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
     from jaxdl.run import runtime
 
     words = [*command, *sys.argv[1:]]
