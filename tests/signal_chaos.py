@@ -97,7 +97,10 @@ class Chaos:
         # Two signals may cost what was not saved, and a first one may come when all is done.
         second = code == 1 and len(numbers) == 2 and 'second signal' in said
         story = f'{name}: {[n.name for n in numbers]} after {moment:.2f} s: {code}\n{said[-3000:]}'
-        if 'Traceback' in said or not (code in (75, self.natural[name]) or second):
+        # What was trained is saved, or all of it was.
+        lost = name == 'train' and code == 75 and '/40' in said and 'nothing to save' in said
+        lost = lost and 'done: ' not in said
+        if lost or 'Traceback' in said or not (code in (75, self.natural[name]) or second):
             self.wrong.append(story)
         return code
 

@@ -161,6 +161,34 @@ def test_a_command_hears_signals_from_its_first_line_on(words, number):
     )
 
 
+TRAINS = """
+import sys
+from jaxdl.run import loop, runtime
+from tests import faulty
+from tests.run.test_loop import FAULTS, first_id
+FAULTS['train', first_id(6)] = faulty.send({number})
+def main(argv):
+    loop.train(faulty.config(steps=100, log_every=1), argv[0])
+sys.exit(runtime.program(main, [sys.argv[1]], tuned_heap=False))
+"""
+
+
+def test_a_command_that_has_trained_saves(tmp_path):
+    """The first signal ends a command at once only as long as nothing was trained."""
+    code = TRAINS.format(number=int(signal.SIGTERM))
+    done = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path / 'run')],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 75, done.stderr
+    assert 'preempted: SIGTERM at step ' in done.stderr and '; saved' in done.stderr
+    saved = [int(path.name) for path in (tmp_path / 'run' / 'checkpoints').glob('[0-9]*')]
+    assert saved and f'at step {max(saved)};' in done.stderr
+
+
 def test_the_old_handlers_come_back():
     found = run(
         'import signal\n'
