@@ -40,16 +40,16 @@ def define_flags() -> None:
     flags.DEFINE_bool('dry_run', False, 'print the trials and an estimate of the hours; start none')
     flags.DEFINE_bool('estimate', True, 'estimate the hours, with --dry_run')
     flags.DEFINE_string('gpus', '', 'the GPUs to use, such as 0,1; all by default')
-    flags.DEFINE_integer('per_gpu', 1, 'trials on one GPU at a time')
-    flags.DEFINE_integer('slots', 0, 'trials at a time on the CPU')
-    flags.DEFINE_integer('vectorize', 1, 'trials in one program')
+    flags.DEFINE_integer('per_gpu', 1, 'trials on one GPU at a time', lower_bound=1)
+    flags.DEFINE_integer('slots', 0, 'trials at a time on the CPU', lower_bound=0)
+    flags.DEFINE_integer('vectorize', 1, 'trials in one program', lower_bound=1)
     flags.DEFINE_bool('fork', True, 'fork trials from a process that has imported everything')
     flags.DEFINE_enum('launcher', 'local', ['local', 'slurm'], 'where trials run')
     flags.DEFINE_string('partition', '', 'Slurm partition')
     flags.DEFINE_float('hours', 24.0, 'Slurm time limit of one job')
-    flags.DEFINE_integer('gpus_per_trial', 1, 'GPUs of a Slurm job')
-    flags.DEFINE_integer('cpus_per_trial', 4, 'cores of a Slurm job')
-    flags.DEFINE_float('memory_gb', 0.0, "memory of a Slurm job; 0: the cluster's default")
+    flags.DEFINE_integer('gpus_per_trial', 1, 'GPUs of a Slurm job', lower_bound=0)
+    flags.DEFINE_integer('cpus_per_trial', 4, 'cores of a Slurm job', lower_bound=1)
+    flags.DEFINE_float('memory_gb', 0.0, "of a Slurm job; 0: the cluster's default", lower_bound=0)
     flags.DEFINE_string('slurm_options', '', 'further options of sbatch')
 
 
@@ -82,15 +82,11 @@ def main(argv: Any) -> int:
 
 def _check_flags(sweep: Sweep) -> None:
     values = flags.FLAGS
-    if values.vectorize < 1:
-        raise UserError(f'--vectorize={values.vectorize}: must be at least 1')
     if values.vectorize > 1 and sweep.stopping is not None:
         raise UserError(
             f'--vectorize={values.vectorize}: trials in one program cannot be stopped early one by one; '
             f'take stopping={type(sweep.stopping).__name__} out of the sweep, or leave --vectorize out'
         )
-    if values.slots < 0:
-        raise UserError(f'--slots={values.slots}: must be at least 1')
     if values.launcher == 'local' and values.slots and (values.gpus or values.per_gpu != 1):
         raise UserError('--slots is for the CPU; leave it out with --gpus and --per_gpu')
     if values.launcher == 'slurm' and (values.gpus or values.per_gpu != 1):
@@ -135,7 +131,7 @@ def check(sweep: Sweep, store: Store | None, launcher: Any, file: str) -> list[T
     """
     trials = sweep.trials()
     probes = trials or _corners(sweep)
-    seen: dict[tuple, Trial] = {}
+    seen: dict[Any, Trial] = {}
     for trial in trials:
         twin = seen.setdefault(trial.key(), trial)
         if twin is not trial:
@@ -143,19 +139,18 @@ def check(sweep: Sweep, store: Store | None, launcher: Any, file: str) -> list[T
                 f'{file}: trials {twin.id} and {trial.id} are the same: {trial.label()}'
             )
     found = launcher.check(probes)
-    same: dict[str, Trial] = {}
     for trial, entry in zip(probes, found, strict=True):
         if 'error' in entry:
             raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {entry["error"]}')
         trial.group, trial.steps = entry['group'], entry['steps']
-        twin = same.setdefault(entry['identity'], trial)
+        twin = seen.setdefault(entry['identity'], trial)
         if twin is not trial and trials:
             raise UserError(
                 f'{file}: trials {twin.id} ({twin.label()}) and {trial.id} ({trial.label()}) '
                 'are the same run'
             )
         if entry['deterministic']:
-            launcher.forks = False  # its flags must be set before jax is imported
+            launcher.fork = False  # its flags must be set before jax is imported
     plan = store.plan() if store is not None else None
     if plan is None:
         check_metric(sweep, launcher, probes[0], file)
@@ -165,11 +160,8 @@ def check(sweep: Sweep, store: Store | None, launcher: Any, file: str) -> list[T
     if not flags.FLAGS.dry_run:
         store.open()
     store.adopt(sweep, trials, keys)
-    if not flags.FLAGS.dry_run and trials:
-        identities = {t.id: keys[t.key()]['identity'] for t in trials}
-        store.save_plan(file, sweep, trials, identities)
-    elif not flags.FLAGS.dry_run and plan is None:
-        store.save_plan(file, sweep, [], {})
+    if not flags.FLAGS.dry_run and (trials or plan is None):
+        store.save_plan(file, sweep, trials, {t.id: keys[t.key()]['identity'] for t in trials})
     return trials
 
 
@@ -190,20 +182,20 @@ def check_metric(sweep: Sweep, launcher: Any, trial: Trial, file: str) -> None:
     """Raises UserError if runs of this sweep do not write its metric."""
     if sweep.metric.startswith(('perf/', 'energy/')):
         return  # written by the loop where they can be measured
-    answer = launcher.metric_names(trial)
-    if 'error' in answer:
-        raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {answer["error"]}')
-    if 'names' in answer and sweep.metric not in answer['names']:
-        names = answer['names']
+    try:
+        names, unknown = launcher.metric_names(trial)
+    except UserError as error:
+        raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {error}') from None
+    if unknown:
+        print(
+            f'WARNING: could not tell which metrics {trial.config} writes ({unknown}); '
+            f'{sweep.metric} is looked for in the first trial',
+            file=sys.stderr,
+        )
+    elif sweep.metric not in names:
         raise UserError(
             f'{file}: metric={sweep.metric!r}: no run writes it{nearest(sweep.metric, names)}.\n'
             f'Metrics of {trial.config}: {", ".join(names)}'
-        )
-    if 'unknown' in answer:
-        print(
-            f'WARNING: could not tell which metrics {trial.config} writes ({answer["unknown"]}); '
-            f'{sweep.metric} is looked for in the first trial',
-            file=sys.stderr,
         )
 
 

@@ -4,6 +4,7 @@ It knows nothing of how a job is started (jaxdl.sweeps.local, jaxdl.sweeps.slurm
 trains. It can be killed at any point: whatever matters is in the sweep's folder.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
-from jaxdl.sweeps.local import Exit, Job, log_path, trial_path
+from jaxdl.sweeps.local import LOST, Exit, Job, log_path, trial_path
 from jaxdl.sweeps.results import Results, value_of
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Sweep, Trial
@@ -22,7 +23,6 @@ from jaxdl.sweeps.store import Store
 
 TICK = 1.0  # seconds between two looks at the running trials' metrics
 LAST_LINES = 12
-LOST = 5  # times in a row that all processes may vanish at once before the sweep gives up
 
 
 class Launcher(Protocol):
@@ -89,8 +89,7 @@ class Pool:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked = 0.0
         self._kill_at: dict[str, float] = {}
-        self._alive: dict[str, float] = {}
-        self._lost = 0
+        self._signs: dict[str, tuple[Any, float]] = {}  # job → (its signs of life, since when)
 
     @property
     def _searches(self) -> bool:
@@ -142,7 +141,6 @@ class Pool:
         adopted = set()
         for job in self.launcher.jobs.values():
             job.stopping = self.store.state(job.name).get('stopping', '')
-            self._alive[job.name] = time.time()
             adopted |= {trial.id for trial in job.trials}
         for trial in self.trials:
             if trial.id in adopted:
@@ -186,7 +184,6 @@ class Pool:
     def _begin(self, trial: Trial, job: Job) -> None:
         attempts = self.store.state(trial.id)['attempts'] + 1
         log = log_path(self.store.path, job.trials[0])
-        self._alive[job.name] = time.time()
         with open(log, 'a') as file:
             file.write(f'==== {trial.id} ({trial.label()}), attempt {attempts}\n')
         self.store.note(
@@ -281,29 +278,16 @@ class Pool:
     def _ended(self, ended: Exit) -> None:
         job, code = ended.job, ended.code
         self._kill_at.pop(job.name, None)
-        if code is None:
-            self._lose(job)
-            return
-        self._lost = 0
+        self._signs.pop(job.name, None)
+        if code == LOST:  # it was told to save, and may still be at it
+            names = [trial.id for trial in job.trials]
+            self.store.wait_for(names, self.sweep.grace, self.display.event)
         for trial in job.trials:
             before = self.store.state(trial.id).get('wall', 0.0)
             share = job.seconds / len(job.trials)
             self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
             self._judge(trial, job, code)
         self.summary = self.results.write(self.trials)
-
-    def _lose(self, job: Job) -> None:
-        """All processes vanished at once; they were told to save, and go on from there."""
-        self._lost += 1
-        if self._lost > LOST * max(1, len(self.trials)):
-            raise RuntimeError('the process that starts the trials dies again and again')
-        names = [trial.id for trial in job.trials]
-        self.store.wait_for(names, self.sweep.grace, self.display.event)
-        for trial in job.trials:
-            if self.store.has_finished(trial):
-                self._conclude(trial, stores.FINISHED)
-            else:
-                self._requeue(trial, 'its process was lost')
 
     def _judge(self, trial: Trial, job: Job, code: int) -> None:
         stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
@@ -398,7 +382,6 @@ class Pool:
         for job in list(self.launcher.jobs.values()):
             for trial in job.trials:
                 if self._refresh(trial):
-                    self._alive[job.name] = time.time()
                     self._consider(trial, job)
             self._check_hang(job)
             if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
@@ -444,24 +427,24 @@ class Pool:
             self._stop(job, f'pruned at step {step} by {type(self.sweep.stopping).__name__}')
 
     def _check_hang(self, job: Job) -> None:
+        """Stops a job whose files have not changed for too long, by a clock that nobody sets."""
         limit = self.sweep.hang_timeout
-        if not job.started:  # it waits in a cluster's queue
-            self._alive[job.name] = time.time()
-        if not limit or job.stopping or not job.started:
+        if not limit or job.stopping:
             return
-        alive = self._alive.get(job.name, 0.0)
+        # `started` is 0 while a job waits in a cluster's queue.
+        signs: list[Any] = [job.started, *(self._sizes.get(trial.id) for trial in job.trials)]
         for path in (
             log_path(self.store.path, job.trials[0]),
             trial_path(self.store.path, job.trials[0]) / 'run.json',
         ):
-            try:
-                alive = max(alive, path.stat().st_mtime)
-            except OSError:
-                pass
-        if time.time() - alive > limit:
-            self._stop(
-                job, f'hung: no sign of life for {limit:g} s', grace=min(30.0, self.sweep.grace)
-            )
+            with contextlib.suppress(OSError):
+                signs.append(path.stat().st_mtime_ns)
+        known, since = self._signs.get(job.name, (None, 0.0))
+        if not job.started or signs != known:
+            self._signs[job.name] = signs, time.monotonic()
+        elif time.monotonic() - since > limit:
+            why = f'hung: no sign of life for {limit:g} s'
+            self._stop(job, why, grace=min(30.0, self.sweep.grace))
 
     def _stop(self, job: Job, why: str, grace: float | None = None) -> None:
         # Written down first: if the sweep dies now, the next call knows that this was meant.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.files import write_bytes, write_json
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps.spec import Sweep, Trial, text
 from jaxdl.sweeps.store import FINISHED, Store
@@ -169,7 +170,7 @@ class Results:
     def write(self, trials: list[Trial]) -> dict[str, Any]:
         """Writes both files and returns what results.json holds."""
         found = self.collect(trials)
-        logs.write_json_atomic(self.store.path / 'results.json', found)
+        write_json(self.store.path / 'results.json', found)
         _write_csv(self.store.path / 'results.csv', found['trials'])
         return found
 
@@ -189,9 +190,7 @@ def _write_csv(path: Path, trials: list[dict[str, Any]]) -> None:
         writer.writerow(
             [trial['id'], trial['point'], *varied, seed, *values, *measured, trial['reason']]
         )
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(rows.getvalue())
-    os.replace(temporary, path)
+    write_bytes(path, rows.getvalue().encode())
 
 
 def _cell(value: Any) -> Any:

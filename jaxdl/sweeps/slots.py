@@ -84,8 +84,6 @@ def gpu_slots(wanted: str, per_gpu: int, gpus: list[str]) -> list[Slot]:
         raise UserError(
             f'--gpus={wanted}: a GPU is named twice; use --per_gpu=K for K trials on each'
         )
-    if per_gpu < 1:
-        raise UserError(f'--per_gpu={per_gpu}: must be at least 1')
     slots = []
     for share in range(per_gpu):
         for name in names:
@@ -108,8 +106,6 @@ def cpu_slots(count: int) -> list[Slot]:
 
     All slots have equally many cores: the number of threads can change the last bits of a sum.
     """
-    if count < 1:
-        raise UserError(f'--slots={count}: must be at least 1')
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // count)
     slots = []

@@ -98,7 +98,7 @@ class Slurm(Checks):
             **({'mem': _memory(memory_gb)} if memory_gb else {}),
         )
         self._ask_sbatch()
-        super().__init__({'JAX_PLATFORMS': 'cpu'})  # the checks need no GPU of the login node
+        super().__init__(folder, {'JAX_PLATFORMS': 'cpu'})  # the checks need no GPU of the login node
 
     def _ask_sbatch(self) -> None:
         """Lets sbatch look at the options without submitting anything."""

@@ -1,6 +1,7 @@
 """The scheduler, with a launcher that runs nothing: every way a trial can end."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
-from jaxdl.sweeps.local import Exit, log_path
+from jaxdl.sweeps.local import LOST, MARK, Exit, log_path
 from jaxdl.sweeps.pool import Pool
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.store import Store
@@ -34,7 +35,7 @@ class Fake:
     """Ends jobs as a script says: {trial id: [what its attempts do]}; without one it finishes.
 
     What an attempt does: an exit code; 'finish'; ('save', step, code); ('say', text, code);
-    ('exit', code of a member) for members of a joint program; 'lost'.
+    ('exit', code of a member) for members of a joint program.
     """
 
     def __init__(self, folder, script=None, slots=2, value=lambda trial: 0.5):
@@ -76,8 +77,6 @@ class Fake:
         if action == 'finish':
             finish(place, self.value(trial))
             return code
-        if action == 'lost':
-            return None
         if isinstance(action, int):
             return action
         kind, what, *rest = action
@@ -234,9 +233,16 @@ def test_together_one_diverges(tmp_path):
     assert launcher.started == [['0000', '0001', '0002', '0003']] and found['wall'] == 3.0
 
 
-def test_the_server_dies(tmp_path):
-    pool, launcher = make(tmp_path, {'0000': ['lost'], '0001': ['lost']})
-    assert statuses(pool.run()) == ['finished'] * 4 and len(launcher.started) == 6
+def test_the_process_that_trials_are_forked_from_dies(tmp_path, monkeypatch):
+    """What was lost may still be saving: it is waited for, then goes on, if that broke nothing anew."""
+    script = {'0000': [('save', 1, LOST), ('save', 2, LOST)], '0001': [LOST, LOST]}
+    pool, launcher = make(tmp_path, script, retries=1)
+    waited = []
+    monkeypatch.setattr(pool.store, 'wait_for', lambda names, *_: waited.append(names))
+    found = pool.run()
+    assert statuses(found) == ['finished', 'failed', 'finished', 'finished']
+    assert 'fork server died' in found['trials'][1]['reason'] and len(launcher.started) == 7
+    assert sorted(waited[1:]) == [['0000'], ['0000'], ['0001'], ['0001']]
 
 
 def test_a_signal_stops_all_and_the_next_call_resumes(tmp_path):
@@ -261,28 +267,55 @@ def test_a_signal_stops_all_and_the_next_call_resumes(tmp_path):
     assert [t['attempts'] for t in found['trials']] == [2, 2, 1, 1]
 
 
-def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch):
-    pool, launcher = make(tmp_path, count=1, hang_timeout=5.0, retries=0)
+class Clock:
+    """Clocks that a test sets, in place of the module `time` of the scheduler."""
+
+    def __init__(self):
+        self.wall, self.steady = 1.0e9, 1000.0
+
+    def time(self):
+        return self.wall
+
+    def monotonic(self):
+        return self.steady
+
+
+@pytest.mark.parametrize(
+    ('wall', 'steady', 'writes', 'status'),
+    [
+        (3.0, 3.0, False, 'failed'),
+        (3.0, 3.0, True, 'finished'),  # its log grows
+        (1e6, 0.1, False, 'finished'),  # somebody sets the clock
+        (-1e6, 3.0, False, 'failed'),
+    ],
+)
+def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch, wall, steady, writes, status):
+    """For 20 looks nothing is heard of it but what it writes; the clocks go on as they are told."""
     import jaxdl.sweeps.pool as pools
 
+    pool, launcher = make(tmp_path, count=1, hang_timeout=5.0, retries=0)
+    clock = Clock()
     monkeypatch.setattr(pools, 'TICK', 0.0)
-    now, step, clock = [0.0], [0], time.time
-    monkeypatch.setattr(pools.time, 'time', lambda: clock() + now[0])
-    poll = launcher.poll
+    monkeypatch.setattr(pools, 'time', clock)
+    poll, looks = launcher.poll, []
 
     def slowly(timeout):
-        step[0] += 1
-        launcher.jobs and setattr(next(iter(launcher.jobs.values())), 'started', 1.0)
-        now[0] += 3.0
+        job = next(iter(launcher.jobs.values()))
+        looks.append(job)
+        job.started = 1.0
+        clock.wall, clock.steady = clock.wall + wall, clock.steady + steady
+        if writes:
+            log = log_path(pool.store.path, job.trials[0])
+            os.utime(log, ns=(len(looks), len(looks)))
         if launcher.stopped:
             launcher.script = {'0000': [75]}
-            return poll(timeout)
-        assert step[0] < 20
-        return []
+        return poll(timeout) if launcher.stopped or len(looks) == 20 else []
 
     launcher.poll = slowly
     found = pool.run()
-    assert statuses(found) == ['failed'] and 'hung' in found['trials'][0]['reason']
+    assert statuses(found) == [status]
+    assert ('hung' in found['trials'][0]['reason']) == (status == 'failed')
+    assert (len(looks) == 20) == (status == 'finished')
 
 
 # ---- the folder ----
@@ -321,19 +354,27 @@ time.sleep(600)
 """
 
 
-def test_a_process_left_behind_is_waited_for_and_then_killed(tmp_path):
+@pytest.mark.parametrize('whose', ['the sweep', 'another sweep', 'somebody'])
+def test_a_process_left_behind_is_killed_only_if_the_sweep_started_it(tmp_path, whose):
     store, said = Store(tmp_path), []
+    mark = {'the sweep': {MARK: str(tmp_path)}, 'another sweep': {MARK: f'{tmp_path}2'}}
     process = subprocess.Popen(
         [sys.executable, '-c', HOLD, str(tmp_path / 'trials' / '0000')],
-        stdout=subprocess.PIPE, start_new_session=True,
+        stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, **mark.get(whose, {})},
     )  # fmt: skip
     try:
         assert process.stdout.readline() == b'held\n'
         assert store.is_running('0000') and store.owner('0000') == process.pid
-        store.wait_for(['0000', '0001'], 0.1, said.append)
-        assert process.wait(10) == -signal.SIGKILL and not store.is_running('0000')
+        if whose == 'the sweep':
+            store.wait_for(['0000', '0001'], 0.1, said.append)
+            assert process.wait(10) == -signal.SIGKILL and not store.is_running('0000')
+        else:
+            with pytest.raises(UserError, match='no part of this sweep'):
+                store.wait_for(['0000', '0001'], 0.1, said.append)
+            assert process.poll() is None
     finally:
         process.kill()
+        process.wait()
     assert 'waiting for 1 trials' in said[0]
 
 
