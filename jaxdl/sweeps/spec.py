@@ -42,7 +42,9 @@ class Search:
         for name, least in (('points', 1), ('seed', 0), ('startup', 0)):
             value = plain(getattr(self, name))
             if type(value) is not int or value < least:
-                raise ValueError(f'Search: {name}={value!r}: must be a whole number from {least} on')
+                raise ValueError(
+                    f'Search: {name}={value!r}: must be a whole number from {least} on'
+                )
             setattr(self, name, value)
         if self.sampler not in SAMPLERS:
             raise ValueError(

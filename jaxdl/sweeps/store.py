@@ -152,7 +152,9 @@ class Store:
             try:
                 _check(entry, _TRIAL, _TRIAL)
                 if not re.fullmatch(r'\d{4,9}', entry['id'], re.A) or entry['id'] in ids:
-                    raise ValueError(f"'id' is {_short(entry['id'])}, no number or not the only one")
+                    raise ValueError(
+                        f"'id' is {_short(entry['id'])}, no number or not the only one"
+                    )
                 for name in ('varied', 'overrides'):
                     entry[name] = {field: plain(value) for field, value in entry[name].items()}
             except ValueError as error:

@@ -98,7 +98,7 @@ def test_wrong_sweeps(checks, tmp_path, rest, options, says):
 @pytest.fixture(scope='module')
 def checks():
     """The process that reads configs, one for all of these."""
-    found = local.Checks({'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)})
+    found = local.Checks(ROOT, {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)})
     yield found
     found.close()
 
