@@ -16,6 +16,7 @@ their checkpoints. Ctrl-C saves and stops all.
       --slurm_options='--account=lab --qos=low'
 """
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -138,30 +139,25 @@ def check(sweep: Sweep, store: Store | None, launcher: Any, file: str) -> list[T
             raise UserError(
                 f'{file}: trials {twin.id} and {trial.id} are the same: {trial.label()}'
             )
-    found = launcher.check(probes)
-    for trial, entry in zip(probes, found, strict=True):
-        if 'error' in entry:
-            raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {entry["error"]}')
-        trial.group, trial.steps = entry['group'], entry['steps']
-        twin = seen.setdefault(entry['identity'], trial)
+    for trial, error in zip(probes, launcher.check(probes), strict=True):
+        if error:
+            raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {error}')
+        twin = seen.setdefault(trial.identity, trial)
         if twin is not trial and trials:
             raise UserError(
                 f'{file}: trials {twin.id} ({twin.label()}) and {trial.id} ({trial.label()}) '
                 'are the same run'
             )
-        if entry['deterministic']:
-            launcher.fork = False  # its flags must be set before jax is imported
     plan = store.plan() if store is not None else None
     if plan is None:
         check_metric(sweep, launcher, probes[0], file)
     if store is None:
         return trials
-    keys = {trial.key(): entry for trial, entry in zip(probes, found, strict=True)}
     if not flags.FLAGS.dry_run:
         store.open()
-    store.adopt(sweep, trials, keys)
+    store.adopt(sweep, trials)
     if not flags.FLAGS.dry_run and (trials or plan is None):
-        store.save_plan(file, sweep, trials, {t.id: keys[t.key()]['identity'] for t in trials})
+        store.save_plan(file, sweep, trials)
     return trials
 
 
@@ -208,8 +204,7 @@ def dry_run(sweep: Sweep, store: Store | None, launcher: Any, trials: list[Trial
         for field, kind in sweep.points.space.items():
             print(f'  {field}: {kind}')
         known_trials = _corners(sweep)
-        for trial, entry in zip(known_trials, launcher.check(known_trials), strict=True):
-            trial.group, trial.steps = entry['group'], entry['steps']
+        launcher.check(known_trials)
     else:
         total, known_trials = len(trials), trials
         print('\n'.join(listing(trials)))
@@ -244,20 +239,10 @@ def run(sweep: Sweep, store: Store, launcher: Any, file: str, trials: list[Trial
     study = None
     if isinstance(sweep.points, Search) or sweep.stopping is not None:
         study = Study(store.journal, sweep)
-    alone = {}
     if flags.FLAGS.vectorize > 1:
-        for trial, entry in zip(trials, launcher.check(trials), strict=True):
-            if entry['alone']:
-                alone[trial.id] = entry['alone']
-        for why in sorted(set(alone.values())):
-            count = list(alone.values()).count(why)
+        alone = collections.Counter(trial.alone for trial in trials if trial.alone)
+        for why, count in sorted(alone.items()):
             print(f'{count} trials run alone: {why}')
-    identities: dict[str, str] = {}
-
-    def write_down(everything: list[Trial], more: dict[str, str]) -> None:
-        identities.update(more)
-        store.save_plan(file, sweep, everything, identities)
-
     display = Display()
     pool = Pool(
         store,
@@ -267,8 +252,7 @@ def run(sweep: Sweep, store: Store, launcher: Any, file: str, trials: list[Trial
         display,
         study=study,
         together=flags.FLAGS.vectorize,
-        alone=alone,
-        on_search=write_down,
+        on_search=lambda trials: store.save_plan(file, sweep, trials),
     )
     try:
         found = pool.run()

@@ -82,13 +82,17 @@ class Checks:
             os.environ.clear()
             os.environ.update(before)
 
-    def check(self, trials: list[Trial]) -> list[dict]:
-        """What check.check_trials says about these trials."""
+    def check(self, trials: list[Trial]) -> list[str]:
+        """What is wrong with each trial, '' for nothing; sets the fields that its config decides."""
         asked = [{'config': trial.config, 'words': trial.words()} for trial in trials]
         found, unknown = self._ask('check_trials', asked)
         if unknown:
             raise RuntimeError(f'the trials could not be checked: {unknown}')
-        return found
+        for trial, facts in zip(trials, found, strict=True):
+            for name, value in facts.items():
+                if name != 'error':
+                    setattr(trial, name, value)
+        return [facts.get('error', '') for facts in found]
 
     def metric_names(self, trial: Trial) -> tuple[list[str] | None, str]:
         """(the metrics that a run of this trial writes, ''), or (None, why that cannot be told).
@@ -159,7 +163,8 @@ class Local(Checks):
                     'env': dict(slot.env),
                     'cpus': slot.cpus,
                     'log': str(log_path(self.folder, job.trials[0])),
-                    'fresh': not self.fork,
+                    # Flags for deterministic programs must be set before jax is imported.
+                    'fresh': not self.fork or any(trial.deterministic for trial in job.trials),
                 },
             )
             with self.environment():

@@ -15,6 +15,7 @@ from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
+from jaxdl.sweeps.algebra import Point
 from jaxdl.sweeps.local import LOST, Exit, Job, log_path, trial_path
 from jaxdl.sweeps.results import Results, value_of
 from jaxdl.sweeps.search import Study
@@ -31,7 +32,7 @@ class Launcher(Protocol):
     jobs: dict[str, Job]
 
     def adopt(self, trials: list[Trial]) -> list[Job]: ...
-    def check(self, trials: list[Trial]) -> list[dict]: ...
+    def check(self, trials: list[Trial]) -> list[str]: ...
     def free(self) -> int: ...
     def start(self, jobs: list[Job]) -> None: ...
     def poll(self, timeout: float) -> list[Exit]: ...
@@ -58,8 +59,7 @@ class Pool:
         display: shows how it stands.
         study: for a search or early stopping, else None.
         together: trials in one program.
-        alone: {trial id: why it must not be trained together with others}.
-        on_search: called when a search has added trials, to write them down.
+        on_search: called with all trials when a search has added some, to write them down.
     """
 
     def __init__(
@@ -72,17 +72,14 @@ class Pool:
         *,
         study: Study | None = None,
         together: int = 1,
-        alone: dict[str, str] | None = None,
-        on_search: Callable[[list[Trial], dict[str, str]], None] | None = None,
+        on_search: Callable[[list[Trial]], None] = lambda trials: None,
     ):
         self.store, self.sweep, self.trials = store, sweep, trials
         self.launcher, self.display, self.study = launcher, display, study
-        self.together, self.alone = together, alone or {}
-        self.on_search = on_search
+        self.together, self.on_search = together, on_search
         self.results = Results(store, sweep)
         self.summary: dict[str, Any] = {}
         self.queue: list[Trial] = []
-        self.units: dict[int, int] = {}  # point → unit of the search
         self.rows: dict[str, list[dict]] = {}
         self.signal = ''
         self._asked_all = not self._searches
@@ -99,8 +96,9 @@ class Pool:
 
     def run(self) -> dict[str, Any]:
         """Runs until every trial is over, or a signal came; returns what results.json holds."""
-        if self._searches:
-            self._recall_points()
+        if self.study is not None:
+            for point in self.study.points():
+                self._add_point(point)
         adopted = {t.id for job in self.launcher.adopt(self.trials) for t in job.trials}
         names = [t.id for t in self.trials if t.id not in adopted]
         running = [name for name in names if self.store.is_running(name)]
@@ -196,8 +194,8 @@ class Pool:
             stopping='',
         )
         self.results.forget(trial.id)
-        if self.study is not None and not self._searches and self.sweep.stopping is not None:
-            self.study.unit_of(trial.id)
+        if self.study is not None:
+            self.study.entry_of(trial)  # Optuna numbers them in the order of their starts
 
     def _next(self) -> list[Trial]:
         """The trials of the next job."""
@@ -207,71 +205,54 @@ class Pool:
             return []
         first = self.queue[0]
         members = [first]
-        if self.together > 1 and first.id not in self.alone and self._may_join(first):
-            others = [
-                t
-                for t in self.queue[1:]
-                if t.group == first.group and t.id not in self.alone and self._may_join(t)
-            ]
+        if self.together > 1 and self._may_join(first):
+            others = [t for t in self.queue[1:] if t.group == first.group and self._may_join(t)]
             members += others[: self.together - 1]
         for trial in members:
             self.queue.remove(trial)
         return members
 
     def _may_join(self, trial: Trial) -> bool:
-        # What broke in company is tried alone.
-        return self.store.state(trial.id)['broken'] == 0
+        """A trial whose program broke while it was trained with others is tried alone."""
+        return not trial.alone and self.store.state(trial.id)['broken'] == 0
 
     # ---- the search ----
 
-    def _recall_points(self) -> None:
-        assert self.study is not None
-        for unit, point in self.study.points():
-            self._add_point(unit, point)
-
     def _ask(self) -> None:
         assert self.study is not None
-        asked = self.study.ask()
-        if asked is None:
+        point = self.study.ask()
+        if point is None:
             self._asked_all = True
-            return
-        self.queue += self._add_point(*asked)
+        else:
+            self.queue += self._add_point(point)
 
-    def _add_point(self, unit: int, point: dict[str, Any]) -> list[Trial]:
-        number = len(self.units)
+    def _add_point(self, point: Point) -> list[Trial]:
+        """The trials of the search's next point, one a seed."""
+        number = 1 + max((trial.point for trial in self.trials), default=-1)
         added = self.sweep.trials_of(point, number, len(self.trials))
-        self.units[number] = unit
-        found = self.launcher.check(added)
-        for trial, entry in zip(added, found, strict=True):
-            if 'error' in entry:
-                raise UserError(f'the search proposed {trial.label()}: {entry["error"]}')
-            trial.group, trial.steps = entry['group'], entry['steps']
-            if entry['alone']:
-                self.alone[trial.id] = entry['alone']
+        for trial, error in zip(added, self.launcher.check(added), strict=True):
+            if error:
+                raise UserError(f'the search proposed {trial.label()}: {error}')
         self.trials += added
-        if self.on_search is not None:
-            identities = {t.id: e['identity'] for t, e in zip(added, found, strict=True)}
-            self.on_search(self.trials, identities)
+        self.on_search(self.trials)
         return added
 
+    def _seeds_of(self, trial: Trial) -> list[Trial]:
+        """The trials of a search's point; of a plain list the trial alone."""
+        return [t for t in self.trials if t.point == trial.point] if self._searches else [trial]
+
     def _tell(self, trial: Trial) -> None:
-        """Tells Optuna when the last trial of a unit is over."""
+        """Tells Optuna the mean over the seeds when the last of them is over."""
         if self.study is None:
             return
-        if not self._searches:
-            if self.sweep.stopping is not None:
-                done = self.store.state(trial.id)['status'] == stores.FINISHED
-                value = value_of(self.sweep, self._rows(trial))[0] if done else None
-                self.study.tell(self.study.unit_of(trial.id), value)
-            return
-        members = [t for t in self.trials if t.point == trial.point]
+        members = self._seeds_of(trial)
         states = [self.store.state(t.id)['status'] for t in members]
         if any(s in (stores.PENDING, stores.RUNNING) for s in states):
             return
-        values = [value_of(self.sweep, self._rows(t))[0] for t in members]
+        values = [self._value(t) for t in members]
         good = all(s == stores.FINISHED for s in states) and None not in values
         mean = sum(v for v in values if v is not None) / len(values) if good else None
-        self.study.tell(self.units[trial.point], mean)
+        self.study.tell(trial, mean)
 
     # ---- endings ----
 
@@ -365,14 +346,12 @@ class Pool:
 
     def _drop_seeds(self, trial: Trial) -> None:
         """The first seed decided for its whole point."""
-        for other in self.trials:
-            if other.point != trial.point or other is trial:
-                continue
+        for other in self._seeds_of(trial):
             if other in self.queue:
                 self.queue.remove(other)
                 self._conclude(other, stores.PRUNED, f'pruned with {trial.id}')
             job = self.launcher.jobs.get(other.id)
-            if job is not None and not job.stopping:
+            if job is not None and other is not trial and not job.stopping:
                 self._stop(job, f'pruned with {trial.id}')
 
     # ---- looking at what runs ----
@@ -415,14 +394,8 @@ class Pool:
         """Stops a running trial early where the study says so."""
         if self.study is None or self.sweep.stopping is None or job.stopping:
             return
-        if self._searches:
-            first = next(t for t in self.trials if t.point == trial.point)
-            if trial is not first:
-                return
-            unit = self.units[trial.point]
-        else:
-            unit = self.study.unit_of(trial.id)
-        if self.study.report(unit, self.rows[trial.id]):
+        # With several seeds the first one decides for its whole point.
+        if trial is self._seeds_of(trial)[0] and self.study.report(trial, self.rows[trial.id]):
             step = self.rows[trial.id][-1]['step']
             self._stop(job, f'pruned at step {step} by {type(self.sweep.stopping).__name__}')
 

@@ -212,8 +212,13 @@ class Trial:
         seed: its seed, or None for the config's own.
         config: the config file.
         overrides: everything set on the command line, seed included.
-        group: trials with the same group have the same compiled program; set by the check.
-        steps: of the whole run; set by the check.
+        group: trials with the same group have the same compiled program.
+        identity: trials with the same identity are the same run.
+        steps: of the whole run.
+        deterministic: its config asks for equal bits, so its process must be a fresh one.
+        alone: why it cannot be trained together with others in one program, or ''.
+
+    From `group` on they are what its config says; jaxdl.sweeps.local.Checks sets them.
     """
 
     id: str
@@ -223,7 +228,10 @@ class Trial:
     config: str
     overrides: Point
     group: str = ''
+    identity: str = ''
     steps: int = 0
+    deterministic: bool = False
+    alone: str = ''
 
     def words(self) -> list[str]:
         """The overrides as words of a command line."""

@@ -50,8 +50,8 @@ _PLAN: Kinds = {
     **{'search': (dict, NoneType), 'stopping': (str, NoneType)},
 }
 _TRIAL: Kinds = {
-    **dict.fromkeys(('id', 'config', 'group', 'identity'), (str,)),
-    **{'point': (int,), 'steps': (int,), 'seed': (int, NoneType)},
+    **dict.fromkeys(('id', 'config', 'group', 'identity', 'alone'), (str,)),
+    **{'point': (int,), 'steps': (int,), 'seed': (int, NoneType), 'deterministic': (bool,)},
     **{'varied': (dict,), 'overrides': (dict,)},
 }
 _STATE: Kinds = {
@@ -169,17 +169,15 @@ class Store:
         plan = self.plan() or {'trials': []}
         return [_trial(entry) for entry in plan['trials']]
 
-    def save_plan(
-        self, file: str, sweep: Sweep, trials: Iterable[Trial], identities: dict[str, str]
-    ) -> None:
+    def save_plan(self, file: str, sweep: Sweep, trials: Iterable[Trial]) -> None:
         """Writes sweep.json."""
-        entries = [{**dataclasses.asdict(t), 'identity': identities.get(t.id, '')} for t in trials]
+        entries = [dataclasses.asdict(trial) for trial in trials]
         write_json(self.plan_file, {'file': file, **describe(sweep), 'trials': entries})
         # After the plan, so that a folder with anything in it always holds one.
         for name in ('trials', 'logs', 'state'):
             (self.path / name).mkdir(exist_ok=True)
 
-    def adopt(self, sweep: Sweep, trials: list[Trial], checked: dict[tuple, dict]) -> list[Trial]:
+    def adopt(self, sweep: Sweep, trials: list[Trial]) -> list[Trial]:
         """Gives `trials` the ids they have in this folder; new ones get the next numbers.
 
         Raises:
@@ -212,8 +210,7 @@ class Store:
                 trial.id, following = f'{following:04d}', following + 1
                 continue
             trial.id = entry['id']
-            now = checked[trial.key()].get('identity')
-            if entry['identity'] and now and entry['identity'] != now:
+            if entry['identity'] != trial.identity:
                 raise UserError(
                     f'{where}: the config of trial {trial.id} ({trial.label()}) has changed since; '
                     f'compare with {self.path / "trials" / trial.id / "config.json"}.\n{advice}'

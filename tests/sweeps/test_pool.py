@@ -46,7 +46,9 @@ class Fake:
 
     def check(self, trials):
         self.checked += len(trials)
-        return [{'group': 'g', 'identity': t.id, 'steps': 10, 'alone': ''} for t in trials]
+        for trial in trials:
+            trial.group, trial.identity, trial.steps = 'g', trial.id, 10
+        return [''] * len(trials)
 
     def free(self):
         return self.slots - len(self.jobs)
@@ -106,7 +108,7 @@ def make(tmp_path, script=None, count=4, **kinds):
     trials = sweep.trials()
     for trial in trials:
         trial.group, trial.steps = 'g', 10
-    store.save_plan('s.py', sweep, trials, {})
+    store.save_plan('s.py', sweep, trials)
     launcher = Fake(
         store.path, script, options.pop('slots', 2), options.pop('value', lambda t: 0.5)
     )
@@ -322,18 +324,23 @@ def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch, wall, steady, writes
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path):
     pool, _ = make(tmp_path)
-    keys = {t.key(): {'identity': 'a'} for t in pool.trials}
-    pool.store.save_plan('one.py', pool.sweep, pool.trials, {t.id: 'a' for t in pool.trials})
-    assert pool.store.adopt(pool.sweep, pool.sweep.trials(), keys)
+
+    def trials(sweep, identity='a'):
+        found = sweep.trials()
+        for trial in found:
+            trial.identity = identity
+        return found
+
+    pool.store.save_plan('one.py', pool.sweep, trials(pool.sweep))
+    assert pool.store.adopt(pool.sweep, trials(pool.sweep))
     other = Sweep('c.py', METRIC, points=grid({'y': (1, 2)}))
     with pytest.raises(UserError, match='another sweep'):
-        pool.store.adopt(other, other.trials(), {t.key(): {} for t in other.trials()})
+        pool.store.adopt(other, trials(other))
     with pytest.raises(UserError, match='has changed since'):
-        changed = {key: {'identity': 'b'} for key in keys}
-        pool.store.adopt(pool.sweep, pool.sweep.trials(), changed)
+        pool.store.adopt(pool.sweep, trials(pool.sweep, 'b'))
     # More points are welcome, also in front: the old ones keep their numbers.
     more = Sweep('c.py', METRIC, points=grid({'x': (7, 0, 1, 2, 3)}))
-    found = pool.store.adopt(more, more.trials(), {t.key(): {} for t in more.trials()})
+    found = pool.store.adopt(more, trials(more))
     assert [t.id for t in found] == ['0004', '0000', '0001', '0002', '0003']
     with pytest.raises(UserError, match='is running this sweep'):
         Store(pool.store.path).open()
@@ -388,7 +395,7 @@ def search(tmp_path, sampler='tpe', points=8, script=None, **options):
     store = Store(tmp_path / 'search')
     store.open()
     launcher = Fake(store.path, script, value=lambda t: -abs(t.varied['lr'] - 0.1))
-    store.save_plan('s.py', sweep, [], {})
+    store.save_plan('s.py', sweep, [])
     pool = Pool(
         store,
         sweep,
@@ -396,7 +403,7 @@ def search(tmp_path, sampler='tpe', points=8, script=None, **options):
         launcher,
         Quiet(),
         study=Study(store.journal, sweep),
-        on_search=lambda trials, more: store.save_plan('s.py', sweep, trials, more),
+        on_search=lambda trials: store.save_plan('s.py', sweep, trials),
     )
     return pool, launcher
 
