@@ -41,15 +41,23 @@ class Study:
             _needs_torch()
         lock: Any = _NoLock()
         backend = JournalFileBackend(str(journal), lock_obj=lock)
-        self._study = optuna.create_study(
-            storage=JournalStorage(backend),
-            study_name='sweep',
-            load_if_exists=True,
-            direction='maximize' if sweep.mode == 'max' else 'minimize',
-            pruner=_pruner(optuna, sweep.stopping),
-            sampler=self._sampler(0),
-        )
         self._live: dict[int, Any] = {}
+        pruner = _pruner(optuna, sweep.stopping)
+        try:
+            self._study = optuna.create_study(
+                storage=JournalStorage(backend),
+                study_name='sweep',
+                load_if_exists=True,
+                direction='maximize' if sweep.mode == 'max' else 'minimize',
+                pruner=pruner,
+                sampler=self._sampler(0),
+            )
+            self.points()
+        except Exception as error:  # Optuna reads a damaged journal with every kind of error
+            raise UserError(
+                f'{journal} is damaged ({type(error).__name__}: {error}); put it back from a copy, or '
+                'give another --workdir'
+            ) from None
 
     def _asked(self) -> list[Any]:
         """Optuna's trials, without proposals that were made before."""

@@ -76,6 +76,8 @@ def _check(found: Any, kinds: Kinds, needed: Iterable[str]) -> None:
         if name in kinds and type(value) not in kinds[name]:
             allowed = ' or '.join(kind.__name__ for kind in kinds[name])
             raise ValueError(f'{name!r} is {_short(value)} instead of {allowed}')
+        if isinstance(value, int | float) and not abs(value) < 2**53:
+            raise ValueError(f'{name!r} is {_short(value)}')
 
 
 class Store:

@@ -1,7 +1,9 @@
 """The scheduler, with a launcher that runs nothing: every way a trial can end."""
 
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
 from jaxdl.sweeps.local import LOST, MARK, Exit, log_path
 from jaxdl.sweeps.pool import Pool
 from jaxdl.sweeps.search import Study
-from jaxdl.sweeps.store import Store
+from jaxdl.sweeps.store import STATUSES, Store
 
 METRIC = 'eval/test/accuracy'
 
@@ -166,6 +168,17 @@ def test_progress_renews_the_retries(tmp_path):
     script = {'0000': [('save', step, -9) for step in range(1, 7)]}
     pool, launcher = make(tmp_path, script, count=1, retries=1)
     assert statuses(pool.run()) == ['finished'] and len(launcher.started) == 7
+
+
+def test_progress_counts_from_the_start_of_each_attempt(tmp_path):
+    """A break without progress counts, one with progress starts the count again."""
+    script = {
+        '0000': [1, ('save', 1, -9), 1, ('save', 2, 1), 1, 'finish'],
+        '0001': [('save', 5, -9), 1, 1, 'finish'],  # an old checkpoint is no progress
+    }
+    pool, launcher = make(tmp_path, script, count=2, retries=1)
+    assert statuses(pool.run()) == ['finished', 'failed']
+    assert launcher.started.count(['0000']) == 6 and launcher.started.count(['0001']) == 3
 
 
 def test_preemption_resumes(tmp_path):
@@ -348,6 +361,76 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     (tmp_path / 'mine' / 'thesis.tex').touch()
     with pytest.raises(UserError, match=r'thesis\.tex'):
         Store(tmp_path / 'mine').open()
+
+
+DAMAGES = [b'', b'{', b'[]', b'null', b'\xff\xfe{', b'[' * 100_000, b'{"trials": ' * 50_000]
+WRONG = [
+    None,
+    'x',
+    '../..',
+    -(10**400),
+    10**400,
+    1e300,
+    math.inf,
+    0.5,
+    True,
+    [],
+    ['x'],
+    {},
+    {'a': {}},
+]
+
+
+def damaged(file, draw):
+    """Damages a JSON file at random; True: certainly, its types being wrong."""
+    data = file.read_bytes()
+    kind = draw.randrange(4)
+    if kind == 0:
+        file.write_bytes(draw.choice(DAMAGES))
+        return True
+    if kind == 1:
+        file.write_bytes(data[: draw.randrange(len(data) - 2)])
+        return True
+    if kind == 2:
+        flipped = bytearray(data)
+        flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        file.write_bytes(bytes(flipped))
+        return False
+    tree = json.loads(data)
+    holder = tree
+    if file.name == 'sweep.json' and draw.random() < 0.7:
+        holder = draw.choice(tree['trials'])
+    name = draw.choice(list(holder))
+    old, holder[name] = holder[name], draw.choice(WRONG)
+    file.write_text(json.dumps(tree))
+    return type(old) is not type(holder[name]) and None not in (old, holder[name])
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_a_damaged_folder_is_named_or_the_sweep_ends_as_ever(tmp_path, seed):
+    """Random damage of sweep.json, of a state, and of a trial's run.json."""
+    draw = random.Random(seed)
+    pool, _ = make(tmp_path, {'0001': [2]})
+    before = pool.run()
+    pool.store.close()
+    file = draw.choice(['sweep.json', 'state/0000.json', 'state/0001.json', 'trials/0002/run.json'])
+    certain = damaged(pool.store.path / file, draw)
+    store = Store(pool.store.path)
+    try:
+        store.open()
+        trials = store.trials()
+        sweep = Sweep('c.py', METRIC, points=grid({'x': range(4)}))
+        store.adopt(sweep, sweep.trials())
+        assert all(isinstance(trial.label() + str(trial.key()), str) for trial in trials)
+        found = Pool(store, sweep, trials, Fake(store.path), Quiet()).run()
+    except UserError as error:
+        assert str(store.path) in str(error) and len(str(error)) < 600
+        assert file in str(error) or file == 'sweep.json'
+    else:
+        assert not certain, f'damage of {file} went unnoticed'
+        assert set(found['counts']) <= {*STATUSES} and len(found['trials']) == len(before['trials'])
+    finally:
+        store.close()
 
 
 HOLD = """
