@@ -35,6 +35,15 @@ from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Search, Sweep, Trial, load_sweep, text
 from jaxdl.sweeps.store import Store
 
+# Flags that only one launcher heeds.
+ONLY = {
+    'local': ('gpus', 'per_gpu', 'fork'),
+    'slurm': (
+        *('partition', 'hours', 'gpus_per_trial', 'cpus_per_trial', 'memory_gb'),
+        'slurm_options',
+    ),
+}
+
 
 def define_flags() -> None:
     flags.DEFINE_string('workdir', '', 'the folder of the sweep')
@@ -90,8 +99,10 @@ def _check_flags(sweep: Sweep) -> None:
         )
     if values.launcher == 'local' and values.slots and (values.gpus or values.per_gpu != 1):
         raise UserError('--slots is for the CPU; leave it out with --gpus and --per_gpu')
-    if values.launcher == 'slurm' and (values.gpus or values.per_gpu != 1):
-        raise UserError('--launcher=slurm: Slurm chooses the GPUs; use --gpus_per_trial')
+    for launcher, names in ONLY.items():
+        for name in names if launcher != values.launcher else ():
+            if flags.FLAGS[name].present:
+                raise UserError(f'--{name} is for --launcher={launcher}; leave it out')
 
 
 def make_launcher(sweep: Sweep, folder: Path) -> Any:

@@ -37,6 +37,7 @@ class Job:
         started: time.monotonic() of its start.
         stopping: why it was told to stop, or ''.
         seconds: how long its process lived, set when it has ended.
+        code: its exit code then, negative for a signal; LOST: nobody knows, and it may still run.
         handle: what the launcher knows it by.
     """
 
@@ -45,19 +46,12 @@ class Job:
     started: float = 0.0
     stopping: str = ''
     seconds: float = 0.0
+    code: int = 0
     handle: Any = None
 
     @property
     def name(self) -> str:
         return self.trials[0].id
-
-
-@dataclasses.dataclass
-class Exit:
-    """How a job ended: exit code, negative for a signal; LOST: nobody knows, and it may still run."""
-
-    job: Job
-    code: int
 
 
 class Checks:
@@ -173,24 +167,22 @@ class Local(Checks):
                 except (EOFError, ConnectionError):  # the fork server died at this moment
                     job.handle = None
 
-    def poll(self, timeout: float) -> list[Exit]:
+    def poll(self, timeout: float) -> list[Job]:
         """The jobs that ended, waiting at most `timeout` seconds for one."""
         lost = [job for job in self.jobs.values() if job.handle is None]
         waiting = {job.handle.sentinel: job for job in self.jobs.values() if job.handle}
         ready = connection.wait(list(waiting), 0 if lost else timeout)
-        return [self._end(job) for job in (*lost, *(waiting[sentinel] for sentinel in ready))]
-
-    def _end(self, job: Job) -> Exit:
-        del self.jobs[job.name], self._taken[job.name]
-        job.seconds = round(time.monotonic() - job.started, 3)
-        if job.handle is None:
-            return Exit(job, LOST)
-        code = job.handle.exitcode
-        kill_orphans(job.handle.pid)
-        if code == -signal.SIGKILL and oom_kills() > self._oom_kills[job.name]:
-            with open(log_path(self.folder, job.trials[0]), 'a') as log:
-                log.write('Out of memory: killed by the kernel\n')
-        return Exit(job, code)
+        ended = [*lost, *(waiting[sentinel] for sentinel in ready)]
+        for job in ended:
+            del self.jobs[job.name], self._taken[job.name]
+            job.seconds = round(time.monotonic() - job.started, 3)
+            job.code = LOST if job.handle is None else job.handle.exitcode
+            if job.handle is not None:
+                kill_orphans(job.handle.pid)
+            if job.code == -signal.SIGKILL and oom_kills() > self._oom_kills[job.name]:
+                with open(log_path(self.folder, job.trials[0]), 'a') as log:
+                    log.write('Out of memory: killed by the kernel\n')
+        return ended
 
     def stop(self, job: Job, *, now: bool = False) -> None:
         """Tells a job to save and stop; `now` kills it; its worker processes follow when it ends."""

@@ -16,7 +16,7 @@ from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
 from jaxdl.sweeps.algebra import Point
-from jaxdl.sweeps.local import LOST, Exit, Job, log_path, trial_path
+from jaxdl.sweeps.local import LOST, Job, log_path, trial_path
 from jaxdl.sweeps.results import Results, value_of
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Sweep, Trial
@@ -35,7 +35,7 @@ class Launcher(Protocol):
     def check(self, trials: list[Trial]) -> list[str]: ...
     def free(self) -> int: ...
     def start(self, jobs: list[Job]) -> None: ...
-    def poll(self, timeout: float) -> list[Exit]: ...
+    def poll(self, timeout: float) -> list[Job]: ...
     def stop(self, job: Job, *, now: bool = False) -> None: ...
     def close(self) -> None: ...
 
@@ -111,8 +111,8 @@ class Pool:
                 self._fill()
                 if not self.launcher.jobs:
                     break
-                for ended in self.launcher.poll(0.2):
-                    self._ended(ended)
+                for job in self.launcher.poll(0.2):
+                    self._ended(job)
                 if time.monotonic() - self._looked >= TICK:
                     self._look()
                 if self.signal:
@@ -256,21 +256,21 @@ class Pool:
 
     # ---- endings ----
 
-    def _ended(self, ended: Exit) -> None:
-        job, code = ended.job, ended.code
+    def _ended(self, job: Job) -> None:
         self._kill_at.pop(job.name, None)
         self._signs.pop(job.name, None)
-        if code == LOST:  # it was told to save, and may still be at it
+        if job.code == LOST:  # it was told to save, and may still be at it
             names = [trial.id for trial in job.trials]
             self.store.wait_for(names, self.sweep.grace, self.display.event)
         for trial in job.trials:
             before = self.store.state(trial.id).get('wall', 0.0)
             share = job.seconds / len(job.trials)
             self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
-            self._judge(trial, job, code)
+            self._judge(trial, job)
         self.summary = self.results.write(self.trials)
 
-    def _judge(self, trial: Trial, job: Job, code: int) -> None:
+    def _judge(self, trial: Trial, job: Job) -> None:
+        code = job.code
         stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
         alone = len(job.trials) == 1
         diverged = code == 3 if alone else self.store.run_info(trial.id).get('exit') == 3
@@ -287,9 +287,10 @@ class Pool:
         elif code == 2:
             self._conclude(trial, stores.MISTAKE, endings.last_words(self.store, trial, 'error'))
         else:
-            self._broke(trial, job, code, stopping)
+            self._broke(trial, job, stopping)
 
-    def _broke(self, trial: Trial, job: Job, code: int, stopping: str) -> None:
+    def _broke(self, trial: Trial, job: Job, stopping: str) -> None:
+        code = job.code
         tail = endings.tail(self.store, trial)
         lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
         short_of_memory = endings.short_of_memory(tail) and code != 75

@@ -12,7 +12,7 @@ from typing import Any
 from jaxdl.errors import UserError
 from jaxdl.sweeps.algebra import Choices, Point, Range
 from jaxdl.sweeps.results import number_of
-from jaxdl.sweeps.spec import Halving, Hyperband, Median, Search, Sweep, Trial, text
+from jaxdl.sweeps.spec import Halving, Hyperband, Median, Search, Sweep, Trial
 
 _DUPLICATE = 'duplicate'  # user attribute of a proposal that was made before
 _TRIAL = 'trial'  # user attribute: the id of the trial of a plain list
@@ -93,7 +93,7 @@ class Study:
     def _enqueue(self, number: int) -> bool:
         """Makes point `number` of the grid the next one; False past its end."""
         assert self.search is not None
-        columns = {field: self._labels(kind) for field, kind in self.search.space.items()}
+        columns = {field: range(len(kind.values)) for field, kind in self.search.space.items()}
         rows = itertools.product(*columns.values())
         row = next(itertools.islice(rows, number, None), None)
         if row is None:
@@ -125,25 +125,16 @@ class Study:
             if isinstance(kind, Range):
                 make = kinds.IntDistribution if kind.whole else kinds.FloatDistribution
                 found[field] = make(kind.low, kind.high, log=kind.log)
-            else:
-                found[field] = kinds.CategoricalDistribution(self._labels(kind))
+            else:  # Optuna knows a value by its place, as it cannot store tuples
+                found[field] = kinds.CategoricalDistribution(range(len(kind.values)))
         return found
-
-    def _labels(self, kind: Choices) -> tuple:
-        """The values as Optuna can store them: tuples become text."""
-        plain = (str, int, float, bool, type(None))
-        return tuple(v if isinstance(v, plain) else text(v) for v in kind.values)
 
     def _point(self, params: dict[str, Any]) -> Point:
         assert self.search is not None
-        point = {}
-        for field, kind in self.search.space.items():
-            value = params[field]
-            if isinstance(kind, Choices):
-                labels = self._labels(kind)
-                value = kind.values[labels.index(value)] if value in labels else value
-            point[field] = value
-        return point
+        return {
+            field: kind.values[params[field]] if isinstance(kind, Choices) else params[field]
+            for field, kind in self.search.space.items()
+        }
 
     # ---- results ----
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from jaxdl.errors import UserError
 from jaxdl.files import read_object, write_json
 from jaxdl.sweeps.child import SCRIPT
-from jaxdl.sweeps.local import Checks, Exit, Job, command, log_path
+from jaxdl.sweeps.local import Checks, Job, command, log_path
 from jaxdl.sweeps.slurm_job import call, show
 from jaxdl.sweeps.spec import Trial
 
@@ -181,7 +181,7 @@ class Slurm(Checks):
 
     # ---- watching ----
 
-    def poll(self, timeout: float) -> list[Exit]:
+    def poll(self, timeout: float) -> list[Job]:
         """The jobs that ended, waiting at most about `timeout` seconds for one."""
         end = time.monotonic() + timeout
         while True:
@@ -190,7 +190,7 @@ class Slurm(Checks):
                 return found
             time.sleep(min(0.2, timeout))
 
-    def _results(self) -> list[Exit]:
+    def _results(self) -> list[Job]:
         found = []
         for name, job in list(self.jobs.items()):
             path = self.folder / 'slurm' / f'{job.handle}.json'
@@ -206,12 +206,13 @@ class Slurm(Checks):
             found.append(self._end(name, code))
         return found
 
-    def _end(self, name: str, code: int) -> Exit:
+    def _end(self, name: str, code: int) -> Job:
         job = self.jobs.pop(name)
         job.seconds = time.monotonic() - job.started if job.started else 0.0
-        return Exit(job, code)
+        job.code = code
+        return job
 
-    def _look(self) -> list[Exit]:
+    def _look(self) -> list[Job]:
         """Asks the queue, not too often; jobs that are gone without a result have ended too."""
         if time.monotonic() - self._looked < LOOK_EVERY or not self.jobs:
             return []

@@ -223,17 +223,6 @@ def test_visible_gpus_respect_the_environment(monkeypatch):
     assert slots.visible_gpus({'CUDA_VISIBLE_DEVICES': 'MIG-ab,7'}) == ['MIG-ab']
 
 
-def test_nvidia_smi_is_asked_where_nvml_is_missing(monkeypatch, tmp_path):
-    import sys
-
-    fake = tmp_path / 'nvidia-smi'
-    fake.write_text('#!/bin/sh\necho 0\necho 1\n')
-    fake.chmod(0o755)
-    monkeypatch.setitem(sys.modules, 'pynvml', None)
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
-    assert slots.visible_gpus({}) == ['0', '1']
-
-
 def test_cpu_slots_share_the_cores_evenly(monkeypatch):
     monkeypatch.setattr(slots.os, 'sched_getaffinity', lambda _: set(range(8)))
     assert [s.cpus for s in slots.cpu_slots(4)] == [(0, 1), (2, 3), (4, 5), (6, 7)]

@@ -128,6 +128,8 @@ def test_a_wrong_sweep_ends_with_2_before_anything_starts(sweep, rest, metric, s
         (['--vectorize=0'], '--vectorize=0'),
         (['--launcher=cloud'], 'launcher'),
         (['--nonsense'], 'nonsense'),
+        (['--hours=3'], '--hours is for --launcher=slurm'),
+        (['--launcher=slurm', '--nofork'], '--fork is for --launcher=local'),
         (['another.py'], '2 sweep files'),
     ],
 )
@@ -216,13 +218,17 @@ def test_faults_are_recorded_and_the_rest_goes_on(sweep, tmp_path):
 
 
 def test_gpus_are_pinned_and_their_memory_shared(sweep, tmp_path):
-    """Two GPUs that a script in place of nvidia-smi shows; the trials themselves run on the CPU."""
-    tool, told = tmp_path / 'bin' / 'nvidia-smi', tmp_path / 'told'
-    tool.parent.mkdir()
+    """Two GPUs that a module in place of pynvml shows the sweep; the trials run on the CPU."""
+    told = tmp_path / 'told'
     told.mkdir()
-    tool.write_text('#!/bin/sh\necho 0\necho 1\n')
-    tool.chmod(0o755)
-    environ = {'PATH': f'{tool.parent}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
+    (tmp_path / 'pynvml.py').write_text(
+        'import sys\n'
+        'class NVMLError(Exception): pass\n'
+        'def nvmlInit():\n    if "jax" in sys.modules: raise NVMLError\n'
+        'def nvmlShutdown(): pass\n'
+        'def nvmlDeviceGetCount(): return 2\n'
+    )
+    environ = {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
     rest = (
         "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2, "
         f"overrides={{'data.fault': 'tell', 'data.mark': {str(told)!r}}}"
@@ -263,7 +269,7 @@ def test_what_the_kernel_kills_for_memory_is_recorded_as_such(tmp_path, monkeypa
                 ended = launcher.poll(1.0)
         finally:
             launcher.close()
-        assert ended[0].code == -9 and ended[0].job.seconds > 0
+        assert ended[0].code == -9 and ended[0].seconds > 0
         assert ('Out of memory' in local.log_path(folder, trial).read_text()) == (kills > 3)
 
 

@@ -13,7 +13,7 @@ import pytest
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
-from jaxdl.sweeps.local import LOST, MARK, Exit, log_path
+from jaxdl.sweeps.local import LOST, MARK, log_path
 from jaxdl.sweeps.pool import Pool
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.store import STATUSES, Store
@@ -68,11 +68,11 @@ class Fake:
             return []
         name = next(iter(self.jobs))
         job = self.jobs.pop(name)
-        job.seconds, code = 3.0, 0
+        job.seconds, job.code = 3.0, 0
         for trial in job.trials:
             steps = self.script.get(trial.id, [])
-            code = self._act(trial, job, steps.pop(0) if steps else 'finish', code)
-        return [Exit(job, code)]
+            job.code = self._act(trial, job, steps.pop(0) if steps else 'finish', job.code)
+        return [job]
 
     def _act(self, trial, job, action, code):
         place = self.folder / 'trials' / trial.id
@@ -558,7 +558,8 @@ def test_early_stopping_reads_the_metrics_of_running_trials(tmp_path, monkeypatc
             if not job.stopping:
                 info = {'status': 'finished', 'step': 10, 'seconds': 1}
                 logs.write_json_atomic(place / 'run.json', info)
-            return [Exit(job, 75 if job.stopping else 0)]
+            job.code = 75 if job.stopping else 0
+            return [job]
         return []
 
     launcher.poll = poll
