@@ -15,6 +15,7 @@ from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
 from jaxdl.sweeps.local import LOST, MARK, log_path
 from jaxdl.sweeps.pool import Pool
+from jaxdl.sweeps.results import joules_of, points_of, value_of
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.store import STATUSES, Store
 
@@ -332,6 +333,93 @@ def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch, wall, steady, writes
     assert (len(looks) == 20) == (status == 'finished')
 
 
+@pytest.mark.parametrize('again', [False, True])
+def test_what_does_not_stop_is_killed(tmp_path, monkeypatch, again):
+    """After its grace, or at the second signal."""
+    import jaxdl.sweeps.pool as pools
+
+    pool, launcher = make(tmp_path, count=1, grace=10.0)
+    clock, poll, looks = Clock(), launcher.poll, []
+    monkeypatch.setattr(pools, 'TICK', 0.0)
+    monkeypatch.setattr(pools, 'time', clock)
+
+    def deaf(timeout):
+        looks.append(launcher.stopped[-1:])
+        if len(looks) == 1 or (again and len(looks) == 2):
+            signal.raise_signal(signal.SIGTERM)
+        clock.steady += 4.0
+        assert len(looks) < 20
+        if launcher.stopped and launcher.stopped[-1][2]:
+            launcher.script = {'0000': [-9]}
+            return poll(timeout)
+        return []
+
+    launcher.poll = deaf
+    assert statuses(pool.run()) == ['pending']
+    assert launcher.stopped == [('0000', 'sweep', False), ('0000', 'sweep', True)]
+    assert len(looks) == (3 if again else 5)
+
+
+def test_a_run_that_ended_before_its_last_step_is_not_over(tmp_path):
+    """Its run.json may be of an earlier sweep with fewer steps."""
+    pool, launcher = make(tmp_path, count=2)
+    finish(pool.store.path / 'trials' / '0001', 0.9, steps=5)
+    assert statuses(pool.run()) == ['finished'] * 2 and ['0001'] in launcher.started
+
+
+def test_what_was_stopped_for_good_before_the_sweep_was_killed_stays_stopped(tmp_path):
+    pool, launcher = make(tmp_path, count=2)
+    why = 'pruned at step 3 by Median'
+    pool.store.note('0001', status='running', attempts=1, stopping=why)
+    found = pool.run()
+    assert statuses(found) == ['finished', 'pruned'] and launcher.started == [['0000']]
+    assert found['trials'][1]['reason'] == why
+
+
+# ---- results ----
+
+
+@pytest.mark.parametrize('mode', ['max', 'min'])
+def test_the_value_of_a_trial(mode):
+    draw = random.Random(7)
+    for _ in range(200):
+        values = draw.choices([0.25, -3.0, 2, math.nan, math.inf, 10**400, None, 'nan'], k=5)
+        rows = [
+            {'step': step, **({} if v is None else {METRIC: v})} for step, v in enumerate(values)
+        ]
+        good = [(v, i) for i, v in enumerate(values) if v in (0.25, -3.0, 2)]
+        written = [i for i, v in enumerate(values) if v is not None]
+        last = good[-1] if good and good[-1][1] == written[-1] else (None, None)
+        top = (max if mode == 'max' else min)((v for v, _ in good), default=0)
+        best = next((item for item in good if item[0] == top), (None, None))
+        assert value_of(Sweep('c.py', METRIC, mode), rows) == last
+        assert value_of(Sweep('c.py', METRIC, mode, value='best'), rows) == best
+
+
+def test_a_point_that_misses_a_seed_ranks_after_the_complete_ones():
+    def trial(point, value):
+        status = 'failed' if value is None else 'finished'
+        return {'point': point, 'id': f'{point}', 'varied': {}, 'status': status, 'value': value}
+
+    trials = [
+        trial(0, 0.9), trial(0, None), trial(1, 0.5), trial(1, 0.3), trial(2, None), trial(3, 0.6),
+        trial(3, 0.4),
+    ]  # fmt: skip
+    found = points_of(Sweep('c.py', METRIC), trials)
+    assert [point['point'] for point in found] == [3, 1, 0, 2]
+    assert found[1]['mean'] == pytest.approx(0.4)
+    assert found[1]['deviation'] == pytest.approx(0.02**0.5)
+
+
+def test_joules_are_the_last_of_each_counter():
+    rows = [
+        {'step': 1, 'energy/gpu_joules': 5.0, 'energy/cpu_joules': 1.0, 'energy/gpu_watts': 300.0},
+        {'step': 2, 'energy/gpu_joules': 7.5},
+        {'step': 3, 'energy/cpu_joules': math.nan},
+    ]
+    assert joules_of(rows) == 8.5 and joules_of([{'step': 1}]) is None
+
+
 # ---- the folder ----
 
 
@@ -470,8 +558,8 @@ def test_a_process_left_behind_is_killed_only_if_the_sweep_started_it(tmp_path, 
 # ---- searches ----
 
 
-def search(tmp_path, sampler='tpe', points=8, script=None, **options):
-    space = {'lr': log_uniform(1e-4, 1.0), 'act': choices(('relu', (1, 2)))}
+def search(tmp_path, sampler='tpe', points=8, script=None, space=None, **options):
+    space = space or {'lr': log_uniform(1e-4, 1.0), 'act': choices(('relu', (1, 2)))}
     if sampler == 'grid':
         space = {'lr': choices((0.1, 0.2)), 'act': choices(('relu', (1, 2)))}
     sweep = Sweep('c.py', METRIC, points=Search(space, points, sampler), **options)
@@ -532,6 +620,44 @@ def test_a_search_with_seeds_takes_their_mean(tmp_path):
     values = [t.value for t in pool.study._study.get_trials()]
     means = {p['point']: p['mean'] for p in found['points']}
     assert values == pytest.approx([means[i] for i in range(3)])
+
+
+def test_a_search_asks_for_no_point_twice(tmp_path):
+    pool, _ = search(tmp_path, 'random', points=10, space={'lr': choices((0.1, 0.2, 0.3))})
+    assert sorted(t['varied']['lr'] for t in pool.run()['trials']) == [0.1, 0.2, 0.3]
+
+
+def test_the_first_seed_decides_for_its_point(tmp_path, monkeypatch):
+    import jaxdl.sweeps.pool as pools
+
+    monkeypatch.setattr(pools, 'TICK', 0.0)
+    pool, launcher = search(tmp_path, points=3, seeds=2, stopping=Median())
+    monkeypatch.setattr(pool.study, 'report', lambda trial, rows: trial.id in ('0002', '0005'))
+    poll, seen = launcher.poll, []
+
+    def slowly(timeout):
+        name = next(iter(launcher.jobs))
+        if name not in seen:
+            seen.append(name)
+            finish(pool.store.path / 'trials' / name, 0.5, steps=1)
+            return []
+        launcher.script = {job[0]: [75] for job in launcher.stopped}
+        return poll(timeout)
+
+    launcher.poll = slowly
+    found = pool.run()
+    assert statuses(found) == ['finished', 'finished', 'pruned', 'pruned', 'finished', 'finished']
+    assert found['trials'][3]['reason'] == 'pruned with 0002'
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    pool, _ = search(tmp_path)
+    pool.run()
+    data = pool.store.journal.read_text()
+    for damage in (data.replace('"op_code"', '"op"', 1), f'{{"op_code": 4\n{data}', '\x00' + data):
+        pool.store.journal.write_text(damage)
+        with pytest.raises(UserError, match=r'optuna\.journal is damaged'):
+            Study(pool.store.journal, pool.sweep)
 
 
 def test_early_stopping_reads_the_metrics_of_running_trials(tmp_path, monkeypatch):

@@ -124,6 +124,24 @@ def test_an_array_its_results_and_its_jobs_taken_over(tools):
     assert (tools / 'asked').read_text().splitlines()[-1] == 'scancel 13_0'
 
 
+def test_a_job_is_stopped_or_vanishes(tools, monkeypatch):
+    monkeypatch.setattr(slurm, 'LOOK_EVERY', 0.0)
+    (tools / 'out' / 'logs').mkdir(parents=True)
+    launcher = slurm.Slurm(tools / 'out', **OPTIONS)
+    job = Job([Trial('0000', 0, {}, None, 'a.py', {})])
+    launcher.start([job])
+    (tools / 'queue').write_text('12_0|RUNNING|node7\n')
+    assert launcher.poll(0.0) == [] and job.started and job.place == 'node7 12_0'
+    launcher.stop(job)
+    launcher.stop(job, now=True)
+    asked = (tools / 'asked').read_text().splitlines()[-3:]
+    assert asked == [f'scancel {word}12_0' for word in ('--state=PENDING ', '--signal=TERM ', '')]
+    (tools / 'queue').write_text('')
+    ended = [launcher.poll(0.0) for _ in range(2)]
+    assert ended == [[], [job]] and job.code == -signal.SIGKILL
+    assert 'Slurm job 12_0 ended: gone' in (tools / 'out' / 'logs' / '0000.txt').read_text()
+
+
 def test_nothing_in_a_folder_that_others_can_write_is_run(tools):
     """Pickles and damaged files where jobs leave their results: no code of theirs runs."""
     marker = tools / 'run by somebody'
