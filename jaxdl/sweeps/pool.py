@@ -396,9 +396,10 @@ class Pool:
         if self.study is None or self.sweep.stopping is None or job.stopping:
             return
         # With several seeds the first one decides for its whole point.
-        if trial is self._seeds_of(trial)[0] and self.study.report(trial, self.rows[trial.id]):
-            step = self.rows[trial.id][-1]['step']
-            self._stop(job, f'pruned at step {step} by {type(self.sweep.stopping).__name__}')
+        rows = self.rows.get(trial.id, [])
+        if trial is self._seeds_of(trial)[0] and self.study.report(trial, rows):
+            by = type(self.sweep.stopping).__name__
+            self._stop(job, f'pruned at step {rows[-1]["step"]} by {by}')
 
     def _check_hang(self, job: Job) -> None:
         """Stops a job whose files have not changed for too long, by a clock that nobody sets."""

@@ -622,6 +622,28 @@ def test_a_search_with_seeds_takes_their_mean(tmp_path):
     assert values == pytest.approx([means[i] for i in range(3)])
 
 
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        (
+            {'metric': 'eval/test/loss'},
+            'metric is "eval/test/accuracy" there, "eval/test/loss" now',
+        ),
+        ({'mode': 'min'}, 'mode is "max" there'),
+        ({'seeds': 3}, 'seeds is'),
+        ({'points': Search({'lr': log_uniform(1e-4, 2.0)}, 8)}, 'search is'),
+        ({'points': [{}]}, 'search is'),
+    ],
+)
+def test_another_search_is_refused(tmp_path, changes, says):
+    pool, _ = search(tmp_path)
+    same = {'config': 'c.py', 'metric': METRIC, 'points': pool.sweep.points}
+    assert pool.store.adopt(Sweep(**same), []) == []
+    other = Sweep(**{**same, **changes})
+    with pytest.raises(UserError, match=says):
+        pool.store.adopt(other, other.trials())
+
+
 def test_a_search_asks_for_no_point_twice(tmp_path):
     pool, _ = search(tmp_path, 'random', points=10, space={'lr': choices((0.1, 0.2, 0.3))})
     assert sorted(t['varied']['lr'] for t in pool.run()['trials']) == [0.1, 0.2, 0.3]
