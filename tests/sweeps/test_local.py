@@ -296,7 +296,7 @@ def wait_for(condition, seconds=120):
 
 
 FACTS = """
-import ctypes, json, os, signal, sys, time
+import ctypes, json, multiprocessing, os, signal, sys, time
 from pathlib import Path
 def get_config():
     import jax
@@ -320,6 +320,11 @@ def get_config():
     place.with_suffix('.tmp').write_text(json.dumps(facts))
     place.with_suffix('.tmp').rename(place)
     end = os.environ.get('END', '7')
+    if end == 'spawn':
+        worker = multiprocessing.get_context('spawn').Process(target=os.getcwd)
+        worker.start()
+        worker.join()
+        end = 7 + worker.exitcode
     if end == 'with a worker':
         os.kill(os.getpid(), signal.SIGKILL)
     if end == 'sleep':
@@ -376,6 +381,11 @@ def test_the_process_of_a_trial(tmp_path, monkeypatch, how):
         assert facts['preloaded']
     else:
         assert 'forkserver' not in facts['program'] and 'train.py' in facts['program']
+
+
+def test_a_forked_trial_can_start_workers(tmp_path):
+    """As Grain does: each runs the file of the trial's `__main__` again."""
+    assert ended(start(tmp_path, 'spawn')).code == 7, (tmp_path / 'logs' / '0000.txt').read_text()
 
 
 def is_gone(pid):
