@@ -36,7 +36,7 @@ def make_sweep(folder, points, *, seeds=2, value=accuracy, unfinished=()):
     store.open()
     for trial in trials:
         trial.group, trial.steps = 'g', 40
-    store.save_plan('sweep.py', sweep, trials, {})
+    store.save_plan('sweep.py', sweep, trials)
     for trial in trials:
         place = folder / 'trials' / trial.id
         logs.write_json_atomic(
