@@ -20,15 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.record.parameters import count_parameters, parameter_table
+from jaxdl.record.pictures import confusion_image, image_grid
 from jaxdl.record.tensorboard import TensorBoard
-from jaxdl.record.terminal import (
-    Progress,
-    confusion_image,
-    count_parameters,
-    image_grid,
-    parameter_table,
-    warn,
-)
+from jaxdl.record.terminal import Progress, warn
 
 __all__ = [
     'MetricsFile',
