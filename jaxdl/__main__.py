@@ -15,7 +15,7 @@ COMMANDS = {
     'train': ('jaxdl.commands.train', 'train a config, or go on with the run in a folder'),
     'evaluate': ('jaxdl.commands.evaluate', 'evaluate the newest good checkpoint of a run'),
     'sample': ('jaxdl.commands.sample', 'text or translations from a trained model'),
-    'report': ('jaxdl.report.write', 'plots and one HTML page of runs or a sweep'),
+    'report': ('jaxdl.commands.report', 'plots and one HTML page of runs or a sweep'),
     'sweep': ('jaxdl.commands.sweep', 'run many trials of a config; a second call resumes'),
     'plan': ('jaxdl.commands.plan', 'judge a run for GPUs that need not be there'),
     'prepare': ('jaxdl.data.prepare', 'download, check and store a data set'),

@@ -47,7 +47,13 @@ def _flag_message(error: flags.Error) -> str:
     return ' '.join(str(error).replace('\n', ' ').split())
 
 
-def parse_flags(argv: Sequence[str], usage: str, *, required: Sequence[str] = ()) -> list[str]:
+def parse_flags(
+    argv: Sequence[str],
+    usage: str,
+    *,
+    required: Sequence[str] = (),
+    values: flags.FlagValues = flags.FLAGS,
+) -> list[str]:
     """Parses absl flags for a command without a config; returns the positional arguments.
 
     Prints the usage and exits 0 on --help.
@@ -55,9 +61,9 @@ def parse_flags(argv: Sequence[str], usage: str, *, required: Sequence[str] = ()
     if any(word in ('--help', '-h', '-help', '--helpfull', '--helpshort') for word in argv[1:]):
         print(usage.strip())
         raise SystemExit(0)
-    rest = flags.FLAGS(list(argv))
+    rest = values(list(argv))
     for name in required:
-        if flags.FLAGS[name].value in (None, ''):
+        if values[name].value in (None, ''):
             raise UserError(f'--{name} is missing.\n{usage.strip().splitlines()[0]}')
     return rest[1:]
 

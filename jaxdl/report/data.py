@@ -413,12 +413,11 @@ class Group:
         for row, (s, values) in zip(table, curves, strict=True):
             row[np.searchsorted(steps, s)] = values
         present = ~np.isnan(table)
-        count = present.sum(0)
-        keep = count * 2 >= len(curves)
-        steps, table, present, count = steps[keep], table[:, keep], present[:, keep], count[keep]
-        with np.errstate(invalid='ignore', divide='ignore'):
-            mean = np.where(present, table, 0).sum(0) / count
-            squares = np.where(present, (table - mean) ** 2, 0).sum(0)
+        keep = present.sum(0) * 2 >= len(curves)
+        steps, table, count = steps[keep], table[:, keep], present[:, keep].sum(0)
+        with np.errstate(invalid='ignore'):  # of infinite values
+            mean = np.nanmean(table, 0)
+            squares = np.nansum((table - mean) ** 2, 0)
         return steps, mean, np.sqrt(squares / np.maximum(count - 1, 1))
 
     def best(self, key: str) -> tuple[float, float, int] | None:
@@ -435,8 +434,8 @@ def spread(values: Iterable[float]) -> tuple[float, float, int] | None:
     array = np.array(list(values), np.float64)
     if not len(array):
         return None
-    deviation = float(array.std(ddof=1)) if len(array) > 1 else math.nan
-    return float(array.mean()), deviation, len(array)
+    finite = len(array) > 1 and np.isfinite(array).all()
+    return float(array.mean()), float(array.std(ddof=1)) if finite else math.nan, len(array)
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[Group]:

@@ -33,6 +33,13 @@ chips.forEach(c => c.addEventListener('click', event => {
   paint(null);
 }));
 const tip = document.getElementById('tip');
+function placeTip(event) {
+  tip.style.display = 'block';
+  const box = tip.getBoundingClientRect(), right = event.clientX + 18;
+  const left = right + box.width > innerWidth ? event.clientX - box.width - 18 : right;
+  tip.style.left = Math.max(4, left) + 'px';
+  tip.style.top = Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 6)) + 'px';
+}
 function show(value) {
   if (value === null) return '–';
   const a = Math.abs(value);
@@ -81,10 +88,7 @@ all('figure.plot').forEach(f => {
       row.append(name, value);
       tip.appendChild(row);
     });
-    tip.style.display = 'block';
-    const box = tip.getBoundingClientRect();
-    tip.style.left = (e.clientX + 18 + box.width > innerWidth ? e.clientX - box.width - 18 : e.clientX + 18) + 'px';
-    tip.style.top = Math.min(e.clientY + 14, innerHeight - box.height - 6) + 'px';
+    placeTip(e);
     const px = w * (r.box[0] + (nearest.x - r.x[0]) / (r.x[1] - r.x[0]) * (r.box[2] - r.box[0]));
     cross.setAttribute('x1', px); cross.setAttribute('x2', px);
     cross.setAttribute('y1', h * r.box[1]); cross.setAttribute('y2', h * r.box[3]);
@@ -115,10 +119,7 @@ marks.forEach(([e, mine]) => {
       row.style.whiteSpace = 'normal';
       tip.appendChild(row);
     });
-    tip.style.display = 'block';
-    const box = tip.getBoundingClientRect();
-    tip.style.left = Math.max(4, Math.min(event.clientX + 18, innerWidth - box.width - 8)) + 'px';
-    tip.style.top = Math.min(event.clientY + 14, innerHeight - box.height - 6) + 'px';
+    placeTip(event);
   });
   e.addEventListener('mouseleave', () => { bring(null); tip.style.display = 'none'; });
 });

@@ -325,7 +325,7 @@ def set_scales(axes: Any, panel: Panel) -> None:
     """Ranges, scales and ticks of axes that hold the lines of a panel."""
     axes.set_xlabel('step')
     start, end = axes.get_xlim()
-    if 0 <= min(line.x[0] for line in panel.lines) and start < end / 5:
+    if 0 <= min(line.x[0] for line in panel.lines) and start < end / 2:
         axes.set_xlim(left=0)
     number_axis(axes.xaxis, integer=True, largest=end)
     bounds = limits(panel)
@@ -362,43 +362,36 @@ def shorten(text: str, length: int) -> str:
 def bars(rows: Sequence[tuple[str, float]]) -> Figure:
     """Horizontal bars of [(name, share between 0 and 1)]."""
     figure, axes = _bar_figure([name for name, _ in rows], 5.6, 'share of the variance')
-    for row, (_, share) in enumerate(rows):
-        axes.barh(row, share, height=0.6, color=COLOURS[0], edgecolor='none')
-        axes.text(share + 0.01, row, f'{100 * share:.0f} %', va='center', fontsize=9, color=INK)
+    drawn = axes.barh(range(len(rows)), [share for _, share in rows], 0.6, color=COLOURS[0])
+    texts = [f'{100 * share:.0f} %' for _, share in rows]
+    axes.bar_label(drawn, texts, fontsize=9, color=INK, padding=4)
     axes.set_xlim(0, 1.15)
     return figure
 
 
 def time_figure(shares: Sequence[tuple[str, dict[str, float]]]) -> Figure:
     """Horizontal bars of where each run's wall time went: [(run, {activity: seconds})]."""
-    parts = [
-        (run, {name: value / max(sum(seconds.values()), 1e-9) for name, value in seconds.items()})
-        for run, seconds in shares
-    ]
-    totals: dict[str, float] = {}
-    for _, row in parts:
-        for name, value in row.items():
-            totals[name] = totals.get(name, 0.0) + value
-    order = sorted(totals, key=lambda name: -totals[name])
-    if len(order) > len(COLOURS):  # a colour each; what is left is small
-        order[len(COLOURS) - 1 :] = ['rest']
-        for _, row in parts:
-            row['rest'] = sum(value for name, value in row.items() if name not in order)
-    figure, axes = _bar_figure([name for name, _ in parts], 8.2, 'share of the wall time')
-    for row, (_, values) in enumerate(parts):
-        start = 0.0
-        for index, name in enumerate(order):
-            share = values.get(name, 0.0)
-            axes.barh(
-                row, share, left=start, height=0.62, color=colour(index), edgecolor='none',
-                label=name if row == 0 else None,
-            )  # fmt: skip
-            if share >= 0.06:
-                axes.text(
-                    start + share / 2, row, f'{100 * share:.0f} %', ha='center', va='center',
-                    fontsize=8, color=ON_COLOUR if index in (0, 1, 2, 6) else INK_ON,
-                )  # fmt: skip
-            start += share
+    activities = list(dict.fromkeys(name for _, seconds in shares for name in seconds))
+    table = np.array([[seconds.get(name, 0.0) for name in activities] for _, seconds in shares])
+    table /= table.sum(1, keepdims=True)
+    order = np.argsort(-table.sum(0), kind='stable')
+    names, table = [activities[index] for index in order], table[:, order]
+    if len(names) > len(COLOURS):  # a colour each; what is left is small
+        most = len(COLOURS) - 1
+        names[most:] = ['rest']
+        table = np.column_stack([table[:, :most], table[:, most:].sum(1)])
+    figure, axes = _bar_figure([run for run, _ in shares], 8.2, 'share of the wall time')
+    starts = table.cumsum(1) - table
+    for index, name in enumerate(names):
+        part = table[:, index]
+        drawn = axes.barh(
+            range(len(part)), part, 0.62, left=starts[:, index], color=colour(index), label=name
+        )
+        axes.bar_label(
+            drawn, [f'{100 * share:.0f} %' if share >= 0.06 else '' for share in part],
+            label_type='center', fontsize=8,
+            color=ON_COLOUR if index in (0, 1, 2, 6) else INK_ON,
+        )  # fmt: skip
     axes.set_xlim(0, 1)
     legend_above(axes, 8, handlelength=1, columnspacing=1.4)
     return figure

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdl.errors import UserError
+from jaxdl.commands.report import main
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.gallery import Gallery, newest
 from jaxdl.record.pictures import encode_png
@@ -90,7 +90,7 @@ def three(tmp_path_factory):
     make_run(folder / 'deep' / 'sgd-seed1', seed=1, level=0.1)
     make_run(folder / 'fast', learning_rate=0.5)
     (folder / 'sgd-seed0' / 'checkpoints' / '40').mkdir(parents=True)
-    assert report.main(['report', str(folder)]) == 0
+    assert main(['report', str(folder)]) == 0
     return folder
 
 
@@ -263,7 +263,7 @@ def test_every_plot_is_a_png(three):
 def test_one_run_has_training_and_evaluation_in_one_plot(tmp_path, capsys):
     make_run(tmp_path / 'only', pictures=True)
     target = tmp_path / 'elsewhere' / 'page'
-    assert report.main(['report', str(tmp_path / 'only'), f'--output={target}']) == 0
+    assert main(['report', str(tmp_path / 'only'), f'--output={target}']) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == f'report of 1 run: {target / "index.html"}'
     assert re.search(r'only +finished +60/60 +70\.00 % \(70\.00 % at 40\)', out[-2])
@@ -286,11 +286,11 @@ def test_one_run_has_training_and_evaluation_in_one_plot(tmp_path, capsys):
 def test_a_second_report_removes_what_is_no_longer_part_of_it(tmp_path):
     make_run(tmp_path / 'a', learning_rate=0.1, slim=True)
     output = tmp_path / 'report'
-    report.main(['report', str(tmp_path)])
+    main(['report', str(tmp_path)])
     assert (output / 'loss.png').exists()
     (output / 'mine.png').write_bytes(b'')
     make_run(tmp_path / 'b', learning_rate=0.2, slim=True)
-    report.main(['report', str(tmp_path)])
+    main(['report', str(tmp_path)])
     assert not (output / 'loss.png').exists() and (output / 'train_loss.png').exists()
     assert (output / 'mine.png').exists()
 
@@ -397,7 +397,7 @@ def call(*words, cwd=None):
         (['{runs}/started'], 'holds no complete line yet'),
         (['{runs}/broken'], 'metrics.jsonl: line 3, 4: not a JSON object'),
         (['{runs}/badconfig'], 'config.json: not the JSON that jaxdl writes'),
-        (['{runs}/one', '--ouput=x'], "unknown flag --ouput; did you mean 'output'?; allowed"),
+        (['{runs}/one', '--ouput=x'], "Unknown command line flag 'ouput'. Did you mean: output"),
         (['{runs}/one', '--output='], '--output is empty'),
         (['{runs}/one', '--output={runs}/one/metrics.jsonl'], 'cannot be written there'),
         (['{runs}/one', '{runs}/empty'], 'empty: no run at or below it'),
@@ -429,7 +429,7 @@ def _captured(run, words):
 
     stream = io.StringIO()
     with contextlib.redirect_stderr(stream):
-        return run(report.main, words), stream.getvalue()
+        return run(main, words), stream.getvalue()
 
 
 def test_the_command_itself(tmp_path):
@@ -439,7 +439,7 @@ def test_the_command_itself(tmp_path):
     code, out, error = call(tmp_path / 'nothing')
     assert code == 2 and 'Traceback' not in error and error.startswith('error: ')
     code, out, error = call('--help')
-    assert code == 0 and 'usage: python -m jaxdl report DIR' in out
+    assert code == 0 and 'python -m jaxdl report DIR' in out
 
 
 def test_damage_that_does_not_matter_is_tolerated(tmp_path):
@@ -449,7 +449,7 @@ def test_damage_that_does_not_matter_is_tolerated(tmp_path):
         file.write('{"step": 61, "train/l')
     for path in newest(folder / 'samples').values():
         path[1].write_bytes(path[1].read_bytes()[:-5] + b'\xff')
-    assert report.main(['report', str(folder)]) == 0
+    assert main(['report', str(folder)]) == 0
     assert 'unknown' in check_page(folder / 'report' / 'index.html')
 
 
@@ -457,16 +457,14 @@ def test_a_run_with_one_line_has_a_page(tmp_path):
     folder = make_run(tmp_path / 'one')
     path = folder / 'metrics.jsonl'
     path.write_text(path.read_text().splitlines()[0] + '\n')
-    assert report.main(['report', str(folder)]) == 0
+    assert main(['report', str(folder)]) == 0
     check_page(folder / 'report' / 'index.html')
-    with pytest.raises(UserError):
-        report.parse(['--nothing'])
 
 
 def test_no_name_of_a_run_breaks_the_page(tmp_path):
     make_run(tmp_path / 'a<' / 'script>&"', learning_rate=0.1, slim=True)
     make_run(tmp_path / 'b', learning_rate=0.2, slim=True)
-    assert report.main(['report', str(tmp_path)]) == 0
+    assert main(['report', str(tmp_path)]) == 0
     text = check_page(tmp_path / 'report' / 'index.html')
     assert 'a</script>&"' in text
     data = re.findall(
