@@ -276,7 +276,7 @@ def set_title(axes: Any, text: str, *, pad: float = 8) -> None:
 def legend_width(labels: Sequence[str]) -> float:
     """Inches that `legend_beside` needs."""
     longest = max(len(shorten(label, 60)) for label in labels)
-    return -(-len(labels) // 20) * min(0.55 + 0.085 * longest, 5.2)
+    return -(-len(labels) // 20) * min(0.7 + 0.085 * longest, 5.4)
 
 
 def legend_beside(axes: Any, *, left: float | None = None, title: str = '') -> None:
@@ -341,7 +341,7 @@ def set_scales(axes: Any, panel: Panel) -> None:
 def number_axis(axis: Any, *, integer: bool = False, largest: float | None = None) -> None:
     """Numbers at the ticks as `short` writes them; `integer`: ticks at whole numbers only."""
     if integer:
-        axis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value, largest)))
     axis.set_minor_formatter(FuncFormatter(lambda *_: ''))
 

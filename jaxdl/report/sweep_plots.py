@@ -69,12 +69,20 @@ class Axis:
 
     def marks(self) -> list[Any]:
         """Values to write at an axis: all of them, or five over the range."""
-        if len(self.values) <= _NAMED or not self.numeric:
+        if self.named:
             return self.values
         low, high = self.values[0], self.values[-1]
         marks = low * (high / low) ** _MARKS if self.log else low + _MARKS * (high - low)
         digits = [float(f'{mark:.3g}') for mark in marks]
         return [min(max(round(m) if self.whole else m, low), high) for m in digits]
+
+    @property
+    def named(self) -> bool:
+        """Whether its values are named one by one; else a scale shows them."""
+        return not self.numeric or len(self.values) <= _NAMED
+
+    def labels(self) -> list[str]:
+        return [shorten(str(value), 24) for value in self.values]
 
     def colour(self, value: Any) -> str:
         if self.numeric:
@@ -111,9 +119,9 @@ class Data:
 
 def curves(data: Data, trials: Sequence[dict[str, Any]], axis: Axis) -> Figure:
     """The metric over the steps of every trial, coloured by one hyper-parameter."""
-    named = not axis.numeric or len(axis.values) <= _NAMED
-    labels = [shorten(str(value), 24) for value in axis.values]
-    extra = plots.legend_width([*labels, axis.name]) if named else 1.2
+    # As much room in each of these plots, so that their axes are of one size.
+    legends = [[*other.labels(), other.name] for other in data.axes if other.named]
+    extra = max([1.2, *map(plots.legend_width, legends)])
     figure = Figure((_WIDTH + extra, _HEIGHT))
     axes = plots.place(figure, left=0.62, bottom=0.55, right=0.13 + extra, top=0.35)
     lines = []
@@ -129,8 +137,8 @@ def curves(data: Data, trials: Sequence[dict[str, Any]], axis: Axis) -> Figure:
     if lines:
         plots.set_scales(axes, Panel(data.label, 'curves', lines))
     plots.set_title(axes, f'{data.label} by {axis.name}')
-    if named:
-        for value, label in zip(axis.values, labels, strict=True):
+    if axis.named:
+        for value, label in zip(axis.values, axis.labels(), strict=True):
             axes.plot([], [], color=axis.colour(value), label=label, linewidth=2.4)
         plots.legend_beside(axes, title=axis.name)
     else:
@@ -203,10 +211,11 @@ def against(data: Data, axis: Axis) -> Figure:
         value, mean = axis.value(point), point['mean']
         place = value if axis.numeric else axis.values.index(value)
         axes.errorbar(
-            [place], [mean], yerr=[point['deviation'] or 0.0], color=MUTED, fmt='o', markersize=4,
+            [place], [mean], yerr=[point['deviation']], color=MUTED, fmt='o', markersize=4,
             elinewidth=1, capsize=2.5 if point['deviation'] else 0, alpha=0.75,
         )[0].set_gid(f'trial-{"-".join(point["trials"])}')  # fmt: skip
-        best[place] = data.sign * max(data.sign * mean, data.sign * best.get(place, mean))
+        if place not in best or data.sign * (mean - best[place]) > 0:
+            best[place] = mean
     if not axis.numeric:
         for place, mean in best.items():
             axes.plot([place - 0.2, place + 0.2], [mean, mean], color=COLOURS[0], linewidth=2.2)
@@ -216,7 +225,7 @@ def against(data: Data, axis: Axis) -> Figure:
         axes.plot(places, [best[p] for p in places], color=COLOURS[0], linewidth=1.8, zorder=5)
     if axis.log:
         axes.set_xscale('log')
-    if axis.numeric and len(axis.values) > _NAMED:
+    if not axis.named:
         plots.number_axis(axes.xaxis, integer=axis.whole and not axis.log)
     else:
         axes.margins(x=0.05)
