@@ -3,13 +3,12 @@
 What belongs to a trial carries the id 'trial-ID' in the SVG, so that the page can bring it out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 
 from jaxdl.report import plots
@@ -39,6 +38,7 @@ class Axis:
     Attributes:
         values: the different values, in order.
         numeric: all of them are numbers.
+        whole: all of them are whole numbers.
         log: they are drawn on a logarithmic scale.
         safe: the path as part of a file name.
     """
@@ -49,9 +49,11 @@ class Axis:
         self.numeric = not any(mismatch(value, float) for value in given)
         texts = [spec.shown(field, value) for value in given]
         self.values: list[Any] = sorted(set(given)) if self.numeric else list(dict.fromkeys(texts))
-        low, high = self.values[0], self.values[-1]
-        self.log = self.numeric and low > 0 and high / low >= 8
-        self.whole = self.numeric and all(type(value) is int for value in given)
+        self.whole = all(type(value) is int for value in given)
+        ends = self.values if self.numeric else range(len(self.values))
+        low, high = float(ends[0]), float(ends[-1])
+        self.log = low > 0 and high / low >= 8
+        self._norm = (LogNorm if self.log else Normalize)(low, high)
 
     def value(self, item: dict[str, Any]) -> Any:
         """The value in a trial or a point: a number if all are, else text."""
@@ -60,21 +62,15 @@ class Axis:
 
     def place(self, value: Any) -> float:
         """Where a value lies between 0 and 1."""
-        if not self.numeric:
-            return self.values.index(value) / max(1, len(self.values) - 1)
-        low, high = self.values[0], self.values[-1]
-        if self.log:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
+        return float(self._norm(float(value if self.numeric else self.values.index(value))))
 
     def marks(self) -> list[Any]:
         """Values to write at an axis: all of them, or five over the range."""
         if self.named:
             return self.values
         low, high = self.values[0], self.values[-1]
-        marks = low * (high / low) ** _MARKS if self.log else low + _MARKS * (high - low)
-        digits = [float(f'{mark:.3g}') for mark in marks]
-        return [min(max(round(m) if self.whole else m, low), high) for m in digits]
+        marks = [float(f'{mark:.3g}') for mark in self._norm.inverse(_MARKS)]
+        return [min(max(round(m) if self.whole else m, low), high) for m in marks]
 
     @property
     def named(self) -> bool:

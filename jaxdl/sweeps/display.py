@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 REDRAW = 0.5  # seconds
 LINE_EVERY = 60.0  # seconds between two lines of progress where there is no terminal
-MOST_ROWS = 24
 
 
 class Display:
@@ -74,11 +73,9 @@ def table(pool: 'Pool', elapsed: float) -> list[str]:
     lines = [' · '.join(parts)]
     running = [(job, trial) for job in pool.launcher.jobs.values() for trial in job.trials]
     rows = [['where', 'trial', 'state', 'step', 'now', 'best', 'left', '']]
-    rows += [_row(pool, job, trial) for job, trial in running[:MOST_ROWS]]
+    rows += [_row(pool, job, trial) for job, trial in running]
     if running:
         lines += [f'  {line}' for line in columns(rows, right=(3, 4, 5, 6))]
-    if len(running) > MOST_ROWS:
-        lines.append(f'  … and {len(running) - MOST_ROWS} more')
     return lines
 
 

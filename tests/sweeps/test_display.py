@@ -72,6 +72,20 @@ def test_it_is_redrawn_in_place_on_a_terminal(tmp_path, monkeypatch):
     assert [line for line in out.screen() if line] == ['0003 finished']
 
 
+def test_a_low_terminal_shows_the_first_trials(tmp_path, monkeypatch):
+    pool, out = Pool(tmp_path / 'sweep'), Terminal()
+    for name, value in {'TERM': 'xterm', 'COLUMNS': '70', 'LINES': '5'}.items():
+        monkeypatch.setenv(name, value)
+    pool.launcher.jobs |= {f'x{i}': pool.launcher.jobs['0002'] for i in range(30)}
+    monkeypatch.setattr('jaxdl.sweeps.display.REDRAW', 0.0)
+    display = Display(out)
+    for _ in range(3):
+        display.show(pool)
+    shown = out.screen()
+    assert shown[0].startswith('1/4 trials over') and len(shown) == 5
+    display.close()
+
+
 def test_a_stream_that_breaks_does_not_end_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr('jaxdl.sweeps.display.REDRAW', 0.0)
     for interactive in (False, True):
