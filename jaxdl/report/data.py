@@ -272,9 +272,8 @@ def _read(folder: Path, name: str) -> Run:
         rows = [_numbers(row) for row in read_metrics(path)]
     except OSError as error:
         raise UserError(f'{path}: cannot be read: {error.strerror}') from None
-    far = next((row['step'] for row in rows if abs(row['step']) >= 2**53), None)
-    if far is not None:
-        raise UserError(f'{path}: no run has taken {far:.4g} steps; delete that line')
+    if any(abs(row['step']) >= 2**53 for row in rows):
+        raise UserError(f'{path}: a line has a step that no run reaches; delete it')
     info = {key: info[key] for key, kind in _INFO.items() if not mismatch(info.get(key), kind)}
     return Run(folder, _cleaned(name), config, info, rows)
 

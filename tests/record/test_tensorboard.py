@@ -141,3 +141,27 @@ def test_a_full_disk_leaves_whole_events(tmp_path, capsys):
     board.scalars(1, {'a': 1.0})
     board.text(1, 'b', 'c')
     assert capsys.readouterr().err.count('cannot write TensorBoard files in') == 2
+
+
+def test_a_tensorboard_that_shows_the_run_is_told_to_go_back(tmp_path):
+    board = TensorBoard(tmp_path, last_step=0)
+    for step in (1, 2, 3):
+        board.scalars(step, {'a': step})
+    board.truncate(2)
+    board.scalars(3, {'a': 30.0})
+    board.close()
+    starts = [e.step for e in foreign_events(tmp_path) if e.HasField('session_log')]
+    assert starts == [3] and purged(tmp_path) == [('a', 1), ('a', 2), ('a', 3)]
+
+
+def test_a_damaged_end_is_cut_off(tmp_path):
+    board = TensorBoard(tmp_path, last_step=0)
+    board.scalars(1, {'a': 1.0})
+    board.text(2, 'b', 'x' * 50)
+    board.close()
+    (path,) = event_files(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    TensorBoard(tmp_path, last_step=9).close()
+    assert purged(tmp_path) == [('a', 1)]

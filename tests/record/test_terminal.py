@@ -134,3 +134,11 @@ def test_columns():
     rows = [['a', 'number'], ['long', '7']]
     assert columns(rows, right=[1]) == ['a     number', 'long       7']
     assert columns(rows) == ['a     number', 'long  7']
+
+
+def test_a_terminal_is_a_terminal_whatever_the_environment_says(terminal, monkeypatch):
+    monkeypatch.setenv('TTY_COMPATIBLE', '0')
+    progress = Progress(10, stream=terminal)
+    progress.update(5, {'train/loss': 1.0})
+    assert ' 50%' in terminal.screen()[-1]
+    progress.close()

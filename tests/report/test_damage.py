@@ -130,8 +130,12 @@ def test_one_strange_line_breaks_no_page(whole, tmp_path, line, capsys):
         file.write(
             f'{{"step": 1, "train/loss": 1}}\n{LINES[line]}\n{{"step": 9, "train/loss": 1}}\n'
         )
+    data.find_runs([tmp_path / 'runs'])
+    with open(tmp_path / 'runs' / 'bad' / 'metrics.jsonl', 'a') as file:
+        file.write(f'{LINES[line]}\n')  # as the last one it is not replaced by a later step
     runs = data.find_runs([tmp_path / 'runs'])
     said = capsys.readouterr().err
+    assert (len(runs) == 1) == (line in (2, 3, 5, 6, 7, 8, 11))
     if len(runs) == 1:
         assert 'bad/metrics.jsonl' in said and 'left out of the report' in said
     report.write(runs, [tmp_path / 'runs'], tmp_path / 'page')
@@ -149,3 +153,18 @@ def test_a_damaged_sweep_leaves_the_runs(tmp_path, seed, capsys):
     said = capsys.readouterr().err
     assert 'trials/0000' in text or '0000' in text
     assert ('Learning curves' in text) != ('results.json' in said)
+
+
+@pytest.mark.parametrize('levels', [100, 450, 900, 100_000])
+@pytest.mark.parametrize('name', ['config.json', 'run.json'])
+def test_nesting_is_named(whole, tmp_path, levels, name, capsys):
+    shutil.copytree(whole, tmp_path / 'runs')
+    (tmp_path / 'runs' / 'bad' / name).write_text('{"git": ' + '[' * levels + ']' * levels + '}')
+    runs = data.find_runs([tmp_path / 'runs'])
+    data.differing(runs)
+    data.group_by_seed(runs)
+    said = capsys.readouterr().err
+    if name == 'config.json':
+        assert len(runs) == 1 and 'bad/config.json' in said and 'nested too deeply' in said
+    else:
+        assert [run.status for run in runs] == ['unknown', 'finished'] and not said
