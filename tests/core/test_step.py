@@ -9,8 +9,8 @@ import pytest
 
 from jaxdl.core.config import Divergence, Mesh
 from jaxdl.core.optim import AdamW, Constant
-from jaxdl.core.step import Packing
-from jaxdl.metrics import Mean
+from jaxdl.core.pipeline import CallIds
+from jaxdl.metrics import Mean, MetricPacking
 from jaxdl.models.cnn import Cnn
 from jaxdl.tasks.classification import Classification
 from tests import small
@@ -40,6 +40,24 @@ def test_the_step_is_traced_once():
     assert made.traces == ['train_step']
 
 
+def test_the_random_numbers_of_a_step_move_with_the_data_after_a_roll_back():
+    """Step 2 of a run that moved its data on by 3 batches has the masks and crops of step 5."""
+    run = small.config(ema=0.0)
+    made, feed, order = small.program(run)
+    step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
+    rows, batch = feed.source.fetch(order.batch(0)), feed.load(order.batch(7))
+
+    def loss(at: int, offset: int) -> float:
+        state = made.init(rows)
+        state = state.replace(
+            step=jnp.int32(at), health=state.health.replace(data_offset=jnp.int32(offset))
+        )
+        _, packed = step(state, feed.place(batch), feed.resident, made.place_hyper())
+        return packing.means(np.asarray(packed))['loss']
+
+    assert loss(2, 3) == loss(5, 0) != loss(2, 0)
+
+
 def test_several_steps_in_one_program_equal_single_steps():
     run = small.config()
     one, _, first = small.losses(run, 4)
@@ -47,9 +65,9 @@ def test_several_steps_in_one_program_equal_single_steps():
         dataclasses.replace(run, steps_per_call=4, log_every=4, eval_every=4)
     )
     step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
-    stream = feed.training(order, 0, 4, ahead=1, calls=4)
+    stream = feed.training(CallIds([(order, 0)], 4), 1, ahead=1)
     state = made.init(feed.source.fetch(order.batch(0)))
-    state, packed = step(state, stream.place(stream.next_rows()), feed.resident, made.place_hyper())
+    state, packed = step(state, feed.place(stream.next()), feed.resident, made.place_hyper())
     stream.close()
     found = [packing.means(row)['loss'] for row in np.asarray(packed)]
     np.testing.assert_allclose(found, one, rtol=1e-6)
@@ -212,7 +230,7 @@ def test_packing_round_trip():
         'a': Mean(jnp.float32(6.0), jnp.float32(4.0)),
         'matrix': Mean(jnp.asarray(rng.normal(size=(3, 3)), jnp.float32), jnp.float32(2.0)),
     }
-    packing = Packing.of(metrics)
+    packing = MetricPacking.of(metrics)
     means = packing.means(np.asarray(packing.pack(metrics)))
     assert means['a'] == 1.5
     np.testing.assert_allclose(means['matrix'], np.asarray(metrics['matrix'].total) / 2)

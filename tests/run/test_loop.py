@@ -201,7 +201,6 @@ def rolled_back(bad: int, *, steps: int, every: int) -> tuple[dict[int, list[int
     return used, rollbacks
 
 
-@pytest.mark.slow
 def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
     folder = tmp_path / 'run'
     result = trainer.train(fragile(3, policy='rollback'), str(folder))
