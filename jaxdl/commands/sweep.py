@@ -11,9 +11,10 @@ from typing import Any
 
 from jaxdl.core.flags import CommandLine
 from jaxdl.errors import Preempted, UserError, nearest
+from jaxdl.record.terminal import duration
 from jaxdl.sweeps import estimate, slots
 from jaxdl.sweeps import store as stores
-from jaxdl.sweeps.display import Display, clock, listing
+from jaxdl.sweeps.display import Display, listing
 from jaxdl.sweeps.local import Local
 from jaxdl.sweeps.pool import Pool
 from jaxdl.sweeps.search import Study
@@ -221,7 +222,7 @@ def dry_run(
     seconds = sum(known.get(t.group, mean) for t in left) * (total / len(known_trials))
     places = len(launcher.slots)
     print(
-        f'about {clock(seconds / places)} ({seconds / places / 3600:.2f} h) on {places} slots, '
+        f'about {duration(seconds / places)} ({seconds / places / 3600:.2f} h) on {places} slots, '
         f'{mean:.1f} s a trial alone; from {source}'
     )
     return 0
@@ -268,7 +269,7 @@ def run(
 def report(found: dict, store: Store) -> int:
     """Prints the counts, the best point and its command; 1 if a trial could not be run."""
     counts = ', '.join(f'{n} {name}' for name, n in sorted(found['counts'].items()))
-    print(f'done: {counts}; {clock(found["wall"])} of processes in {store.path}')
+    print(f'done: {counts}; {duration(found["wall"])} of processes in {store.path}')
     best = found['best']
     if best:
         spread = f' ± {best["deviation"]:.2g}' if best['deviation'] is not None else ''

@@ -26,6 +26,7 @@ class Workdir:
         self.samples = self.path / 'samples.jsonl'
         self.checkpoints = self.path / 'checkpoints'
         self.tensorboard = self.path / 'tensorboard'
+        self.gallery = self.path / 'samples'
         self._lock: Any = None
 
     def create(self) -> None:
