@@ -1,5 +1,7 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805): encoder, pre-training heads, classifier."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jaxdl.api import Limits
 from jaxdl.models.attention import ACTIVATIONS, LayerNorm
 from jaxdl.models.layers import Dense, Dropout, check_positive
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
-from jaxdl.models.stack import Stack, Transformer
+from jaxdl.models.stack import MATRICES, Stack, Transformer
 from jaxdl.models.transformer import check_vocab, enter
 
 
@@ -21,6 +23,12 @@ class BertShape(Transformer):
         max_length: longest sequence, the rows of learned positions.
         token_types: kinds of token, such as first and second sentence.
     """
+
+    matrices: ClassVar[tuple] = (
+        *MATRICES,
+        (r'^bert/pooler/kernel$', 0),
+        (r'^transform/kernel$', 0),
+    )
 
     width: int = 768
     layers: int = 12

@@ -62,6 +62,10 @@ SHARDING = (
 )
 
 
+_KERNELS = r'(query|key|value|out|gate|up|down)/kernel$'
+MATRICES = ((rf'/layer_\d+/(.*/)?{_KERNELS}', 0), (rf'/layers/(.*/)?{_KERNELS}', 1))
+
+
 class Transformer(Model, nn.Module):
     """What every Transformer here, and every part of one, is told about its shape.
 
@@ -90,6 +94,7 @@ class Transformer(Model, nn.Module):
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
     sharding: ClassVar[tuple] = SHARDING
     splits: ClassVar[tuple[str, ...]] = ('tensor', 'pipe', 'context')
+    matrices: ClassVar[tuple] = MATRICES
 
     width: int = 384
     layers: int = 6

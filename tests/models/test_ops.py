@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxdl.models import ops
-from jaxdl.models.ops import loss as ops_loss
+from jaxdl.models.ops import cuda
+from jaxdl.models.ops.loss import default_chunks
 
 few = settings(max_examples=8, deadline=None)
 small = st.integers(1, 7)
@@ -357,7 +358,7 @@ def test_attention_of_odd_lengths_is_padded_for_cudnn(masked, time, keys):
         mask = mask.at[..., 0].set(True)
 
     def padded(q, k, v, bias):
-        return ops._attention_cudnn(cudnn, q, k, v, bias, mask)
+        return cuda.cudnn_attention(cudnn, q, k, v, bias, mask)
 
     def plain(q, k, v, bias):
         return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation='xla')
@@ -620,9 +621,9 @@ def test_recomputed_operations_keep_only_their_arguments():
 
 def test_chunks_are_as_large_as_the_logits_of_one_device():
     rules = (('batch', ('data',)), ('inner', None), ('vocab', 'tensor'))
-    alone = ops_loss.default_chunks(2**13, 2**15, 512)
+    alone = default_chunks(2**13, 2**15, 512)
     assert alone == 4  # 1 GiB of float32 in parts of 256 MiB
     mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        assert ops_loss.default_chunks(2**13, 2**15, 512) == 1
-        assert ops_loss.default_chunks(4 * 2**13, 2 * 2**15, 512) == alone
+        assert default_chunks(2**13, 2**15, 512) == 1
+        assert default_chunks(4 * 2**13, 2 * 2**15, 512) == alone
