@@ -8,7 +8,6 @@ and other runs can start from it. --new_head keeps the config's own fresh head w
 one for other classes. The second writes the newest good checkpoint of RUN for others to load.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdl import files
 from jaxdl.core import flags as cli
@@ -42,7 +42,7 @@ def from_hf(
     Raises:
         UserError: tensors are missing, unexpected or of other shapes; the message lists them.
     """
-    expected = _flatten(unstack_layers(like))
+    expected = flatten_dict(unstack_layers(like), sep='/')
     there = layout(model, expected)
     tensors = {_usual_name(name, there): value for name, value in tensors.items()}
     known = {entry.there for entry in there.entries} | set(there.tied)
@@ -75,13 +75,13 @@ def from_hf(
                 different=wrong,
             )
         )
-    params = _unflatten(found)
+    params = unflatten_dict(found, sep='/')
     return stack_layers(params) if getattr(model, 'scan_layers', False) else params
 
 
 def to_hf(params: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns ({name: float32 array}, config.json) of `params` in Hugging Face's layout."""
-    ours = _flatten(unstack_layers(jax.device_get(params)))
+    ours = flatten_dict(unstack_layers(jax.device_get(params)), sep='/')
     there = layout(model, ours)
     tensors = {
         entry.there: entry.to_there([ours[p] for p in entry.here], getattr(model, 'vocab', 0))
@@ -98,10 +98,10 @@ def load(source: str | os.PathLike, model: Any, like: Any, *, new_head: bool = F
     """
     path = Path(source)
     config = (path if path.is_dir() else path.parent) / 'config.json'
+    there = layout(model, flatten_dict(unstack_layers(like), sep='/'))
     if config.exists():
         try:
-            found = files.read_object(config)
-            layout(model, _flatten(unstack_layers(like))).check(found, new_head=new_head)
+            there.check(files.read_object(config), new_head=new_head)
         except (OSError, ValueError) as error:
             raise UserError(
                 f'{config}: {error}; such weights would not compute the same as '
@@ -114,16 +114,14 @@ def load(source: str | os.PathLike, model: Any, like: Any, *, new_head: bool = F
 
 def save(folder: str | os.PathLike, params: Any, model: Any) -> None:
     """Writes config.json and model.safetensors into `folder`, from where Hugging Face loads them."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialized
 
     tensors, config = to_hf(params, model)
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / 'model.safetensors.part'
-        save_file(tensors, part, metadata={'format': 'pt'})
-        (folder / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-        os.replace(part, folder / 'model.safetensors')
+        files.write_json(folder / 'config.json', config)
+        data = serialized(tensors, metadata={'format': 'pt'})
+        files.write_bytes(folder / 'model.safetensors', data)
     except OSError as error:
         raise UserError(
             f'{folder}: {error.strerror or error}; give a folder that can be written'
@@ -187,25 +185,6 @@ def _table(model: str, **lists: list[str]) -> str:
         if len(rows) > 4:
             lines.append(f'  {name:<11} … and {len(rows) - 4} more')
     return '\n'.join(lines)
-
-
-def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        path = f'{prefix}{name}'
-        flat |= _flatten(value, f'{path}/') if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 # ---- command ------------------------------------------------------------------------------------
