@@ -393,3 +393,19 @@ def test_attention_padded_for_cudnn_counts_as_if_it_were_not(masked):
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='xla')
 
     assert count(65, 33) / count(64, 32) == pytest.approx((65 * 33) / (64 * 32), rel=1e-12)
+
+
+def test_products_count_as_the_outermost_formulation_says_and_nothing_else_does():
+    @jax.jit
+    def inner(x):
+        with ops.counted(5, 1):
+            return x @ x
+
+    def outer(x):
+        with ops.counted(3, 2):
+            return jnp.sin(inner(x)) @ x
+
+    assert flops.count(inner, shape(4, 4)).matmul == 5 * 128
+    counted = flops.count(outer, shape(4, 4))
+    assert counted.matmul == 1.5 * 2 * 128
+    assert counted.other == 16
