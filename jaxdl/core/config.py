@@ -332,12 +332,14 @@ def check_pattern(pattern: str) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    for name, kind in (('task', Task), ('data', DataSet)):
+    from jaxdl.core.optim import Optimizer  # imports jax, which not every reader of a config needs
+
+    for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
         given = getattr(config, name)
         if not isinstance(given, kind):
             raise UserError(
                 f'--config.{name}: {type(given).__name__} does not derive from '
-                f'jaxdl.api.{kind.__name__}, which says what is asked of it'
+                f'{kind.__module__}.{kind.__name__}, which says what is asked of it'
             )
     if not _is_module(config.model):
         raise UserError(
@@ -355,6 +357,10 @@ def check(config: Config) -> None:
                 named = re.match(r'(\w+)=', str(error))
                 own = named is not None and hasattr(node, named.group(1))
                 raise UserError(f'--{path}{"." if own else ": "}{error}') from None
+    try:
+        config.optimizer.for_model(config.model)
+    except ValueError as error:
+        raise UserError(f'--config.optimizer: {error}') from None
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:
