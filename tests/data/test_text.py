@@ -1,17 +1,25 @@
+import bz2
 import dataclasses
 import functools
 import gzip
 import json
+import lzma
 import os
+import random
+import shutil
 
 import numpy as np
 import pytest
 
-from jaxdl.data import cached
+from jaxdl.data import cached, records, store
+from jaxdl.data.arrays import ArraySource
 from jaxdl.data.text import corpus as corpus_lib
+from jaxdl.data.text import reading
+from jaxdl.data.text import tokenizers as tok
 from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.labels import LabelledTexts
 from jaxdl.data.text.masked import Masked
+from jaxdl.data.text.packing import Packed
 from jaxdl.data.text.pairs import SentencePairs
 from jaxdl.data.text.sources import (
     FileRecords,
@@ -118,7 +126,7 @@ def test_bad_files_end_in_one_clear_line(tmp_path):
     assert 'only blank lines' in error_of(documents(train=write(tmp_path / 'c.txt', '\n \n')))
     assert 'only blank lines' in error_of(documents(train=write(tmp_path / 'c.txt.gz', '')))
     message = error_of(documents(train=write(tmp_path / 'd.txt', b'ok\ngr\xf6sse\n')))
-    assert 'd.txt:2: byte 0xf6 at 2' in message and 'iconv' in message
+    assert 'd.txt:2: byte 0xf6 at 2' in message and 'iconv -f ENCODING' in message
     message = error_of(
         documents(train=write(tmp_path / 'd.txt', b'ok\ngr\xf6sse\n'), documents='line')
     )
@@ -153,6 +161,66 @@ def test_a_missing_column_names_file_and_line(tmp_path):
     assert 'a.tsv:2: has 1 column ' in message and 'column 1' in message
     message = error_of(pairs_of(train=write(tmp_path / 'a.txt', 'x'), tokenizer=Bytes()))
     assert 'plain text' in message
+
+
+TEXT = 'Für Elise am Ufer\n' * 3
+KINDS = {
+    'UTF-16': TEXT.encode('utf-16'),
+    'UTF-32': TEXT.encode('utf-32'),
+    'is it UTF-16 without': b'h\0e\0y\0\n\0',
+    'bzip2': bz2.compress(TEXT.encode()),
+    'xz': lzma.compress(TEXT.encode()),
+    'zstd': b'\x28\xb5\x2f\xfd\x04\x58' + bytes(8),
+    'Parquet': b'PAR1\x15\x04\xff\x80',
+    'PDF': b'%PDF-1.7\n%\xe2\xe3\xcf\xd3\n',
+    'zip archive': b'PK\x03\x04\x14\0\0\0',
+    'tar archive': b'a.txt'.ljust(257, b'\0') + b'ustar\x0000'.ljust(255, b'\0'),
+    'from the encoding it is in': TEXT.encode('latin1'),
+}
+
+
+@pytest.mark.parametrize('ending', ['.txt', '.txt.gz', '.jsonl', '.tsv'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_file_that_is_no_utf8_text_is_named_by_what_it_is(tmp_path, kind, ending):
+    message = error_of(documents(train=write(tmp_path / f'a{ending}', KINDS[kind])))
+    assert kind in message and 'latin1' not in message
+
+
+def test_gzip_is_known_by_its_first_bytes_and_by_its_name(tmp_path):
+    for name in ('A.TXT.GZ', 'b.txt', 'c.JSONL.Gz'):
+        text = '{"text": "one"}\n' if 'JSONL' in name else 'one'
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+        assert texts_of(documents(train=str(tmp_path / name))) == ['one']
+    twice = write(tmp_path / 'd.txt.gz', gzip.compress(b'one'))
+    assert 'packed twice' in error_of(documents(train=twice))
+
+
+@pytest.mark.parametrize('unit', ['file', 'line'])
+def test_a_gzip_file_that_unpacks_to_far_too_much_is_refused(tmp_path, monkeypatch, unit):
+    path = write(tmp_path / 'a.txt.gz', 'the same line\n' * 50_000)
+    assert len(documents(train=path, documents=unit).train_source())
+    monkeypatch.setattr(reading, 'UNPACKED', 10_000)
+    message = error_of(documents(train=path, documents=unit, cache=str(tmp_path / 'new')))
+    assert 'a.txt.gz: unpacks to more than' in message and 'gunzip' in message
+    assert not files_in(tmp_path / 'new')
+    mixed = ''.join(f'line {i * i}\n' for i in range(50_000))
+    assert len(documents(train=write(tmp_path / 'b.txt.gz', mixed), documents=unit).train_source())
+
+
+def test_lines_end_at_newlines_alone_and_marks_are_no_text(tmp_path):
+    inside = '\x0b\x0c\x1c\x85\u2028\u2029'
+    lines = [f'one{inside}uno', 'two', 'three']
+    content = f'\ufeff{lines[0]}\r\n\ufefftwo\n\ufeff\nthree\n'
+    path = write(tmp_path / 'a.txt', content)
+    assert texts_of(documents(train=path, documents='line')) == lines
+    assert texts_of(documents(train=path, documents='paragraph')) == ['\n'.join(lines[:2]), 'three']
+    assert texts_of(documents(train=path)) == [content.replace('\ufeff', '')]
+    path = write(tmp_path / 'a.tsv', f'\ufeffa{inside}b\tx\n')
+    assert texts_of(documents(train=path)) == [f'a{inside}b']
+    path = write(
+        tmp_path / 'a.jsonl', '\ufeff' + json.dumps({'text': lines[0]}, ensure_ascii=False)
+    )
+    assert texts_of(documents(train=path)) == lines[:1]
 
 
 # ---- the cache ------------------------------------------------------------------------------------
@@ -231,10 +299,22 @@ def test_an_error_leaves_nothing_behind(tmp_path, cache):
     error_of(documents(train=path))
     assert not files_in(cache)
     (tmp_path / 'file').write_text('')
-    message = error_of(
-        documents(train=write(tmp_path / 'b.txt', 'x'), cache=str(tmp_path / 'file'))
-    )
-    assert 'cannot be written' in message
+    for tokenizer in (Bytes(), Bpe(vocab_size=260)):
+        data = documents(train=path, tokenizer=tokenizer, cache=str(tmp_path / 'file'))
+        write(tmp_path / 'a.jsonl', jsonl(DOCUMENTS))
+        assert 'cannot be written' in error_of(data)
+
+
+def test_without_a_home_folder_one_line_asks_for_another(tmp_path, monkeypatch):
+    for name in ('JAXDL_CACHE', 'JAXDL_DATA', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    path = write(tmp_path / 'a.txt', 'text')
+    for tokenizer in (Bytes(), Bpe(vocab_size=260)):
+        assert 'set JAXDL_CACHE' in error_of(documents(train=path, tokenizer=tokenizer))
+    assert 'set JAXDL_CACHE' in error_of(Documents(source=TfdsText('lm1b')))
+    monkeypatch.setenv('JAXDL_CACHE', str(tmp_path / 'other'))
+    assert len(documents(train=path).train_source())
 
 
 def test_batches_of_any_size_give_the_same_corpus(tmp_path, monkeypatch):
@@ -426,6 +506,10 @@ def test_an_unknown_tfds_set():
         documents(train='x', documents='word'),
         documents(train='x', columns=(-1,)),
         Documents(source=StandardLibrary(percent=0)),
+        documents(train='x', length=64, packing=Packed(context=64)),
+        documents(train='x', fields=('a', 'b')),
+        pairs_of(train='x', columns=(1,)),
+        LabelledTexts(source=StandardLibrary()),
         pairs_of(),
         pairs_of(train='x', long='cut'),
         pairs_of(train='x', target_length=1),
@@ -453,3 +537,139 @@ def test_configs_survive_json(tmp_path):
     )
     assert config.from_json(config.to_json(data)) == data
     assert config.attribute_meanings(Documents).keys() >= {'source', 'tokenizer', 'length'}
+
+
+# ---- what a run keeps -----------------------------------------------------------------------------
+
+
+def test_the_files_of_a_run_may_move_but_not_change(tmp_path):
+    run, old, new = tmp_path / 'run', tmp_path / 'old', tmp_path / 'new'
+    old.mkdir()
+    for name in ('train', 'valid'):
+        write(old / f'{name}.txt', f'{name} text ' * 30)
+
+    def data(place, **settings):
+        valid = f'v={place}/valid.txt'
+        train = f'{place}/train.txt'
+        return documents(train=train, evals=(valid,), tokenizer=Bpe(vocab_size=270), **settings)
+
+    def keep(given, *, tokenizer_of_run=False):
+        if tokenizer_of_run:
+            given.tokenizer.load(run)
+        given.fit()
+        given.keep(run)
+
+    keep(data(old))
+    old.rename(new)
+    keep(data(new))
+    for name, set_name in (('train', 'train'), ('valid', 'eval v')):
+        kept = (new / f'{name}.txt').read_text()
+        write(new / f'{name}.txt', kept + 'more')
+        with pytest.raises(UserError, match=f"that of '{set_name}' changed"):
+            keep(data(new), tokenizer_of_run=True)
+        write(new / f'{name}.txt', kept)
+    with pytest.raises(UserError, match='changed'):
+        keep(data(new, documents='line'), tokenizer_of_run=True)
+    keep(data(new))
+
+
+# ---- damage ---------------------------------------------------------------------------------------
+
+JUNK = [b'', b'[]', b'null', b'{"ids": {"shape": "x"}}', b'\x93NUMPY\x01\0\xff\xff', b'[' * 100_000]
+
+
+def damage(folder, rng):
+    """Changes one file under `folder`: mostly one bit, of the first bytes as often as of all."""
+    path = rng.choice(sorted(path for path in folder.rglob('*') if path.is_file()))
+    content = bytearray(path.read_bytes())
+    kind = rng.choice(['flip'] * 20 + ['cut', 'grow', 'junk', 'gone'])
+    if kind == 'flip':
+        place = rng.randrange(min(len(content), 128) if rng.random() < 0.5 else len(content))
+        content[place] ^= 1 << rng.randrange(8)
+    elif kind == 'cut':
+        del content[rng.randrange(len(content)) :]
+    elif kind == 'grow':
+        content += rng.randbytes(9)
+    elif kind == 'junk':
+        content = rng.choice(JUNK)
+    if kind == 'gone':
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+def check_text_caches(folder, tries):
+    """Every start gives the same rows, and the start after it finds the caches whole."""
+    path = write(folder / 'a.txt', 'some text with words in it, and words again. ' * 20)
+    rng = random.Random(tries)
+
+    def start():
+        data = documents(train=path, tokenizer=Bpe(vocab_size=280), length=32)
+        source = data.train_source()
+        return source.fetch(np.arange(len(source)))
+
+    wanted = start()
+    for _ in range(tries):
+        damage(folder / 'cache', rng)
+        for name, values in start().items():
+            np.testing.assert_array_equal(values, wanted[name])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(corpus_lib, '_build', lambda *_: pytest.fail('is still broken'))
+            patch.setattr(tok, '_learn', lambda *_: pytest.fail('is still broken'))
+            start()
+
+
+def check_stored_arrays(folder, tries):
+    """The same for the arrays that are stored beside the shards of a TFDS set."""
+    rng, numbers = random.Random(tries), np.random.default_rng(0)
+    image = numbers.integers(0, 256, (9, 4, 4, 3), np.uint8)
+    arrays = {'image': image, 'label': np.arange(9, dtype=np.int32)}
+    shapes = {name: values.shape[1:] for name, values in arrays.items()}
+    layout = records.Layout(shapes, {name: values.dtype for name, values in arrays.items()})
+
+    def start(read):
+        found = records.stored_or_decoded(folder, 'train', layout, read, (9,))
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(found[name], values)
+
+    for _ in range(tries):
+        start(lambda split: ArraySource(arrays))
+        start(lambda split: pytest.fail('is still broken'))
+        damage(folder / store.FOLDER, rng)
+
+
+def check_kept_files(folder, tries):
+    """What a run keeps is not made anew: it is as it was, or one line names the damaged file."""
+    data = documents(
+        train=write(folder / 'a.txt', 'some text ' * 20), tokenizer=Bpe(vocab_size=270)
+    )
+    data.fit()
+    run, rng, refused = folder / 'run', random.Random(tries), 0
+    for _ in range(tries):
+        shutil.rmtree(run, ignore_errors=True)
+        data.keep(run)
+        damage(run, rng)
+        try:
+            data.keep(run)
+            again = Bpe(vocab_size=270)
+            again.load(run)
+            assert again.fingerprint() == data.tokenizer.fingerprint()
+        except UserError as error:
+            assert str(run) in str(error) and len(str(error).splitlines()) <= 2
+            refused += 1
+    assert refused > tries / 2
+
+
+CHECKS = {'texts': check_text_caches, 'arrays': check_stored_arrays, 'run': check_kept_files}
+
+
+@pytest.mark.parametrize('kind', CHECKS)
+def test_damaged_files(tmp_path, kind):
+    CHECKS[kind](tmp_path, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize('kind', CHECKS)
+def test_thousands_of_damaged_files(tmp_path, kind):
+    CHECKS[kind](tmp_path, 900)

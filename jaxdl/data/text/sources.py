@@ -176,7 +176,8 @@ class FileRecords(Records):
             if kind != 'text':
                 read = self._parsed(path, self._from_json if kind == 'jsonl' else self._from_tsv)
             elif self.documents == 'file':
-                text = reading.read_text(path)
+                # Files put one behind the other have their byte-order marks inside.
+                text = reading.read_text(path).replace('\n\ufeff', '\n')
                 read = [(str(path), (text,))] if text.strip() else []
             else:
                 read = self._plain(path)

@@ -420,16 +420,18 @@ def _learn(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
         show_progress=False,
     )
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def learn() -> None:
         try:
             engine.train_from_iterator(texts, trainer)
         except BaseException as error:
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=learn, daemon=True)
-    thread.start()
-    thread.join()
+    threading.Thread(target=learn, name='learn byte pairs', daemon=True).start()
+    done.wait()
     if errors:
         raise errors[0]
     return [tuple(pair) for pair in json.loads(engine.to_str())['model']['merges']]
