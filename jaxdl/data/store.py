@@ -34,6 +34,10 @@ _CANNOT_WRITE = {
 }
 
 
+class DamagedShard(Damaged):
+    """A shard, which holds the examples themselves, is missing or has another size."""
+
+
 def data_dir(given: str = '') -> pathlib.Path:
     """Returns `given`, else $JAXDL_DATA, else data in the cache folder, as an absolute path.
 
@@ -80,7 +84,7 @@ class StoredSplit:
 
 
 def read_split(folder: pathlib.Path, key: str) -> StoredSplit | None:
-    """Returns what is stored of a split, None if nothing is; raises Damaged if a shard changed."""
+    """Returns what is stored of a split, None if nothing is; raises Damaged where it changed."""
     path = folder / FOLDER / f'{key}.json'
     try:
         entry = read_object(path)
@@ -95,9 +99,9 @@ def read_split(folder: pathlib.Path, key: str) -> StoredSplit | None:
         shard = folder / name
         found = shard.stat().st_size if shard.is_file() else None
         if found is None:
-            raise Damaged(f'{shard}: is missing')
+            raise DamagedShard(f'{shard}: is missing')
         if found != size:
-            raise Damaged(f'{shard}: has {found} bytes, {size} were written')
+            raise DamagedShard(f'{shard}: has {found} bytes, {size} were written')
     return stored
 
 
