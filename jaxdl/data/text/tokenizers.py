@@ -162,8 +162,31 @@ class Bytes(Tokenizer):
             raise ValueError(f'format {state.get("format")} is unknown to this version')
 
 
+class LibraryTokenizer(Tokenizer):
+    """What a tokenizer of the `tokenizers` library shares, once it has learned or read something."""
+
+    _engine: Any = None
+
+    @property
+    def fitted(self) -> bool:
+        return self._engine is not None
+
+    def engine(self) -> Any:
+        """The library's own object."""
+        if self._engine is None:
+            raise RuntimeError(f'{type(self).__name__} has learned nothing: call fit or load first')
+        return self._engine
+
+    def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # The batch call spreads the texts over threads and leaves out character offsets.
+        encoded = self.engine().encode_batch_fast(list(texts), add_special_tokens=False)
+        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
+        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
+        return ids, np.fromiter(map(len, arrays), np.int64, len(arrays))
+
+
 @dataclasses.dataclass
-class Bpe(Tokenizer):
+class Bpe(LibraryTokenizer):
     """Byte-level byte pair encoding trained on the training text (Sennrich et al. 2016).
 
     Any text encodes and decodes exactly. Ids: pad, sep, cls, mask, then 256 bytes, then merges.
@@ -179,13 +202,8 @@ class Bpe(Tokenizer):
 
     def __post_init__(self):
         self.pad, self.sep, self.cls, self.mask = range(SPECIALS)
-        self._engine: Any = None
         self._merges: list[tuple[str, str]] = []
         self._pieces: list[bytes] = []
-
-    @property
-    def fitted(self) -> bool:
-        return self._engine is not None
 
     def check(self):
         if not SPECIALS + 256 <= self.vocab_size <= 1 << 24:
@@ -221,40 +239,26 @@ class Bpe(Tokenizer):
         byte_of = {symbol: byte for byte, symbol in enumerate(alphabet)}
         self._pieces = [bytes(byte_of[symbol] for symbol in token) for token in vocab]
 
-    def _fitted(self) -> Any:
-        if self._engine is None:
-            raise RuntimeError('this Bpe has learned nothing yet: call fit or load first')
-        return self._engine
-
     def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        engine = self._fitted()
-        parts, counts = [], []
-        for text in texts:
-            cut = _cut(text)
-            parts.extend(cut)
-            counts.append(len(cut))
-        # The batch call spreads the parts over threads and leaves out character offsets.
-        encoded = engine.encode_batch_fast(parts, add_special_tokens=False)
-        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
-        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
-        ends = np.concatenate([[0], np.cumsum(lengths)])[np.cumsum([0, *counts])]
+        parts = [_cut(text) for text in texts]
+        ids, lengths = super().encode_many([part for cut in parts for part in cut])
+        ends = np.cumsum([0, *lengths])[np.cumsum([0, *map(len, parts)])]
         return ids + np.uint32(SPECIALS), np.diff(ends)
 
     def decode(self, ids: Iterable[int]) -> str:
-        self._fitted()
+        self.engine()
         size = len(self._pieces)
         found = (i - SPECIALS for i in map(int, ids))
         return b''.join(self._pieces[i] for i in found if 0 <= i < size).decode(errors='replace')
 
     def token_bytes(self) -> np.ndarray:
-        self._fitted()
+        self.engine()
         table = np.zeros(self.vocab_size, np.int32)
         table[SPECIALS : SPECIALS + len(self._pieces)] = [len(piece) for piece in self._pieces]
         return table
 
     def state(self) -> dict[str, Any]:
-        self._fitted()
+        self.engine()
         return {'format': 1, 'vocab_size': self.vocab_size, 'merges': self._merges}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -269,7 +273,7 @@ class Bpe(Tokenizer):
 
 
 @dataclasses.dataclass
-class WordPiece(Tokenizer):
+class WordPiece(LibraryTokenizer):
     """BERT's WordPiece over a published vocabulary file, one token a line (arXiv:1810.04805).
 
     Decoding gives normalised text, not the original, so bits per byte are not defined.
@@ -283,12 +287,7 @@ class WordPiece(Tokenizer):
     lowercase: bool = True
 
     def __post_init__(self):
-        self._engine: Any = None
         self._tokens: list[str] = []
-
-    @property
-    def fitted(self) -> bool:
-        return self._engine is not None
 
     @property
     def sized(self) -> bool:
@@ -322,24 +321,13 @@ class WordPiece(Tokenizer):
         self.pad, self.cls = index['[PAD]'], index['[CLS]']
         self.sep, self.mask = index['[SEP]'], index['[MASK]']
 
-    def _fitted(self) -> Any:
-        if self._engine is None:
-            raise RuntimeError('this WordPiece has read no vocabulary yet: call fit or load first')
-        return self._engine
-
-    def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._fitted().encode_batch_fast(list(texts), add_special_tokens=False)
-        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
-        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
-        return ids, np.fromiter(map(len, arrays), np.int64, len(arrays))
-
     def decode(self, ids: Iterable[int]) -> str:
-        engine = self._fitted()
+        engine = self.engine()
         special = {self.pad, self.cls, self.sep, self.mask}
         return engine.decode([i for i in map(int, ids) if i not in special])
 
     def state(self) -> dict[str, Any]:
-        self._fitted()
+        self.engine()
         return {'format': 1, 'lowercase': self.lowercase, 'tokens': self._tokens}
 
     def restore(self, state: dict[str, Any]) -> None:
