@@ -22,7 +22,7 @@ from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError, run
 
 IMAGES = 'image:uint8[{0},{0},{1}],label:int32[]'
-FILES = ('--config.data.train=FILES',)
+FILES = ('--config.data.source.train=FILES',)
 # Where a config is for several GPUs, or its data set has to be there: what changes on one card.
 ONE_GPU = {
     'digits_cnn': (IMAGES.format(8, 1), ()),

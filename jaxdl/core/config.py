@@ -40,7 +40,11 @@ FREE = (
     'config.record_samples',
     'config.deterministic',
     'config.data.data_dir',
+    'config.data.source.data_dir',
+    'config.data.cache',
 )
+# Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
+MOVABLE = ('config.data.source.train', 'config.data.source.evals', 'config.data.tokenizer.vocab')
 
 
 @dataclasses.dataclass

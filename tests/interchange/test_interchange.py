@@ -11,7 +11,8 @@ import pytest
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Sgd
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.errors import UserError
 from jaxdl.interchange import weights as interchange
@@ -551,9 +552,8 @@ def test_a_run_of_imported_weights_has_its_tokenizer_and_needs_no_text(tmp_path)
     config = Config(
         model=model,
         task=LanguageModel(),
-        data=Text(
-            train=str(text),
-            documents='paragraph',
+        data=Documents(
+            source=TextFiles(str(text), documents='paragraph'),
             tokenizer=Bpe(vocab_size=vocab),
             length=16,
             cache=str(tmp_path / 'cache'),

@@ -397,7 +397,7 @@ def test_a_decoder_of_seven_billion():
 def test_bert_large_on_eight_gpus():
     done = command(
         '--config=configs/bert_large.py', '--devices=h100x8', '--json', '--config.accumulate=1',
-        '--config.data.train=FILES', '--config.model.scan_layers=False',
+        '--config.data.source.train=FILES', '--config.model.scan_layers=False',
         '--config.mesh.data=1', '--config.mesh.fsdp=8', timeout=1700,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
