@@ -26,6 +26,7 @@ from jaxdl.core.feed import Feed, Stream
 from jaxdl.core.inflight import InFlight
 from jaxdl.core.pipeline import Order
 from jaxdl.core.program import Program
+from jaxdl.core.ranges import bounds_of
 from jaxdl.core.recompile import OneProgram
 from jaxdl.core.step import FINITE, STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
@@ -109,14 +110,15 @@ class _Run:
             self.mesh = mesh_lib.make_mesh(config.mesh)
             mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, self.mesh)
             with clock('data_setup'):
+                source, sources = config.data.train_source(), config.data.eval_sources()
+                config.data.check_with(config.model, config.task)
                 self.feed = Feed(
-                    config.data.train_source(),
+                    source,
                     config.batch_size,
                     self.mesh,
                     placement=config.placement,
+                    ranges=bounds_of(config),
                 )
-                sources = config.data.eval_sources()
-            config.data.check_with(config.model, config.task)
             self.program = Program(config, self.mesh, self.feed.example)
             self.evaluator = Evaluator(self.program, sources)
             check_best(config.checkpoint.best, self.evaluator.names())

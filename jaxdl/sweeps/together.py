@@ -23,6 +23,7 @@ from jaxdl.core.feed import Feed
 from jaxdl.core.inflight import InFlight
 from jaxdl.core.pipeline import Prefetch
 from jaxdl.core.program import Program
+from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import COUNT, Packing, TrainState
 from jaxdl.errors import Preempted, UserError
 from jaxdl.record import metrics_file as logs
@@ -76,7 +77,11 @@ class Together:
         with self.clock('setup'):
             self.mesh = mesh_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
             self.feed = Feed(
-                config.data.train_source(), config.batch_size, self.mesh, placement=config.placement
+                config.data.train_source(),
+                config.batch_size,
+                self.mesh,
+                placement=config.placement,
+                ranges=bounds_of(config),
             )
             self.program = Program(config, self.mesh, self.feed.example)
             self.evaluator = Evaluator(self.program, config.data.eval_sources())
