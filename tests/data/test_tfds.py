@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from jaxdl.data import prepare
 from jaxdl.data.images.tfds import Tfds
-from jaxdl.data.records import resize
+from jaxdl.data.records import fitted
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.errors import UserError
 from tests.data import archives
@@ -68,8 +69,6 @@ def photos(count, seed):
 
 
 def png(array):
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, 'PNG')
     stream.seek(0)
@@ -196,11 +195,12 @@ def test_official_builder(tmp_path):
     for place, index in enumerate(order):
         np.testing.assert_array_equal(found['small'][place], expected[index]['small'])
         np.testing.assert_array_equal(
-            found['image'][place], resize(expected[index]['image'], (8, 8, 3))
+            found['image'][place],
+            fitted(Image.fromarray(expected[index]['image']), (8, 8, 3)),
         )
     # The second time it comes from the stored arrays, and is the same; from the records too.
     place = tmp_path / 'jaxdl_test_photos/1.2.0'
-    assert (place / 'jaxdl' / 'train-8px.image.npy').exists()
+    assert (place / 'jaxdl' / 'train-pictures-8px.image.npy').exists()
     for again in (data, photo_data(tmp_path, image_size=8, in_memory_bytes=0)):
         for name, array in rows(again.train_source()).items():
             np.testing.assert_array_equal(array, found[name])
@@ -292,12 +292,11 @@ def test_unused_fields_are_errors(folder):
         Tfds('cifar10', data_dir=str(folder[0]), features=('lable',)).train_source()
 
 
-def test_resize():
+def test_pictures_are_scaled_and_cut_to_the_middle():
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, 5:15] = 200  # the middle square
-    assert (resize(image, (5, 5, 3)) == 200).all()
-    assert resize(image[..., 0], (5, 5, 3)).shape == (5, 5, 3)
-    assert resize(image[..., :1], (5, 5, 1)).shape == (5, 5, 1)
+    assert (fitted(Image.fromarray(image), (5, 5, 3)) == 200).all()
+    assert fitted(Image.fromarray(image[..., 0]), (5, 5, 1)).shape == (5, 5, 1)
 
 
 @pytest.mark.parametrize('name', ['digits', 'cifar10'])
