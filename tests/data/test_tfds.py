@@ -208,7 +208,11 @@ def test_official_builder(tmp_path):
     # Other sizes do not meet the arrays of this one.
     assert rows(photo_data(tmp_path, image_size=5).train_source())['image'].shape == (30, 5, 5, 3)
     shard = next(place.glob('*train.array_record*'))
-    shard.write_bytes(shard.read_bytes()[:-70_000])
+    whole = shard.read_bytes()
+    shutil.copy(next(place.glob('*test.array_record*')), shard)  # whole, and of another count
+    with pytest.raises(UserError, match='has 8 records, not 30'):
+        data.train_source()
+    shard.write_bytes(whole[:-70_000])
     with pytest.raises(UserError) as caught:
         data.train_source()
     assert str(shard) in str(caught.value)
@@ -296,6 +300,7 @@ def test_pictures_are_scaled_and_cut_to_the_middle():
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, 5:15] = 200  # the middle square
     assert (fitted(Image.fromarray(image), (5, 5, 3)) == 200).all()
+    assert (fitted(Image.fromarray(image.transpose(1, 0, 2)), (5, 5, 3)) == 200).all()
     assert fitted(Image.fromarray(image[..., 0]), (5, 5, 1)).shape == (5, 5, 1)
 
 
@@ -325,6 +330,8 @@ def test_synthetic_images():
     again = SyntheticImages(200, (8, 8, 3), 4, num_eval_examples=80).train_source()
     for name, array in rows(train).items():
         np.testing.assert_array_equal(array, rows(again)[name])
+    twin = SyntheticImages(200, (8, 8, 3), 4, num_eval_examples=200).eval_sources()['test']
+    assert not np.array_equal(rows(twin)['label'], rows(train)['label']), 'other examples'
     # The nearest class mean of the training set is right on the other one: there is something to learn.
     image, label = (rows(train)[n] for n in ('image', 'label'))
     assert np.bincount(label).tolist() == [50] * 4
