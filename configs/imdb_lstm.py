@@ -30,7 +30,7 @@ def get_config(variant: str = '') -> Config:
         batch_size=64,
         eval_batch_size=100,
         steps=5 * 25_000 // 64,
-        ema=0.99,
+        ema=0.02,
         log_every=50,
         eval_every=390,
         checkpoint=Checkpoint(every=390),

@@ -46,7 +46,7 @@ def get_config(variant: str = '') -> Config:
         batch_size=16,
         eval_batch_size=32,
         steps=steps,
-        ema=0.995,
+        ema=0.02,
         log_every=50,
         eval_every=steps // 2,
         checkpoint=Checkpoint(every=200),

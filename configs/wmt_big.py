@@ -35,7 +35,7 @@ def get_config() -> Config:
         batch_size=128,  # rows, about 25,000 tokens of each language
         accumulate=2,
         steps=300_000,
-        ema=0.999,
+        ema=0.02,
         log_every=100,
         eval_every=5000,
         checkpoint=Checkpoint(every=2500),

@@ -170,7 +170,7 @@ class Config:
         eval_every: steps between two evaluations; 0: only at the end.
         eval_batch_size: examples of one evaluation step; 0: batch_size.
         accumulate: parts a batch is cut into, one after the other, to save memory.
-        ema: decay of the moving average of the weights that is evaluated; 0: none.
+        ema: share of the steps so far over which the averaged weights, which are evaluated, look back; 0: no average.
         float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
@@ -233,8 +233,11 @@ class Config:
         )
         if self.seed >= 2**32:
             raise ValueError(f'seed={self.seed}: must be below 2**32')
-        if not 0 <= self.ema < 1:
-            raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
+        if not 0 <= self.ema <= 0.5:
+            raise ValueError(
+                f'ema={self.ema}: is the share of the steps so far over which the averaged weights '
+                'look back, not a decay; must be in [0, 0.5], 0.02 is usual, 0 is no average'
+            )
         if self.float8 and importlib.util.find_spec('qwix') is None:
             raise ValueError(
                 'float8=True: needs qwix; python -m pip install -r requirements-fp8.txt'

@@ -341,8 +341,9 @@ class Steps:
         ]
 
     def _averaged(self, config, step, ema, params, model_state):
-        # Young averages forget faster, or the random start would linger (decay from 1/2 upwards).
-        decay = jnp.minimum(config.ema, (2.0 + step) / (4.0 + step))
+        # The average looks back over a share of the run so far, so that it is as fresh in a short
+        # run as in a long one, and has forgotten the random start (cf. arXiv:2312.02696, 3.1).
+        decay = 1.0 - 1.0 / jnp.maximum(config.ema * (step + 1.0), 1.0)
         return jax.tree.map(
             lambda mean, new: (mean * decay + new * (1 - decay)).astype(mean.dtype),
             ema,
