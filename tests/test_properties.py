@@ -14,10 +14,11 @@ from jaxdl.core import config as config_lib
 from jaxdl.core import flags
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Mesh
-from jaxdl.data.text.labels import LabelledText
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.labels import LabelledTexts
 from jaxdl.data.text.packing import Packed
-from jaxdl.data.text.pairs import Pairs
+from jaxdl.data.text.pairs import SentencePairs
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
 from jaxdl.record import checkpoints
@@ -222,11 +223,12 @@ def test_text_files(tmp_path_factory, data, ending, kind):
     folder = tmp_path_factory.mktemp('data')
     path = folder / f'train{ending}'
     path.write_bytes(data)
-    common = {'tokenizer': Bytes(), 'cache': str(folder / 'cache')}
+    source = TextFiles(str(path))
+    common = {'source': source, 'tokenizer': Bytes(), 'cache': str(folder / 'cache')}
     made = {
-        'text': lambda: Text(train=str(path), length=16, packing=Packed(context=4), **common),
-        'pairs': lambda: Pairs(train=str(path), source_length=16, target_length=16, **common),
-        'labels': lambda: LabelledText(train=str(path), length=16, **common),
+        'text': lambda: Documents(length=16, packing=Packed(context=4), **common),
+        'pairs': lambda: SentencePairs(source_length=16, target_length=16, **common),
+        'labels': lambda: LabelledTexts(length=16, **common),
     }[kind]()
     try:
         source = made.train_source()

@@ -40,9 +40,9 @@ def words(name: str, data: str, prepared: str) -> list[str]:
         return [f'--config.data.data_dir={prepared}']
     if name.startswith('translate'):
         part = 'en-de' if name.endswith(':full') else 'en-de.small'
-        return [f'--config.data.train={data}/{part}.train.tsv.gz']
+        return [f'--config.data.source.train={data}/{part}.train.tsv.gz']
     if name.startswith('lm_small') or name.endswith(':files'):
-        return [f'--config.data.train={data}/austen.train.txt.gz']
+        return [f'--config.data.source.train={data}/austen.train.txt.gz']
     return []
 
 

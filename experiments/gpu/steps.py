@@ -22,7 +22,7 @@ from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError, run
 
 IMAGES = 'image:uint8[{0},{0},{1}],label:int32[]'
-FILES = ('--config.data.train=FILES',)
+FILES = ('--config.data.source.train=FILES',)
 # Where a config is for several GPUs, or its data set has to be there: what changes on one card.
 ONE_GPU = {
     'digits_cnn': (IMAGES.format(8, 1), ()),
@@ -130,7 +130,6 @@ def run_one(name: str, seconds: float) -> dict:
             jax.block_until_ready((state, packed))
             times.append(((time.perf_counter() - started) / count, count))
         meter.update()
-        joules = (meter.joules() or {}).get('gpu')
         watts = meter.metrics().get('energy/gpu_watts')
     device = jax.local_devices()[0]
     counted = flops.count(
@@ -153,7 +152,8 @@ def run_one(name: str, seconds: float) -> dict:
         'compile_s': compiled,
         'init_s': initialised,
         'ready_s': time.perf_counter() - begin,
-        'joules': None if joules is None else joules / steps,
+        # Of the step that is timed: the counter's own sum holds the pauses between two rounds too.
+        'joules': None if watts is None else watts * median,
         'watts': watts,
         'peak_bytes': stats.get('peak_bytes_in_use'),
         'program_bytes': planning.peak_bytes(step),

@@ -40,8 +40,9 @@ def parts(millions: int):
     from jaxdl.core.optim import AdamW
     from jaxdl.core.pipeline import Order
     from jaxdl.core.program import Program
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
     from jaxdl.data.text.packing import Packed
+    from jaxdl.data.text.sources import TextFiles
     from jaxdl.models.transformer import modern
     from jaxdl.tasks.language_model import LanguageModel
 
@@ -49,7 +50,7 @@ def parts(millions: int):
     config = Config(
         model=modern(vocab=260, width=width, layers=layers, heads=heads),
         task=LanguageModel(),
-        data=Text(train=str(text.__file__), length=64, packing=Packed(context=8)),
+        data=Documents(source=TextFiles(str(text.__file__)), length=64, packing=Packed(context=8)),
         optimizer=AdamW(learning_rate=1e-4),
         steps=100,
         batch_size=4,

@@ -26,8 +26,9 @@ def config(axis: str, devices: int, rows: int):
     """A decoder with all devices on one axis; those inside a host end at 8, data takes the rest."""
     from jaxdl.core.config import Config, Mesh
     from jaxdl.core.optim import AdamW
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
     from jaxdl.data.text.packing import Packed
+    from jaxdl.data.text.sources import TextFiles
     from jaxdl.data.text.tokenizers import Bytes
     from jaxdl.models.transformer import gpt2
     from jaxdl.tasks.language_model import LanguageModel
@@ -43,7 +44,9 @@ def config(axis: str, devices: int, rows: int):
     return Config(
         model=model.clone(head_chunks=1),
         task=LanguageModel(),
-        data=Text(tokenizer=Bytes(), length=LENGTH, packing=Packed(), train='text.txt'),
+        data=Documents(
+            source=TextFiles('text.txt'), tokenizer=Bytes(), length=LENGTH, packing=Packed()
+        ),
         optimizer=AdamW(learning_rate=1e-3),
         batch_size=rows,
         steps=10,

@@ -23,11 +23,11 @@ from jaxdl.plan.planning import gib
 from jaxdl.plan.text import count, duration
 
 CONFIGS = {
-    'bert_large': ('--config.data.train=FILES',),
-    'gpt2_124m': ('--config.data.train=FILES',),
+    'bert_large': ('--config.data.source.train=FILES',),
+    'gpt2_124m': ('--config.data.source.train=FILES',),
     'resnet50': (),
     'wmt_big': (),
-    'lm_7b': ('--config.data.train=FILES',),
+    'lm_7b': ('--config.data.source.train=FILES',),
 }
 DEVICES = ('h100', 'h100x8', 'h100x8x2', 'h100x8x8')
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'scaling.md'

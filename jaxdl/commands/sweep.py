@@ -3,6 +3,7 @@
 Finished trials are skipped, broken ones go on from their checkpoints. Ctrl-C saves and stops all.
 """
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -10,14 +11,24 @@ from typing import Any
 
 from jaxdl.core.flags import CommandLine
 from jaxdl.errors import Preempted, UserError, nearest
+from jaxdl.record.terminal import duration
 from jaxdl.sweeps import estimate, slots
 from jaxdl.sweeps import store as stores
-from jaxdl.sweeps.display import Display, clock, listing
+from jaxdl.sweeps.display import Display, listing
 from jaxdl.sweeps.local import Local
 from jaxdl.sweeps.pool import Pool
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Search, Sweep, Trial, load_sweep, text
 from jaxdl.sweeps.store import Store
+
+# Flags that only one launcher heeds.
+ONLY = {
+    'local': ('gpus', 'per_gpu', 'fork'),
+    'slurm': (
+        *('partition', 'hours', 'gpus_per_trial', 'cpus_per_trial', 'memory_gb'),
+        'slurm_options',
+    ),
+}
 
 
 def command_line() -> CommandLine:
@@ -74,8 +85,10 @@ def _check_flags(sweep: Sweep, values: Any) -> None:
         )
     if values.launcher == 'local' and values.slots and (values.gpus or values.per_gpu != 1):
         raise UserError('--slots is for the CPU; leave it out with --gpus and --per_gpu')
-    if values.launcher == 'slurm' and (values.gpus or values.per_gpu != 1):
-        raise UserError('--launcher=slurm: Slurm chooses the GPUs; use --gpus_per_trial')
+    for launcher, names in ONLY.items():
+        for name in names if launcher != values.launcher else ():
+            if name in values.present:
+                raise UserError(f'--{name} is for --launcher={launcher}; leave it out')
 
 
 def make_launcher(values: Any, sweep: Sweep, folder: Path) -> Any:
@@ -115,41 +128,32 @@ def check(given: Any, sweep: Sweep, store: Store | None, launcher: Any, file: st
     """
     trials = sweep.trials()
     probes = trials or _corners(sweep)
-    seen: dict[tuple, Trial] = {}
+    seen: dict[Any, Trial] = {}
     for trial in trials:
         twin = seen.setdefault(trial.key(), trial)
         if twin is not trial:
             raise UserError(
                 f'{file}: trials {twin.id} and {trial.id} are the same: {trial.label()}'
             )
-    found = launcher.check(probes)
-    same: dict[str, Trial] = {}
-    for trial, entry in zip(probes, found, strict=True):
-        if 'error' in entry:
-            raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {entry["error"]}')
-        trial.group, trial.steps = entry['group'], entry['steps']
-        twin = same.setdefault(entry['identity'], trial)
+    for trial, error in zip(probes, launcher.check(probes), strict=True):
+        if error:
+            raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {error}')
+        twin = seen.setdefault(trial.identity, trial)
         if twin is not trial and trials:
             raise UserError(
                 f'{file}: trials {twin.id} ({twin.label()}) and {trial.id} ({trial.label()}) '
                 'are the same run'
             )
-        if entry['deterministic']:
-            launcher.forks = False  # its flags must be set before jax is imported
     plan = store.plan() if store is not None else None
     if plan is None:
         check_metric(sweep, launcher, probes[0], file)
     if store is None:
         return trials
-    keys = {trial.key(): entry for trial, entry in zip(probes, found, strict=True)}
     if not given.dry_run:
         store.open()
-    store.adopt(sweep, trials, keys)
-    if not given.dry_run and trials:
-        identities = {t.id: keys[t.key()]['identity'] for t in trials}
-        store.save_plan(file, sweep, trials, identities)
-    elif not given.dry_run and plan is None:
-        store.save_plan(file, sweep, [], {})
+    store.adopt(sweep, trials)
+    if not given.dry_run and (trials or plan is None):
+        store.save_plan(file, sweep, trials)
     return trials
 
 
@@ -170,20 +174,20 @@ def check_metric(sweep: Sweep, launcher: Any, trial: Trial, file: str) -> None:
     """Raises UserError if runs of this sweep do not write its metric."""
     if sweep.metric.startswith(('perf/', 'energy/')):
         return  # written by the loop where they can be measured
-    answer = launcher.metric_names(trial)
-    if 'error' in answer:
-        raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {answer["error"]}')
-    if 'names' in answer and sweep.metric not in answer['names']:
-        names = answer['names']
+    try:
+        names, unknown = launcher.metric_names(trial)
+    except UserError as error:
+        raise UserError(f'{file}: trial {trial.id} ({trial.label()}): {error}') from None
+    if unknown:
+        print(
+            f'WARNING: could not tell which metrics {trial.config} writes ({unknown}); '
+            f'{sweep.metric} is looked for in the first trial',
+            file=sys.stderr,
+        )
+    elif sweep.metric not in names:
         raise UserError(
             f'{file}: metric={sweep.metric!r}: no run writes it{nearest(sweep.metric, names)}.\n'
             f'Metrics of {trial.config}: {", ".join(names)}'
-        )
-    if 'unknown' in answer:
-        print(
-            f'WARNING: could not tell which metrics {trial.config} writes ({answer["unknown"]}); '
-            f'{sweep.metric} is looked for in the first trial',
-            file=sys.stderr,
         )
 
 
@@ -197,8 +201,7 @@ def dry_run(
         for field, kind in sweep.points.space.items():
             print(f'  {field}: {kind}')
         known_trials = _corners(sweep)
-        for trial, entry in zip(known_trials, launcher.check(known_trials), strict=True):
-            trial.group, trial.steps = entry['group'], entry['steps']
+        launcher.check(known_trials)
     else:
         total, known_trials = len(trials), trials
         print('\n'.join(listing(trials)))
@@ -219,7 +222,7 @@ def dry_run(
     seconds = sum(known.get(t.group, mean) for t in left) * (total / len(known_trials))
     places = len(launcher.slots)
     print(
-        f'about {clock(seconds / places)} ({seconds / places / 3600:.2f} h) on {places} slots, '
+        f'about {duration(seconds / places)} ({seconds / places / 3600:.2f} h) on {places} slots, '
         f'{mean:.1f} s a trial alone; from {source}'
     )
     return 0
@@ -235,20 +238,10 @@ def run(
     study = None
     if isinstance(sweep.points, Search) or sweep.stopping is not None:
         study = Study(store.journal, sweep)
-    alone = {}
     if given.vectorize > 1:
-        for trial, entry in zip(trials, launcher.check(trials), strict=True):
-            if entry['alone']:
-                alone[trial.id] = entry['alone']
-        for why in sorted(set(alone.values())):
-            count = list(alone.values()).count(why)
+        alone = collections.Counter(trial.alone for trial in trials if trial.alone)
+        for why, count in sorted(alone.items()):
             print(f'{count} trials run alone: {why}')
-    identities: dict[str, str] = {}
-
-    def write_down(everything: list[Trial], more: dict[str, str]) -> None:
-        identities.update(more)
-        store.save_plan(file, sweep, everything, identities)
-
     display = Display()
     pool = Pool(
         store,
@@ -258,8 +251,7 @@ def run(
         display,
         study=study,
         together=given.vectorize,
-        alone=alone,
-        on_search=write_down,
+        on_search=lambda trials: store.save_plan(file, sweep, trials),
     )
     try:
         found = pool.run()
@@ -277,7 +269,7 @@ def run(
 def report(found: dict, store: Store) -> int:
     """Prints the counts, the best point and its command; 1 if a trial could not be run."""
     counts = ', '.join(f'{n} {name}' for name, n in sorted(found['counts'].items()))
-    print(f'done: {counts}; {clock(found["wall"])} of processes in {store.path}')
+    print(f'done: {counts}; {duration(found["wall"])} of processes in {store.path}')
     best = found['best']
     if best:
         spread = f' ± {best["deviation"]:.2g}' if best['deviation'] is not None else ''

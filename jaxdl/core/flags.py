@@ -146,7 +146,7 @@ class CommandLine:
         *,
         before_config: Callable[[SimpleNamespace], Any] = lambda given: None,
     ) -> SimpleNamespace:
-        """The flags by name, `words`, and `config`: a checked Config, or ''.
+        """The flags by name, `words`, `present` (which flags were given), and `config`: a checked Config, or ''.
 
         After --help the text is printed and the command ends with 0. `before_config` is called
         with the flags, `config` being its name, before the config's file, which imports jax, is run.
@@ -210,6 +210,7 @@ class CommandLine:
         if overrides and not self._flags['config'].value:
             raise UserError(f'--config.{overrides[0][0]}: --config is missing; give --config=NAME')
         given = SimpleNamespace(words=left, **{n: self._flags[n].value for n in self._shown})
+        given.present = {name for name in self._shown if self._flags[name].present}
         for name, choices in self._choices.items():
             chosen = [word.strip() for word in getattr(given, name).split(',')]
             for word in chosen:

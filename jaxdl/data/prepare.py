@@ -131,6 +131,14 @@ def official_builder(name: str, root: pathlib.Path) -> Any:
     except (ValueError, AssertionError) as error:  # no such configuration or version
         reason = ' '.join(str(error).split())
         raise UserError(f'{name}: TFDS knows the name but not the rest: {reason[:300]}') from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever TFDS meets in a damaged description of the set
+        folder = root / name.split(':')[0]
+        raise UserError(
+            f'{folder}: its description cannot be read ({type(error).__name__}); remove it, then: '
+            f'{store.prepare_command(name, root)}'
+        ) from None
 
 
 @contextlib.contextmanager

@@ -64,11 +64,11 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 def choose(logits: jax.Array, rng: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns one token [rows] per row of `logits` [rows, vocab]."""
-    if sampling.temperature == 0:
+    if sampling.temperature < jnp.finfo(jnp.float32).tiny:  # which a device takes for 0
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # The largest becomes 0, so that no quotient is infinite but those that lose anyway.
-    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
-    logits = logits / max(sampling.temperature, 1e-30)  # below it float32 would divide by 0
+    logits = logits.astype(jnp.float32)
+    # Differences from the largest, or a small temperature would make several of them infinite.
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:

@@ -26,6 +26,7 @@ from jaxdl.core.evaluation import Evaluator, check_best
 from jaxdl.core.feed import Feed
 from jaxdl.core.pipeline import CallIds
 from jaxdl.core.program import Program
+from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.record import metrics_file as logs
@@ -145,14 +146,15 @@ class Loop:
                 self.mesh = mesh_lib.make_mesh(config.mesh)
             mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, self.mesh)
             with clock('data_setup'):
+                source, sources = config.data.train_source(), config.data.eval_sources()
+                config.data.check_with(config.model, config.task)
                 self.feed = Feed(
-                    config.data.train_source(),
+                    source,
                     config.batch_size,
                     self.mesh,
                     placement=config.placement,
+                    ranges=bounds_of(config),
                 )
-                sources = config.data.eval_sources()
-            config.data.check_with(config.model, config.task)
             self.program = Program(config, self.mesh, self.feed.example, lanes=lanes)
             self.evaluator = Evaluator(self.program, sources)
             for one in configs:

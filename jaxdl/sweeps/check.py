@@ -46,7 +46,7 @@ def identity(config: Config) -> str:
 
 
 def check_trials(trials: list[dict]) -> list[dict]:
-    """[{'group', 'identity', 'steps', 'deterministic', 'alone'}] of trials {'config', 'words'}; {'error'} where one is wrong."""
+    """For trials {'config', 'words'} the fields of spec.Trial that a config decides, or {'error'}."""
     found = []
     for trial in trials:
         try:

@@ -60,6 +60,7 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
         'metrics.jsonl',
         'checkpoints',
         'tensorboard',
+        'samples',
     }
     about = json.loads((folder / 'run.json').read_text())
     assert about['status'] == 'finished' and about['parameters'] > 0

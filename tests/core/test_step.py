@@ -162,17 +162,21 @@ def test_runs_that_differ_in_scalars_share_one_program():
     assert text(run) == text(other)
 
 
-def test_ema_follows_the_formula():
-    run = small.config(ema=0.5)
+def test_averaged_weights_look_back_over_their_share_of_the_run():
+    run = small.config(ema=0.4)
     made, feed, order = small.program(run)
     step, _ = made.compile_train(feed.abstract(mask=False), feed.resident)
     state = made.init(feed.source.fetch(order.batch(0)))
-    expected = np.asarray(state.params['hidden']['kernel'])
-    for index in range(3):
+    seen = []
+    for index in range(8):
         batch = feed.place(feed.load(order.batch(index)))
         state, _ = step(state, batch, feed.resident, made.place_hyper())
-        decay = min(0.5, (2 + index) / (4 + index))
-        expected = expected * decay + np.asarray(state.params['hidden']['kernel']) * (1 - decay)
+        seen.append(np.asarray(state.params['hidden']['kernel'], np.float64))
+    # Of the average after step t the newest weights are the part 1 / (0.4 t), at most all.
+    newest = [min(1, 1 / (0.4 * t)) for t in range(1, 9)]
+    parts = [n * np.prod([1 - later for later in newest[i + 1 :]]) for i, n in enumerate(newest)]
+    assert sum(parts) == pytest.approx(1), 'nothing of the random start is left'
+    expected = sum(part * weights for part, weights in zip(parts, seen, strict=True))
     np.testing.assert_allclose(
         state.ema['params']['hidden']['kernel'], expected, rtol=1e-5, atol=1e-7
     )

@@ -101,19 +101,19 @@ def test_digits_builder_equals_the_embedded_set(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from jaxdl.data import prepare, store
+from jaxdl.data import cached, prepare, store
 
 where, folder, root = sys.argv[1:]
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 if where == 'examples':
-    from jaxdl.data.builders import ImageBuilder
+    from jaxdl.data.images.builders import ImageBuilder
     def generate(self, rows):
         yield 0, {'image': rows['image'][0], 'label': 0}
         die()
     ImageBuilder._generate_examples = generate
 elif where == 'arrays':
-    kept = store._crc
-    store._crc = lambda array: die() if len(array) == 20 else kept(array)
+    kept = cached._checksum
+    cached._checksum = lambda array: die() if len(array) == 20 else kept(array)
 elif where == 'publish':
     store.publish = die
 else:

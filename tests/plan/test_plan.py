@@ -317,7 +317,7 @@ def test_from_8_to_64_devices_only_the_share_that_is_sent_grows(config_file, dat
 # ---- the shipped configs against published figures -----------------------------------------------
 
 
-def shipped(name, rows, **model):
+def shipped(name, rows, platform='cpu', **model):
     """(numbers in the model, FLOPs of a step of `rows` examples) of a shipped config."""
     found = flags.load_config(f'configs/{name}.py')
     found = dataclasses.replace(
@@ -325,7 +325,7 @@ def shipped(name, rows, **model):
     )
     mesh = mesh_lib.make_mesh(Mesh(), jax.devices()[:1])
     example = {'id': np.int32(0), **found.data.example()}
-    ops.set_platform('cuda')  # the CPU's attention leaves out blocks that causality hides
+    ops.set_platform(platform)
     try:
         built = Program(found, mesh, example)
         batch = {
@@ -352,8 +352,9 @@ def megatron(rows, time, layers, width, predictions):
     )
 
 
-def test_gpt2_as_published():
-    size, counted = shipped('gpt2_124m', 2, scan_layers=True, vocab_multiple=1)
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+def test_gpt2_as_published(platform):
+    size, counted = shipped('gpt2_124m', 2, platform, scan_layers=True, vocab_multiple=1)
     assert size == 124_439_808
     assert counted.model == pytest.approx(megatron(2, 1024, 12, 768, 50257), rel=1e-3)
 
@@ -396,7 +397,7 @@ def test_a_decoder_of_seven_billion():
 def test_bert_large_on_eight_gpus():
     done = command(
         '--config=configs/bert_large.py', '--devices=h100x8', '--json', '--config.accumulate=1',
-        '--config.data.train=FILES', '--config.model.scan_layers=False',
+        '--config.data.source.train=FILES', '--config.model.scan_layers=False',
         '--config.mesh.data=1', '--config.mesh.fsdp=8', timeout=1700,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
