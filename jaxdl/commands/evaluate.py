@@ -1,37 +1,35 @@
-"""Evaluates a run: python -m jaxdl evaluate --workdir=DIR [--step=N] [--batch_size=N] [--json]
+"""Evaluates the newest good checkpoint of a run on every evaluation set.
 
-Takes the newest good checkpoint (or --step), goes over every evaluation set, each example exactly
-once, with the averaged weights where the run has them, and changes nothing in the folder.
+Each example counts exactly once, with the averaged weights where the run has them. Nothing in the
+run's folder is changed.
 """
 
 import json
+from collections.abc import Sequence
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError
 from jaxdl.run import runtime
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_integer(
-        'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
-    )
-    flags.DEFINE_integer('batch_size', 0, "examples at a time; the run's by default", lower_bound=0)
-    flags.DEFINE_boolean('json', False, 'print one JSON object')
-    cli.parse_flags(argv, __doc__ or '', required=('workdir',))
-    values = flags.FLAGS
+    line = CommandLine(__doc__ or '', example='--workdir=runs/digits_cnn --json')
+    line.string('workdir', 'DIR', 'the folder of the run', required=True)
+    line.integer('step', 'the checkpoint; the newest good one unless given')
+    line.integer('batch_size', "examples at a time; the run's unless given", least=1)
+    line.boolean('json', 'print one JSON object')
+    given = line.parse(argv)
+    runtime.open_devices()
 
     from jaxdl.core.evaluation import Evaluator
-    from jaxdl.errors import UserError
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step)
+    run = open_run(given.workdir, step=given.step)
     if not run.eval_sources:
-        raise UserError(f'--workdir={values.workdir}: the config has no evaluation set')
-    if values.batch_size:
-        run.config.eval_batch_size = values.batch_size
+        raise UserError(f'--workdir={given.workdir}: the config has no evaluation set')
+    if given.batch_size:
+        run.config.eval_batch_size = given.batch_size
     evaluator = Evaluator(run.program, run.eval_sources)
     (found,) = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
@@ -40,7 +38,7 @@ def main(argv):
     if generated is not None:
         numbers |= {f'eval/{name}': value for name, value in generated.scores.items()}
         notes = {f'eval/{name}': text for name, text in generated.notes.items()}
-    if values.json:
+    if given.json:
         print(json.dumps({'step': run.step, **numbers, **notes}))
     else:
         print(f'step {run.step} of {run.workdir.path}')

@@ -40,7 +40,11 @@ FREE = (
     'config.record_samples',
     'config.deterministic',
     'config.data.data_dir',
+    'config.data.source.data_dir',
+    'config.data.cache',
 )
+# Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
+MOVABLE = ('config.data.source.train', 'config.data.source.evals', 'config.data.tokenizer.vocab')
 
 
 @dataclasses.dataclass
@@ -335,12 +339,14 @@ def check_pattern(pattern: str) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    for name, kind in (('task', Task), ('data', DataSet)):
+    from jaxdl.core.optim import Optimizer  # imports jax, which not every reader of a config needs
+
+    for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
         given = getattr(config, name)
         if not isinstance(given, kind):
             raise UserError(
                 f'--config.{name}: {type(given).__name__} does not derive from '
-                f'jaxdl.api.{kind.__name__}, which says what is asked of it'
+                f'{kind.__module__}.{kind.__name__}, which says what is asked of it'
             )
     if not _is_module(config.model):
         raise UserError(
@@ -358,6 +364,10 @@ def check(config: Config) -> None:
                 named = re.match(r'(\w+)=', str(error))
                 own = named is not None and hasattr(node, named.group(1))
                 raise UserError(f'--{path}{"." if own else ": "}{error}') from None
+    try:
+        config.optimizer.for_model(config.model)
+    except ValueError as error:
+        raise UserError(f'--config.optimizer: {error}') from None
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:

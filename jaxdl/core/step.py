@@ -182,7 +182,8 @@ class Steps:
 
     def _rest(self, config: Config, params: Any, model_state: Any) -> tuple[Any, Any]:
         ema = {'params': params, 'model_state': model_state} if config.ema else None
-        return config.optimizer.build(config.steps).init(params), jax.tree.map(jnp.copy, ema)
+        optimizer = config.optimizer.for_model(config.model).build(config.steps)
+        return optimizer.init(params), jax.tree.map(jnp.copy, ema)
 
     # ---- training ----
 
@@ -284,7 +285,7 @@ class Steps:
         sizes = _squares(grads)
         grad_norm = jnp.sqrt(sum(sizes))
 
-        optimizer = config.optimizer.build(config.steps)
+        optimizer = config.optimizer.for_model(config.model).build(config.steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -26,6 +26,7 @@ class Workdir:
         self.samples = self.path / 'samples.jsonl'
         self.checkpoints = self.path / 'checkpoints'
         self.tensorboard = self.path / 'tensorboard'
+        self.gallery = self.path / 'samples'
         self._lock: Any = None
 
     def create(self) -> None:
@@ -93,7 +94,10 @@ class Workdir:
         changed = [
             path
             for path in config_lib.differences(old, new)
-            if not any(path == free or path.startswith(free + '.') for free in config_lib.FREE)
+            if not any(
+                path == free or path.startswith(free + '.')
+                for free in (*config_lib.FREE, *config_lib.MOVABLE)
+            )
         ]
         if changed:
             shown = '; '.join(

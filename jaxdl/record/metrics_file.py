@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.files import parse_json
+from jaxdl.record.parameters import count_parameters, parameter_table
+from jaxdl.record.pictures import confusion_image, image_grid
 from jaxdl.record.tensorboard import TensorBoard
-from jaxdl.record.terminal import (
-    Progress,
-    confusion_image,
-    count_parameters,
-    image_grid,
-    parameter_table,
-    warn,
-)
+from jaxdl.record.terminal import Progress, warn
 
 __all__ = [
     'MetricsFile',
@@ -205,7 +201,7 @@ def _plain(value: Any) -> int | float | str:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get('step')) is not int:

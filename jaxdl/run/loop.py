@@ -98,7 +98,9 @@ def _train(
         config_lib.check(config)
     peers, places = Peers(), [Workdir(workdir) for workdir in workdirs]
     try:
-        with StopRequest() as stop:
+        # Several processes stop together: then a signal is never for one alone.
+        leave = None if jax.process_count() > 1 else lambda reason: None
+        with StopRequest(leave) as stop:
             for config, place in zip(configs, places, strict=True):
                 if place.path.exists():
                     place.check_config(config)
@@ -257,6 +259,8 @@ class Loop:
             lane.account.set_share(1 / len(self.lanes))
             self._begin(lane)
             lane.record.open(lane.step)
+        if self.stop.leave is not None:
+            self.stop.leave = lambda reason: self._end('preempted', reason)
         with self.clock('log'):
             if self.together:
                 print(f'{len(self.lanes)} runs in one program', flush=True)
@@ -282,6 +286,7 @@ class Loop:
             self.progress = logs.Progress(self.config.steps, start=first)
         for lane in self.active:
             lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+        self.stop.leave = None  # from here on there is something to save
         self.stop_agreed = False
         try:
             late = [lane for lane in self.active if lane.unevaluated]

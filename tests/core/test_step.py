@@ -40,6 +40,24 @@ def test_the_step_is_traced_once():
     assert made.traces == ['train_step']
 
 
+def test_the_random_numbers_of_a_step_move_with_the_data_after_a_roll_back():
+    """Step 2 of a run that moved its data on by 3 batches has the masks and crops of step 5."""
+    run = small.config(ema=0.0)
+    made, feed, order = small.program(run)
+    step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
+    rows, batch = feed.source.fetch(order.batch(0)), feed.load(order.batch(7))
+
+    def loss(at: int, offset: int) -> float:
+        state = made.init(rows)
+        state = state.replace(
+            step=jnp.int32(at), health=state.health.replace(data_offset=jnp.int32(offset))
+        )
+        _, packed = step(state, feed.place(batch), feed.resident, made.place_hyper())
+        return packing.means(np.asarray(packed))['loss']
+
+    assert loss(2, 3) == loss(5, 0) != loss(2, 0)
+
+
 def test_several_steps_in_one_program_equal_single_steps():
     run = small.config()
     one, _, first = small.losses(run, 4)

@@ -134,7 +134,11 @@ class Tfds(DataSet):
         """Reads the arrays that were stored when the set was prepared; TFDS is not even imported."""
         root = self._root()
         folder = store.image_set_folder(root, spec.name, spec.version)
-        splits = self._read_splits(spec, folder)
+        try:
+            splits = self._read_splits(spec, folder)
+        except store.Damaged as error:
+            print(f'{error}; reading the records instead', file=sys.stderr)
+            return self._records(self._open(folder), expression)
         if splits is None:
             from jaxdl.data import prepare
 
@@ -163,7 +167,7 @@ class Tfds(DataSet):
         """What is stored of each split; None if the set is not prepared."""
         try:
             splits = {split: store.read_split(folder, split) for split in spec.counts}
-        except store.Damaged as error:
+        except store.DamagedShard as error:
             fix = store.prepare_command(self.name, self._root())
             raise UserError(f'{error}\nprepare the data set again: {fix}') from None
         return None if None in splits.values() else splits  # pyright: ignore[reportReturnType]
@@ -191,7 +195,14 @@ class Tfds(DataSet):
         """The TFDS builder of a prepared folder."""
         import tensorflow_datasets as tfds
 
-        return tfds.builder_from_directory(folder)
+        try:
+            return tfds.builder_from_directory(folder)
+        except Exception as error:  # whatever TFDS meets in a damaged description of the set
+            fix = store.prepare_command(self.name, self._root())
+            raise UserError(
+                f'{folder}: its description cannot be read ({type(error).__name__}); remove it, '
+                f'then: {fix}'
+            ) from None
 
     def _builder(self) -> Any:
         """TFDS's own builder of the set, prepared if it was not yet."""
