@@ -28,7 +28,7 @@ def main() -> None:
     evaluator = Evaluator(run.program, run.eval_sources)
     raw = {'params': run.state.params, 'model_state': run.state.model_state}
     for name, state in (('averaged', run.state), ('raw', run.state.replace(ema=raw))):
-        found = evaluator.run(state, run.program.place_hyper(), lambda: None)
+        (found,) = evaluator.run(state, run.program.place_hyper(), lambda: None)
         made = evaluator.generate(state, lambda: None, final=True)
         scores = {} if made is None else {f'eval/{key}': v for key, v in made.scores.items()}
         for key, value in {**found, **scores}.items():

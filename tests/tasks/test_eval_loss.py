@@ -72,3 +72,16 @@ def test_every_task_is_among_them():
         importlib.import_module(f'jaxdl.tasks.{module.name}')
     here = {c for c in Task.__subclasses__() if c.__module__.startswith('jaxdl.tasks.')}
     assert here == {type(task) for task, *_ in CASES}
+
+
+def test_top_five_and_confusion_count_real_rows_only():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(60, 25)), draw(rng, 60, high=25)
+    mask = draw(rng, 60, high=2)
+    batch = {'label': jnp.asarray(labels), 'mask': jnp.asarray(mask, jnp.float32)}
+    found = Classification(25).eval_metrics(jnp.asarray(logits, jnp.float32), batch)
+    inside = (np.argsort(-logits, 1)[:, :5] == labels[:, None]).any(1)
+    assert found['top5_accuracy'].value() == pytest.approx(inside[mask > 0].mean())
+    counts = np.zeros((25, 25))
+    np.add.at(counts, (labels[mask > 0], logits.argmax(1)[mask > 0]), 1)
+    np.testing.assert_array_equal(found['confusion'].total, counts)
