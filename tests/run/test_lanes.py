@@ -20,9 +20,9 @@ from jaxdl.core.pipeline import Order
 from jaxdl.errors import Preempted, UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
-from jaxdl.record.tensorboard import read_events
 from jaxdl.run import loop
 from tests import faulty, small
+from tests.record.test_tensorboard import foreign_events
 from tests.test_language_configs import files, shrunk  # noqa: F401
 
 
@@ -222,9 +222,9 @@ def same_folders(together, alone, config):
 def tags(folder):
     """{(step, name, kind)} of what TensorBoard shows besides the numbers of speed."""
     return {
-        (event.step, value.tag, 'picture' if value.png else 'text' if value.text else 'number')
-        for event in read_events(folder / 'tensorboard')
-        for value in event.values
+        (event.step, value.tag, value.WhichOneof('value'))
+        for event in foreign_events(folder / 'tensorboard')
+        for value in event.summary.value
         if not value.tag.startswith(('perf/', 'energy/'))
     }
 
