@@ -169,7 +169,7 @@ import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
 def stop(*_):
     (folder / 'trials/0000/checkpoints/7').mkdir(parents=True)
-    sys.exit(75)
+    sys.exit(int(sys.argv[2]))
 signal.signal(signal.SIGUSR1, stop)
 print('ready', flush=True)
 time.sleep(60)
@@ -177,15 +177,19 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ('meant', 'state', 'back'),
+    ('code', 'meant', 'state', 'back'),
     [
-        ('', 'RUNNING', True),
-        ('sweep', 'RUNNING', False),
-        ('', 'COMPLETING PreemptTime=None', False),  # cancelled by hand
-        ('', 'COMPLETING PreemptTime=2026-01-01T00:00:00', True),
+        (75, '', 'RUNNING', True),
+        (75, 'sweep', 'RUNNING', False),
+        (75, '', 'COMPLETING PreemptTime=None', False),  # cancelled by hand
+        (75, '', 'COMPLETING PreemptTime=2026-01-01T00:00:00', True),
+        (0, '', 'RUNNING', False),  # it had just finished
+        (3, '', 'RUNNING', False),  # it diverged
     ],
 )
-def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, meant, state, back):
+def test_a_job_that_slurm_ends_goes_back_into_the_queue(
+    tmp_path, monkeypatch, code, meant, state, back
+):
     """A job with real processes and signals; scontrol alone is a script that writes down its words."""
     tools = tmp_path / 'tools'
     tools.mkdir()
@@ -202,7 +206,7 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, m
     log.parent.mkdir()
     program = tmp_path / 'program.py'
     program.write_text(SAVES)
-    words = ['', str(tmp_path), '0000', sys.executable, str(program), str(tmp_path)]
+    words = ['', str(tmp_path), '0000', sys.executable, str(program), str(tmp_path), f'{code}']
     monkeypatch.setattr(slurm_job.time, 'sleep', lambda _: None)
     pid = os.fork()
     if not pid:
@@ -214,7 +218,7 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, m
         logs.write_json_atomic(tmp_path / 'state' / '0000.json', {'stopping': meant})
     os.killpg(pid, signal.SIGUSR1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert json.loads((tmp_path / 'slurm' / '12_3.json').read_text()) == {'code': 75}
+    assert json.loads((tmp_path / 'slurm' / '12_3.json').read_text()) == {'code': code}
     asked = (tmp_path / 'asked').read_text() if (tmp_path / 'asked').exists() else ''
     assert asked == ('requeue 12_3\n' * 3 if back else '')
 
