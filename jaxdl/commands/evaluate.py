@@ -1,7 +1,11 @@
 """Evaluates a run: python -m jaxdl evaluate --workdir=DIR [--step=N] [--batch_size=N] [--json]
+                                [--config=FILE[:variant]]
 
 Takes the newest good checkpoint (or --step), goes over every evaluation set, each example exactly
 once, with the averaged weights where the run has them, and changes nothing in the folder.
+A run's folder may come from anybody, so of what its config.json names only modules of jaxdl, flax,
+optax and jax are imported. Where it uses classes of yours, --config names the config file that
+defines or imports them; the file is run.
 """
 
 import json
@@ -18,6 +22,7 @@ def main(argv):
     flags.DEFINE_integer(
         'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
     )
+    flags.DEFINE_string('config', '', 'the config file whose classes the run may use')
     flags.DEFINE_integer('batch_size', 0, "examples at a time; the run's by default", lower_bound=0)
     flags.DEFINE_boolean('json', False, 'print one JSON object')
     cli.parse_flags(argv, __doc__ or '', required=('workdir',))
@@ -27,7 +32,7 @@ def main(argv):
     from jaxdl.errors import UserError
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step)
+    run = open_run(values.workdir, step=values.step, config_file=values.config)
     if not run.eval_sources:
         raise UserError(f'--workdir={values.workdir}: the config has no evaluation set')
     if values.batch_size:

@@ -4,7 +4,8 @@ A language model continues the prompt:
     --prompt=TEXT  --tokens=N  --num=N  --temperature=T (0: the most likely)  --top_k=K  --top_p=P  --seed=N
 A translation model translates the lines of standard input, one line each:
     --translate [--beams=N] [--length_penalty=A]   < sentences.txt
---step=N takes that checkpoint instead of the newest good one. Only text goes to standard output.
+--step=N takes that checkpoint instead of the newest good one; --config=FILE[:variant] as for evaluate.
+Only text goes to standard output.
 """
 
 import json
@@ -23,6 +24,7 @@ def main(argv):
     flags.DEFINE_integer(
         'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
     )
+    flags.DEFINE_string('config', '', 'the config file whose classes the run may use')
     flags.DEFINE_string('prompt', '', 'the text to continue')
     flags.DEFINE_integer('tokens', 200, 'most tokens to add', lower_bound=1)
     flags.DEFINE_integer('num', 1, 'how many continuations', lower_bound=1)
@@ -44,7 +46,7 @@ def main(argv):
     from jaxdl.core.evaluation import readable_variables
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step, data=False)
+    run = open_run(values.workdir, step=values.step, data=False, config_file=values.config)
     task, model = run.config.task, run.config.model
     wanted = 'translate' if values.translate else 'continue_text'
     if not task.defines(wanted):

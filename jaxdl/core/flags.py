@@ -66,7 +66,7 @@ def parse_flags(argv: Sequence[str], usage: str, *, required: Sequence[str] = ()
 
 
 def load_module(path: str) -> Any:
-    """The module of a config file, run anew; it is not entered into sys.modules.
+    """The module of a config file, run anew.
 
     Raises:
         UserError: it is no Python file, or running it failed.
@@ -76,6 +76,7 @@ def load_module(path: str) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: is no Python file')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where classes that it defines are looked up
     try:
         spec.loader.exec_module(module)
     except UserError:
@@ -322,10 +323,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     parts = [
         f'{path}={text}'
         for path, text in sorted(overrides_in(argv), key=lambda item: item[0])
-        if not any(
-            f'config.{path}' == free or f'config.{path}'.startswith(free + '.')
-            for free in config_lib.FREE
-        )
+        if not config_lib.may_change(f'config.{path}')
     ]
     label = ','.join([name, *(re.sub(r'[^\w.=,+-]', '_', part) for part in parts)])
     if len(label) > 120:

@@ -87,7 +87,7 @@ class StoredSplit:
             raise Damaged(
                 f'{path}: holds {array.dtype.str} {list(array.shape)}, not what was stored'
             )
-        if _crc(array) != entry['crc32']:
+        if checksum(array) != entry['crc32']:
             raise Damaged(f'{path}: its bytes changed since it was written')
         return array
 
@@ -139,7 +139,7 @@ def write_split(
             'file': file,
             'dtype': array.dtype.str,
             'shape': list(array.shape),
-            'crc32': _crc(array),
+            'crc32': checksum(array),
         }
     shards = {path.name: path.stat().st_size for path in shard_files(folder, split)}
     text = json.dumps(
@@ -231,5 +231,6 @@ def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
         yield
 
 
-def _crc(array: np.ndarray) -> int:
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes."""
     return zlib.crc32(array.reshape(-1).view(np.uint8).data)

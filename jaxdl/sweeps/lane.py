@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.core.pipeline import Order
 from jaxdl.core.step import FINITE, Packing, TrainState, hyper_parameters
@@ -79,8 +78,7 @@ class Lane:
 
     def begin(self, step: int, packing: Packing, **facts: Any) -> None:
         """Writes config.json and run.json and opens the logs."""
-        logs.write_json_atomic(self.place.config, config_lib.to_json(self.config))
-        self.info = logs.RunInfo(self.place.run, from_step=step, **facts)
+        self.info = self.place.begin(self.config, from_step=step, **facts)
         self.file = logs.MetricsFile(self.place.metrics, last_step=step)
         self.tensorboard = logs.TensorBoard(self.place.tensorboard, last_step=step)
         self._logs = [self.file, self.tensorboard]

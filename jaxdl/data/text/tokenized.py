@@ -3,7 +3,7 @@
 import abc
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,12 +18,19 @@ from jaxdl.errors import UserError
 class Tokenized(DataSet):
     """A text set with the fields `tokenizer` and `cache`."""
 
+    places: ClassVar = ('train', 'evals', 'cache', 'tokenizer.vocab')
+    kept: ClassVar = (tokenizers.FILE,)
+
     tokenizer: Tokenizer
     cache: str
 
     @abc.abstractmethod
     def train_records(self) -> Records:
         """The training examples as tuples of texts."""
+
+    @abc.abstractmethod
+    def eval_records(self) -> dict[str, Records]:
+        """The evaluation examples by the name of their set."""
 
     @abc.abstractmethod
     def training_texts(self, records: Records) -> Iterable[str]:
@@ -43,6 +50,10 @@ class Tokenized(DataSet):
             key=records.key(),
             cache=cache_root(self.cache) / 'tokenizers',
         )
+
+    def fingerprint(self, *, train: bool = True) -> dict[str, str]:
+        found = {f'eval/{name}': records.key() for name, records in self.eval_records().items()}
+        return found | ({'train': self.train_records().key()} if train else {})
 
     def keep(self, folder: str | os.PathLike) -> None:
         """Saves the tokenizer into a run's folder, or compares it with the one kept there.
