@@ -19,6 +19,12 @@ class Preempted(Exception):
     exit_code = 75
 
 
+class NotSaved(OSError):
+    """A run reached its end, but its last checkpoint could not be written (exit 1)."""
+
+    exit_code = 1
+
+
 def nearest(name: str, options) -> str:
     """Returns "; did you mean 'x'?" for the closest of `options`, or ''.
 

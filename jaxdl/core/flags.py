@@ -19,15 +19,15 @@ from absl import flags
 
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
-from jaxdl.errors import Diverged, Preempted, UserError, nearest
+from jaxdl.errors import Diverged, NotSaved, Preempted, UserError, nearest
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Calls `main(argv)` and turns what it raises into an exit code and, where the user erred, a hint."""
     try:
         return int(main(list(sys.argv if argv is None else argv)) or 0)
-    except (UserError, Diverged, Preempted) as error:
-        kind = {2: 'error', 3: 'diverged', 75: 'preempted'}[error.exit_code]
+    except (UserError, Diverged, Preempted, NotSaved) as error:
+        kind = {3: 'diverged', 75: 'preempted'}.get(error.exit_code, 'error')
         print(f'{kind}: {error}', file=sys.stderr, flush=True)
         return error.exit_code
     except flags.Error as error:

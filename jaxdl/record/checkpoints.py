@@ -8,6 +8,7 @@ be read, the next older step is tried.
 
 import functools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -215,8 +216,11 @@ class Checkpoints:
             record = self._read_record(step)
             if whole:
                 self._compare(record)
-            abstract = choose(self._shapes(step))
-            wanted, names = leaf_names(abstract), record['leaves']
+            shapes, names = self._shapes(step), record['leaves']
+            if shapes.keys() != set(names):
+                raise Damaged('the description of its arrays cannot be read')
+            abstract = choose(shapes)
+            wanted = leaf_names(abstract)
             if (names != wanted) if whole else not set(wanted) <= set(names):
                 odd = sorted(set(wanted) ^ set(names))
                 raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
@@ -420,5 +424,7 @@ def _orbax() -> Any:
     """Orbax, which takes seconds to import, once it can write records."""
     from orbax.checkpoint import v1 as ocp
 
+    # What fails is raised, and named here in one line: Orbax's own tracebacks would bury it.
+    logging.getLogger('absl').addFilter(lambda line: f'{os.sep}orbax{os.sep}' not in line.pathname)
     ocp.handlers.register_handler(_RecordHandler)
     return ocp

@@ -82,6 +82,8 @@ class RunInfo:
         try:
             return read_object(self.path)
         except FileNotFoundError:
+            if self.path.with_name('checkpoints').exists():
+                warn(f'{self.path}: is missing; its history is lost')
             return {}
         except (OSError, ValueError) as error:
             warn(f'{self.path}: cannot be read ({error}); its history is lost')

@@ -28,7 +28,7 @@ from jaxdl.core.pipeline import Order
 from jaxdl.core.program import Program
 from jaxdl.core.recompile import OneProgram
 from jaxdl.core.step import FINITE, STOP, TrainState
-from jaxdl.errors import Diverged, Preempted, UserError
+from jaxdl.errors import Diverged, NotSaved, Preempted, UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.folder import Workdir
@@ -472,7 +472,7 @@ class _Run:
         with self.clock('checkpoint'):
             saved = self.checkpoints.wait() and saved
         if not saved:
-            raise OSError(f'the run reached step {step}, but {self.checkpoints.failed}')
+            raise NotSaved(f'the run reached step {step}, but {self.checkpoints.failed}')
         self.record.note(step=step, saved=step)
         self._write(step, self.account.metrics())
         self.record.end('finished', f'step {step}')
