@@ -571,8 +571,7 @@ def from_json(tree: Any, given: Config | None = None) -> Any:
         raise
     except Exception as error:  # whatever the constructors of its classes raise
         raise UserError(
-            f'config.json does not hold a config ({type(error).__name__}: {error}); put the file '
-            'back as it was written'
+            f'config.json does not hold a config ({error}); put the file back as it was written'
         ) from None
 
 
@@ -591,11 +590,13 @@ def _build(tree: Any, known: dict[str, Any]) -> Any:
         return tuple(_build(item, known) for item in tree)
     if not isinstance(tree, dict):
         return tree
-    kind = tree['type']
+    kind = tree.get('type')
     if kind == 'dict':
         return {key: _build(value, known) for key, value in tree['items'].items()}
     if kind == 'function':
         return _find(tree['name'], known)
+    if not isinstance(kind, str):
+        raise ValueError("an object without its 'type'")
     cls = _find(kind, known)
     if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
         raise UserError(f'config.json names {kind}, which is not a dataclass')

@@ -1,5 +1,6 @@
 """A run's folder: one owner at a time, one config, an answer to every odd folder."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -221,6 +222,47 @@ def test_a_run_of_classes_outside_the_repository_is_opened_again(tmp_path, capsy
     with pytest.raises(UserError, match='is not the file that the run was trained with'):
         open_run(str(place.path), config_file=str(place.source))
     Workdir(place.path).check_config(config)  # a resume brings its own classes
+
+
+def test_a_run_is_opened_without_its_training_data(texts, tmp_path):
+    """An evaluation needs the evaluation sets, which are compared; a sample not even these."""
+    import jax
+
+    from jaxdl.core import flags as cli
+    from jaxdl.core.config import Checkpoint
+    from jaxdl.record.checkpoints import Checkpoints
+    from jaxdl.run.open_run import open_run
+
+    config = cli.load_config('configs/char_rnn.py:files')
+    config = cli.apply_overrides(
+        config,
+        [
+            ('model.width', '8'),
+            ('model.layers', '1'),
+            ('data.length', '16'),
+            ('data.packing.context', '0'),
+        ],
+    )
+    config.data = dataclasses.replace(
+        config.data, train=str(texts / 'train.txt'), evals=(f'valid={texts / "valid.txt"}',)
+    )
+    program, feed, order = small.program(config, len(jax.devices()))
+    state = program.init(feed.source.fetch(order.batch(0)[:2]))
+    place = Workdir(tmp_path / 'run')
+    place.begin(config)
+    store = Checkpoints(place.checkpoints, Checkpoint())
+    assert store.save(0, state, extra={}) and store.wait()
+    store.close()
+    (texts / 'train.txt').unlink()
+    assert list(open_run(str(place.path)).eval_sources) == ['valid']
+    (texts / 'valid.txt').write_text('another text')
+    with pytest.raises(UserError, match='on other data: eval/valid'):
+        open_run(str(place.path))
+    assert open_run(str(place.path), data=False).step == 0
+    tokenizer = place.path / 'tokenizer.json'
+    tokenizer.write_text(tokenizer.read_text().replace('{', '{ ', 1))
+    with pytest.raises(UserError, match=r'tokenizer\.json is not the file that step 0 was trained'):
+        open_run(str(place.path), data=False)
 
 
 @pytest.mark.parametrize('text', ['[' * 500, '{"a": ' * 500 + '1' + '}' * 500, '[' * 10**5])
