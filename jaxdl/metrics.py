@@ -4,9 +4,13 @@ Means of means are wrong under padding, masks, gradient accumulation and unequal
 not. So a metric is `Mean(total, weight)` everywhere until it is written down.
 """
 
+import dataclasses
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -39,3 +43,50 @@ class Mean:
     def value(self) -> jax.Array:
         """total / weight, and 0 where nothing was counted."""
         return self.total / jnp.maximum(self.weight, jnp.finfo(jnp.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricPacking:
+    """Where each metric stands in the vector that a step returns.
+
+    Attributes:
+        shapes: {name: shape of the total}; a scalar is ().
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) + 1 for shape in self.shapes.values())
+
+    @classmethod
+    def of(cls, metrics: dict[str, Mean]) -> 'MetricPacking':
+        return cls({name: tuple(metrics[name].total.shape) for name in sorted(metrics)})
+
+    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
+        parts = []
+        for name in self.shapes:
+            parts += [metrics[name].total.reshape(-1), metrics[name].weight.reshape(1)]
+        return jnp.concatenate([part.astype(jnp.float32) for part in parts])
+
+    def unpack(self, vector: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+        """{name: (total, weight)}; the vector may be a float64 sum over many steps."""
+        found, place = {}, 0
+        for name, shape in self.shapes.items():
+            count = int(np.prod(shape))
+            found[name] = (vector[place : place + count].reshape(shape), vector[place + count])
+            place += count + 1
+        return found
+
+    def means(self, vector: np.ndarray) -> dict[str, Any]:
+        """{name: total / weight}: floats, and arrays for matrix-valued metrics.
+
+        Names that start with '_' are for the loop, and are left out.
+        """
+        found = {}
+        for name, (total, weight) in self.unpack(np.asarray(vector, np.float64)).items():
+            if name.startswith('_'):
+                continue
+            value = total / weight if weight else total * 0
+            found[name] = float(value) if not value.shape else value
+        return found

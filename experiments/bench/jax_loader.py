@@ -8,7 +8,7 @@ import numpy as np
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Mesh
 from jaxdl.core.feed import Feed
-from jaxdl.core.pipeline import Order
+from jaxdl.core.pipeline import CallIds, Order
 from jaxdl.core.step import gather
 from jaxdl.data.arrays import ArraySource
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
@@ -30,7 +30,7 @@ def build(case, batch: int, words: list[str], group: int):
     )
     source = ArraySource(images(case.sizes['count']))
     feed = Feed(source, batch, mesh_lib.make_mesh(Mesh()), placement=placement)
-    stream = feed.training(Order(len(source), batch, 0), 0, 2**40, ahead=2)
+    stream = feed.training(CallIds([(Order(len(source), batch, 0), 0)]), 2**40, ahead=2)
     key = jax.random.key(0)
 
     @jax.jit
@@ -41,8 +41,8 @@ def build(case, batch: int, words: list[str], group: int):
     number, waiting = itertools.count(), []
 
     def step():
-        rows = stream.next_rows()
-        waiting.append(prepare(stream.place(rows), feed.resident, next(number)))
+        rows = stream.next()
+        waiting.append(prepare(feed.place(rows), feed.resident, next(number)))
         if len(waiting) > 2:  # as the loop does: the host is two batches ahead
             jax.block_until_ready(waiting.pop(0))
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxdl.account import flops
 from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.compiled_step import CompiledStep
 from jaxdl.core.config import Config
-from jaxdl.core.inflight import InFlight
 from jaxdl.core.optim import AdamW, Constant, Sgd
 from jaxdl.core.program import Program
 from jaxdl.models.bert import Bert
@@ -104,7 +104,7 @@ def build(case, batch: int, words: list[str], group: int):
     )
     compiled, _ = program.compile_train(abstract, {})
     runtime.release_heap()  # as the trainer does, and so on below
-    in_flight = InFlight(compiled)
+    settled = CompiledStep(compiled, program.traces, program.batch)
     state = [program.init({k: v[:2] for k, v in rows.items() if k != 'id'})]
     hyper = program.place_hyper()
 
@@ -112,7 +112,7 @@ def build(case, batch: int, words: list[str], group: int):
         for _ in range(group):
             state[0], packed = compiled(state[0], placed, {}, hyper)
         jax.block_until_ready((state[0], packed))
-        in_flight.settle()
+        settled.settle()
 
     plain = program.steps.train_metrics
     count = flops.count(plain, program.abstract, abstract, {}, program.hyper)

@@ -63,6 +63,9 @@ class Account:
         batch_size: examples of a step.
         run: run.json as the session before left it, or {}.
         last_row: the newest row that session wrote, or {}.
+
+    Where several runs share the process, `set_share` says which part of its seconds and joules is
+    this run's.
     """
 
     def __init__(
@@ -81,7 +84,21 @@ class Account:
         self._earlier: dict[str, float] = {}
         self._started: float | None = None
         self._step, self._waited = -1, 0.0
+        self._share = 1.0
+        self._moved: dict[str, float] = {}  # seconds that a roll-back gives to 'lost'
         self.keep()
+
+    def set_share(self, share: float) -> None:
+        self._share = share
+        if self.meter is not None:
+            self.meter.share = share
+
+    def _own(self) -> dict[str, float]:
+        """This run's seconds of this process."""
+        found = {name: self._share * value for name, value in self.clock.read().items()}
+        for name, value in self._moved.items():
+            found[name] = found.get(name, 0.0) + value
+        return found
 
     # ---- across sessions ----
 
@@ -112,7 +129,7 @@ class Account:
     def extra(self) -> dict[str, Any]:
         """What a checkpoint carries, as JSON."""
         seconds = {k: v for k, v in self.seconds().items() if k != 'lost'}
-        lost = self.clock.read().get('lost', 0.0) + self._earlier.get('lost', 0.0)
+        lost = self._own().get('lost', 0.0) + self._earlier.get('lost', 0.0)
         found: dict[str, Any] = {'seconds': {**seconds, 'lost': lost}, 'time': time.time()}
         if self.meter is not None:
             found['joules'] = self.meter.joules()
@@ -120,19 +137,21 @@ class Account:
 
     def keep(self) -> None:
         """The work so far is safe in a checkpoint."""
-        self._kept = self.clock.read()
+        self._kept = self._own()
 
     def undo(self) -> None:
         """A roll-back: the work since `keep` was for nothing."""
-        now = self.clock.read()
+        now = self._own()
         for name in WORK:
-            self.clock.move(name, 'lost', now.get(name, 0.0) - self._kept.get(name, 0.0))
+            seconds = now.get(name, 0.0) - self._kept.get(name, 0.0)
+            self._moved[name] = self._moved.get(name, 0.0) - seconds
+            self._moved['lost'] = self._moved.get('lost', 0.0) + seconds
         self.keep()
 
     def seconds(self) -> dict[str, float]:
         """Wall time of the whole run by what it was spent on; the sum is the whole."""
         found = dict(self._earlier)
-        for name, value in self.clock.read().items():
+        for name, value in self._own().items():
             found[name] = found.get(name, 0.0) + value
         found['lost'] = found.get('lost', 0.0) + self.lost
         return {name: value for name, value in found.items() if value > 0}

@@ -47,6 +47,9 @@ class Meter:
         powercap: the folder of the CPU's counters.
         environ: the environment with CUDA_VISIBLE_DEVICES.
         clock: seconds, rising.
+
+    Attributes:
+        share: part of what is measured that is this run's, where several share the devices.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Meter:
         for name, make in makers.items():
             before = 0.0 if previous is None else previous.get(name)
             self._parts[name] = _Part(make, before, clock)
+        self.share = 1.0
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -98,7 +102,7 @@ class Meter:
         """Readings of 'gpu' and 'cpu' up to now."""
         self.update()
         with self._lock:
-            return {name: part.reading() for name, part in self._parts.items()}
+            return {name: part.reading(self.share) for name, part in self._parts.items()}
 
     def joules(self) -> dict[str, float]:
         """The parts that are available, to be given to the next Meter of the same run."""
@@ -159,7 +163,7 @@ class _Part:
             # not end a run; what it missed cannot be known, so the part is unavailable from now.
             self.sensors, self.source = [], f'the sensor failed: {error or type(error).__name__}'
 
-    def reading(self) -> Reading:
+    def reading(self, share: float) -> Reading:
         if not self.sensors:
             return Reading(None, None, self.source)
         if self.before is None:
@@ -167,8 +171,9 @@ class _Part:
         if self.measured <= 0:
             return Reading(None, None, f'{self.source}, which has not moved')
         elapsed = self._clock() - self.begun
-        watts = self.measured / elapsed if elapsed > 0 else None
-        return Reading(self.before + self.measured, watts, self.source)
+        measured = share * self.measured
+        watts = measured / elapsed if elapsed > 0 else None
+        return Reading(self.before + measured, watts, self.source)
 
 
 # ---- GPUs -----------------------------------------------------------------------------------

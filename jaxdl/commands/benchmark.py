@@ -106,11 +106,16 @@ class Bench:
             return _count(source.fetch(self.order.batch(self._next)))
 
         yield 'batch', batch
+        from jaxdl.core.pipeline import CallIds
+
         self._stream = self.feed.training(
-            self.order, 0, 2**40, ahead=self.config.prefetch, workers=self.config.workers
+            CallIds([(self.order, 0)]),
+            2**40,
+            ahead=self.config.prefetch,
+            workers=self.config.workers,
         )
-        yield 'stream', lambda: _count(self._stream.next_rows())
-        rows = self._stream.next_rows()
+        yield 'stream', lambda: _count(self._stream.next())
+        rows = self._stream.next()
 
         def transfer() -> Count:
             jax.block_until_ready(self.feed.place(rows))

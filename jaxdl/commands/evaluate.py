@@ -38,7 +38,7 @@ def main(argv):
     if values.batch_size:
         run.config.eval_batch_size = values.batch_size
     evaluator = Evaluator(run.program, run.eval_sources)
-    found = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
+    (found,) = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
     generated = evaluator.generate(run.state, lambda: None, final=True)
     notes = {}

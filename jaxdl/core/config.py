@@ -7,9 +7,11 @@ hold no arrays, so a config can hold a model. After parsing nobody changes a con
 
 import copy
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import re
 import typing
@@ -451,6 +453,29 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     if not values:
         return config
     return rebuild(config, lambda path, leaf: values.get(path, leaf))
+
+
+def program_key(config: Config) -> str:
+    """A name for the compiled program: configs that differ only in seed and scalars share it.
+
+    A scalar that is 0 is no argument of the program but code left out, so it makes another group.
+    """
+    traced = scalars(config)
+    plain = with_values(config, {**dict.fromkeys(traced, 1.0), 'config.seed': 0})
+    words = json.dumps([to_json(plain), sorted(traced)], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def why_alone(config: Config) -> str:
+    """Why this config cannot be trained together with others in one program, or ''."""
+    if config.compile == 'pmap':
+        return "compile='pmap'"
+    if config.accumulate > 1:
+        return f'accumulate={config.accumulate} says that one run alone fills the memory'
+    for axis in config.mesh.AXES:
+        if getattr(config.mesh, axis) > 1:
+            return f'mesh.{axis}={getattr(config.mesh, axis)}: it is trained on several devices'
+    return ''
 
 
 def differences(old: Any, new: Any, path: str = 'config', *, added: bool = True) -> list[str]:

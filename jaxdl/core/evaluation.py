@@ -11,8 +11,9 @@ from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config
 from jaxdl.core.feed import Feed
 from jaxdl.core.program import Program
-from jaxdl.core.step import COUNT, Packing, TrainState
+from jaxdl.core.step import COUNT, TrainState
 from jaxdl.errors import UserError, nearest
+from jaxdl.metrics import MetricPacking
 
 
 class Evaluator:
@@ -34,7 +35,7 @@ class Evaluator:
             name: Feed(source, size, program.mesh, placement=config.placement)
             for name, source in sources.items()
         }
-        self.packings: dict[str, Packing] = {
+        self.packings: dict[str, MetricPacking] = {
             name: program.eval_packing(feed.abstract(mask=True), feed.resident)
             for name, feed in self.feeds.items()
         }
@@ -61,35 +62,37 @@ class Evaluator:
         floats = {name: value for name, value in means.items() if isinstance(value, float)}
         return self.program.config.task.derived(floats)
 
-    def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> dict[str, Any]:
-        """{'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
+    def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> list[dict[str, Any]]:
+        """Of each lane {'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
         self.compile()
-        found: dict[str, Any] = {}
+        found: list[dict[str, Any]] = [{} for _ in range(self.program.lanes or 1)]
         for name, feed in self.feeds.items():
             step, packing = self._compiled[name], self.packings[name]
-            total = np.zeros(packing.size, np.float64)
+            totals = np.zeros((len(found), packing.size), np.float64)
             waiting: list[jax.Array] = []
             for batch in feed.evaluation(ahead=self.program.config.prefetch):
                 waiting.append(step(state, batch, feed.resident, hyper))
                 waiting[-1].copy_to_host_async()
                 if len(waiting) > 2:
-                    total += np.asarray(waiting.pop(0), np.float64)
+                    totals += np.asarray(waiting.pop(0), np.float64)
                     beat()
             for packed in waiting:
-                total += np.asarray(packed, np.float64)
-            means = packing.means(total)
-            count = float(packing.unpack(total)[COUNT][0])
-            means |= self._derived(means)
-            found |= {f'eval/{name}/{key}': value for key, value in means.items()}
-            found[f'eval/{name}/examples'] = count
+                totals += np.asarray(packed, np.float64)
+            for row, total in zip(found, totals, strict=True):
+                means = packing.means(total)
+                means |= self._derived(means)
+                row |= {f'eval/{name}/{key}': value for key, value in means.items()}
+                row[f'eval/{name}/examples'] = float(packing.unpack(total)[COUNT][0])
             beat()
         return found
 
     def generate(
         self, state: TrainState, beat: Callable[[], None], *, final: bool
     ) -> Generated | None:
-        """What the task lets the model make after an evaluation; its scores are also metrics."""
+        """What the task lets the model of one run make after an evaluation; its scores are also metrics."""
         task = self.program.config.task
+        if not task.defines('generate'):
+            return None
         variables = readable_variables(state)
         if variables is None:
             return None

@@ -5,7 +5,7 @@ the rows. In host memory or on disk: rows are fetched ahead in threads or in wor
 placed on the mesh. Every way gives the same batches in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,7 +28,10 @@ class Feed:
         batch_size: rows of a batch over all processes.
         mesh: the devices.
         placement: 'device', 'host', 'stream' or 'auto'.
-        resident: arrays of the same source that another feed already placed, to share them.
+
+    Attributes:
+        resident: the arrays of the set that live on the device, {} where none do.
+        example: one row as the step sees it, {name: array}.
     """
 
     def __init__(
@@ -43,12 +46,9 @@ class Feed:
             raise UserError('the data set is empty: give a split that holds examples')
         self.source = source
         self.batch_size = batch_size
-        self.mesh = mesh
         self.rows = mesh_lib.Rows(mesh_lib.batch_sharding(mesh), batch_size)
-        self.placement = placement
         arrays = None if placement == 'stream' else source.in_memory()
-        if placement == 'auto':
-            self.placement = _choose(arrays, mesh)
+        self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
         if arrays is None and self.placement in ('device', 'host'):
             raise UserError(
                 f"--config.placement={self.placement!r}: this data set does not fit in memory; use 'stream' or 'auto'"
@@ -57,37 +57,31 @@ class Feed:
         self._arrays = arrays if self.placement == 'host' else None
         if self.placement == 'device':
             self.resident = mesh_lib.put(arrays, mesh_lib.replicated(mesh))
-        self.example = {k: v[0] for k, v in self.host_rows(np.zeros(1, np.int64)).items()}
-        if self.placement == 'device' and arrays is not None:
-            self.example |= {k: v[0] for k, v in arrays.items()}
-        self._shapes: dict[str, Any] | None = None
+        first = np.zeros(1, np.int64)
+        rows = {'id': first.astype(np.int32), **self.fetch(first)}
+        self._shapes = pipeline.check_rows(rows, 1, None)
+        self._rows = rows
+        whole = arrays if self.placement == 'device' and arrays is not None else {}
+        self.example = {name: value[0] for name, value in {**rows, **whole}.items()}
 
-    def host_rows(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """What this process sends to its devices for these rows."""
-        rows: dict[str, np.ndarray] = {'id': ids.astype(np.int32)}
+    def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows as the host sends them: none of a set that lives on the device."""
         if self._arrays is not None:
-            rows |= {name: values[ids] for name, values in self._arrays.items()}
-        elif self.placement == 'stream':
-            rows |= self.source.fetch(ids)
-        if mask is not None:
-            rows['mask'] = mask
-        return rows
+            return {name: values[ids] for name, values in self._arrays.items()}
+        return self.source.fetch(ids) if self.placement == 'stream' else {}
 
     def load(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The rows of one global batch that belong to this process, checked."""
-        mine = self.rows.mine
-        rows = self.host_rows(ids[mine], None if mask is None else mask[mine])
-        shapes = pipeline.check_rows(rows, len(mine), self._shapes)
-        self._shapes = self._shapes or shapes
-        return rows
+        """The rows of one global batch [..., batch] that belong to this process, checked."""
+        rows = pipeline.Load(self.fetch, lambda _: ids, self.rows.mine, self._shapes)(0)
+        return rows if mask is None else {**rows, 'mask': mask[self.rows.mine]}
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global batch on the mesh."""
-        return self.rows.place(rows)
+        """The global batch on the mesh; axes before that of the rows are not split."""
+        return self.rows.place(rows, leading=rows['id'].ndim - 1)
 
     def abstract(self, *, mask: bool) -> dict[str, jax.ShapeDtypeStruct]:
-        """A batch's shapes on the mesh, as the step gets it."""
-        rows = self.host_rows(np.zeros(1, np.int64), np.ones(1, np.float32) if mask else None)
+        """The shapes of one batch on the mesh, as the step gets it."""
+        rows = {**self._rows, 'mask': np.ones(1, np.float32)} if mask else self._rows
         return {
             name: jax.ShapeDtypeStruct(
                 (self.batch_size, *value.shape[1:]), value.dtype, sharding=self.rows.sharding
@@ -98,36 +92,20 @@ class Feed:
     # ---- the streams ----
 
     def training(
-        self,
-        order: pipeline.Order,
-        start: int,
-        stop: int,
-        *,
-        ahead: int,
-        calls: int = 1,
-        workers: int = 0,
-    ) -> 'Stream':
-        """Batches start, start + 1, … stop - 1; `calls` of them stacked on a new first axis.
+        self, ids: Callable[[int], np.ndarray], calls: int, *, ahead: int, workers: int = 0
+    ) -> Any:
+        """The rows for calls 0 … calls - 1 of the step, one by one from `next()`; `close()` ends it.
 
-        `ahead` calls are prepared early, except of a set on the device; of a streamed set by
-        `workers` processes, 0: by threads.
+        `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, except
+        of a set on the device; of a streamed set by `workers` processes, 0: by threads.
         """
+        load = pipeline.Load(self.fetch, ids, self.rows.mine, self._shapes)
         if self.placement == 'stream':
-            ids = np.zeros(1, np.int64)
-            shapes = pipeline.check_rows(self.host_rows(ids), 1, None)
-            load = pipeline.Load(self.source, order, self.rows.mine, shapes)
-            return Stream(
-                self,
-                pipeline.Workers(load, start, stop, ahead=ahead * calls, workers=workers),
-                calls,
-            )
-
-        def produce(index: int) -> dict[str, np.ndarray]:
-            return self.load(order.batch(index))
-
+            load.fetch = self.source.fetch  # what a worker process gets holds no device
+            return pipeline.Workers(load, 0, calls, ahead=ahead, workers=workers)
         if self.placement == 'device':  # a batch is its ids
-            return Stream(self, pipeline.Direct(produce, start, stop), calls)
-        return Stream(self, pipeline.Prefetch(produce, start, stop, ahead * calls), calls)
+            return pipeline.Direct(load, 0, calls)
+        return pipeline.Prefetch(load, 0, calls, ahead)
 
     def evaluation(self, *, ahead: int) -> Iterator[dict[str, jax.Array]]:
         """Every example once, the last batch under a mask."""
@@ -138,26 +116,6 @@ class Feed:
                 yield self.place(fetch.next())
         finally:
             fetch.close()
-
-
-class Stream:
-    """A running fetch of training batches; `next()` returns one on the mesh."""
-
-    def __init__(self, feed: Feed, fetch: Any, calls: int):
-        self.feed, self.fetch, self.calls = feed, fetch, calls
-
-    def next_rows(self) -> dict[str, np.ndarray]:
-        """The next batch of this process in host memory."""
-        if self.calls == 1:
-            return self.fetch.next()
-        parts = [self.fetch.next() for _ in range(self.calls)]
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-
-    def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return self.feed.rows.place(rows, leading=0 if self.calls == 1 else 1)
-
-    def close(self) -> None:
-        self.fetch.close()
 
 
 def _choose(arrays: dict[str, np.ndarray] | None, mesh: jax.sharding.Mesh) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.api import Source
 from jaxdl.errors import UserError
 
 
@@ -60,6 +59,30 @@ class Order:
             parts.append(part)
             start, wanted = start + len(part), wanted - len(part)
         return np.concatenate(parts).astype(np.int64)
+
+
+@dataclasses.dataclass
+class CallIds:
+    """The ids of the examples that each call of the compiled step is trained on.
+
+    Attributes:
+        orders: (order, number of its first batch) of each run.
+        calls: batches that one call takes in turn; with 1 their axis is left out.
+        together: several runs in one program; without it the axis of the runs is left out.
+    """
+
+    orders: list[tuple[Order, int]]
+    calls: int = 1
+    together: bool = False
+
+    def __call__(self, call: int) -> np.ndarray:
+        """int64 [runs, calls, batch_size], less the axes that are left out."""
+        runs = []
+        for order, first in self.orders:
+            start = first + call * self.calls
+            batches = [order.batch(start + index) for index in range(self.calls)]
+            runs.append(np.stack(batches) if self.calls > 1 else batches[0])
+        return np.stack(runs) if self.together else runs[0]
 
 
 def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -151,25 +174,26 @@ class Direct:
 
 @dataclasses.dataclass
 class Load:
-    """Fetches the rows of batch i from a source; it can be sent to another process.
+    """Makes the rows of a call from their ids; it can be sent to another process.
 
     Attributes:
-        source: the examples.
-        order: which of them make a batch.
-        mine: places in the batch that this process of the run holds, int64 [rows].
+        fetch: rows of ids [n] as arrays [n, …].
+        ids: the ids of call i, [..., batch].
+        mine: places in a batch that this process of the run holds, int64 [rows].
         shapes: what the rows must look like, as `check_rows` gives it.
     """
 
-    source: Source
-    order: Order
+    fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
+    ids: Callable[[int], np.ndarray]
     mine: np.ndarray
     shapes: dict[str, Any]
 
-    def __call__(self, index: int) -> dict[str, np.ndarray]:
-        ids = self.order.batch(int(index))[self.mine]
-        rows = {'id': ids.astype(np.int32), **self.source.fetch(ids)}
-        check_rows(rows, len(ids), self.shapes)
-        return rows
+    def __call__(self, call: int) -> dict[str, np.ndarray]:
+        ids = self.ids(int(call))[..., self.mine]
+        flat = ids.reshape(-1)
+        rows = {'id': flat.astype(np.int32), **self.fetch(flat)}
+        check_rows(rows, len(flat), self.shapes)
+        return {name: value.reshape(*ids.shape, *value.shape[1:]) for name, value in rows.items()}
 
 
 class Workers:

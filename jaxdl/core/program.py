@@ -4,64 +4,60 @@ The trainer runs it, `evaluate` uses its half, `plan` compiles it without device
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxdl.api import facts_of
-from jaxdl.core import batched_init
-from jaxdl.core import config as config_lib
+from jaxdl.core import batched_init, sharding
 from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.compiled_step import compile_pmap, compile_step
 from jaxdl.core.config import Config
-from jaxdl.core.step import Packing, Steps, Traced, TrainState, hyper_parameters
+from jaxdl.core.step import Steps, Traced, TrainState, hyper_parameters
 from jaxdl.errors import UserError
+from jaxdl.metrics import MetricPacking
 from jaxdl.models import layout
 from jaxdl.models.layers import batch_axis
 
 
-def activations(mesh: config_lib.Mesh) -> tuple:
-    """The names of activation dimensions in models, and the mesh axes that split them.
-
-    The first rule whose axes are still free in an array holds; an axis of size 1 splits nothing.
-    """
-    return (
-        ('batch', mesh_lib.BATCH_AXES),
-        ('heads', 'tensor'),
-        ('mlp', 'tensor'),
-        ('vocab', 'tensor'),
-        *((('length', ('context', 'tensor')),) if mesh.sequence else ()),
-        ('length', 'context'),
-        ('inner', 'context'),  # the length where another dimension needs the tensor axis
-        ('layers', 'pipe'),
-        ('embed', None),
-        ('kv', None),
-        ('height', None),
-        ('width', None),
-        ('channels', None),
-    )
-
-
 class Program:
-    """The compiled functions of one run.
+    """The compiled functions of one run, or of several that differ in seed and scalars.
+
+    Several runs are lanes of one program: the same functions under vmap, with an axis of the lanes
+    in front of the state, the hyper-parameters, each batch and the metrics.
 
     Args:
-        config: the run.
+        config: the run, or any of the lanes.
         mesh: its devices.
         example: one row of the training set, {name: array}; only shapes and dtypes count.
+        lanes: how many runs; 0: a single one, without that axis.
+
+    Attributes:
+        abstract: the shapes and shardings of the state of ONE run.
     """
 
-    def __init__(self, config: Config, mesh: jax.sharding.Mesh, example: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        example: dict[str, np.ndarray],
+        *,
+        lanes: int = 0,
+    ):
         self.config = config
         self.mesh = mesh
+        self.lanes = lanes
         self.steps = Steps(config, axis='data' if config.compile == 'pmap' else None)
         self.hyper = hyper_parameters(config)
         self.example = example
-        mesh_lib.check_splits(mesh, config.model, config.rules)
+        sharding.check_splits(mesh, config.model, config.rules)
         # Batch statistics and shapes do not depend on the size of the batch used to initialise.
         self._init_batch = {
             name: jax.ShapeDtypeStruct((2, *np.shape(value)), np.asarray(value).dtype)
@@ -77,23 +73,23 @@ class Program:
             raise UserError(f'the model cannot take this data ({rows}): {error}') from error
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
         rules = (*config.rules, *facts_of(config.model).sharding)
-        self.shardings = mesh_lib.state_shardings(shapes, rules, mesh)
+        self.shardings = sharding.state_shardings(shapes, rules, mesh)
         if config.mesh.zero:
             self.shardings = self.shardings.replace(
-                opt_state=mesh_lib.split_further(
+                opt_state=sharding.split_further(
                     shapes.opt_state, self.shardings.opt_state, 'data', mesh
                 )
             )
         place = self.shardings.params
         if config.mesh.zero:
-            place = mesh_lib.split_further(shapes.params, place, 'data', mesh)
+            place = sharding.split_further(shapes.params, place, 'data', mesh)
         if config.compile == 'jit':
             self.steps.place = lambda grads: jax.lax.with_sharding_constraint(grads, place)
         if config.mesh.offload:
-            kept = mesh_lib.in_host_memory(shapes.opt_state, self.shardings.opt_state)
+            kept = sharding.in_host_memory(shapes.opt_state, self.shardings.opt_state)
             self.shardings = self.shardings.replace(opt_state=kept)
             for steps in (self.steps, self._plain):
-                steps.fetch = lambda opt_state: mesh_lib.to_device_memory(opt_state, kept)
+                steps.fetch = lambda opt_state: sharding.to_device_memory(opt_state, kept)
         self.abstract: TrainState = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
@@ -109,7 +105,7 @@ class Program:
         chosen = layout.Layout(pipe_parts=mesh.pipe_parts, context_by=mesh.context_by)
         with (
             jax.set_mesh(self.mesh),
-            nn.logical_axis_rules(activations(mesh)),
+            nn.logical_axis_rules(sharding.activations(mesh)),
             layout.use(chosen),
         ):
             yield
@@ -121,24 +117,38 @@ class Program:
 
         return scoped
 
-    def place_hyper(self) -> dict[str, jax.Array]:
-        return mesh_lib.put(self.hyper, mesh_lib.replicated(self.mesh))
+    def place_hyper(self, hypers: Sequence[dict] = ()) -> dict[str, jax.Array]:
+        """The hyper-parameters on the mesh: those of each lane, or the config's own."""
+        hyper = self.hyper
+        if self.lanes:
+            hyper = jax.tree.map(lambda *values: np.stack(values), *hypers)
+        return mesh_lib.put(hyper, mesh_lib.replicated(self.mesh))
 
-    def init(self, rows: dict[str, np.ndarray]) -> TrainState:
-        """A fresh state, each device making only its own part.
+    # ---- states ----
+
+    def init(self, rows: dict[str, np.ndarray], hyper: dict | None = None) -> TrainState:
+        """A fresh state of one run, each device making only its own part.
 
         `rows` are real training examples, the same on every process: some models compute a first
-        layer from them. Where none does, what was traced for the shapes is run, without the
+        layer from them. Lanes are made one by one, so that each starts from the very numbers that
+        it has alone.
+        """
+        function, arguments = self._initialiser
+        return function(*arguments(rows, self.hyper if hyper is None else hyper))
+
+    @functools.cached_property
+    def _initialiser(self) -> tuple[Callable, Callable]:
+        """(the jitted initialisation, what makes its arguments of rows and hyper-parameters).
+
+        Where no weight depends on the rows, what was traced for the shapes is run, without the
         forward pass: tracing and lowering that again would take longer than all the rest.
         """
         whole = self._init.jaxpr
         jaxpr, used = dce_jaxpr(whole.jaxpr, [True] * len(whole.jaxpr.outvars))
         function: Callable = self._plain.init
-        arguments: tuple = (rows, self.hyper)
+        arguments: Callable = lambda rows, hyper: (rows, hyper)  # noqa: E731
         if not any(used[: len(self._init_batch)]):
             wanted = used[len(self._init_batch) :]
-            leaves = jax.tree.leaves(self.hyper)
-            inputs = [x for x, need in zip(leaves, wanted, strict=True) if need]
             closed = ClosedJaxpr(jaxpr, whole.consts)
             # Over several devices the compiler might make a whole stack of layers on each; on a
             # CPU nothing is gained.
@@ -147,22 +157,56 @@ class Program:
             values = batched_init.together(closed) if alone else jaxpr_as_fun(closed)
             tree = jax.tree.structure(self.shardings)
 
-            def rest(inputs):
+            def from_values(inputs):
                 return jax.tree.unflatten(tree, values(*inputs))
 
-            function, arguments = rest, (inputs,)
-        return self._scoped(jax.jit(function, out_shardings=self.shardings))(*arguments)
+            def wanted_values(rows, hyper):
+                del rows
+                leaves = jax.tree.leaves(hyper)
+                return ([x for x, need in zip(leaves, wanted, strict=True) if need],)
 
-    def adopt(self, state: TrainState, params: Any, model_state: Any) -> TrainState:
+            function, arguments = from_values, wanted_values
+        return self._scoped(jax.jit(function, out_shardings=self.shardings)), arguments
+
+    def adopt(
+        self, state: TrainState, params: Any, model_state: Any, hyper: dict | None = None
+    ) -> TrainState:
         """A fresh state with these weights; of the fresh `state`, the rest is given away."""
+        # Freed before the new ones are made, or both would be in memory at once.
         for leaf in jax.tree.leaves((state.opt_state, state.ema)):
-            leaf.delete()  # first: the new ones take its place in memory
+            leaf.delete()
         rest = self.shardings.opt_state, self.shardings.ema
         jitted = jax.jit(self._plain.rest, out_shardings=rest)
-        opt_state, ema = self._scoped(jitted)(params, model_state, self.hyper)
+        values = self.hyper if hyper is None else hyper
+        opt_state, ema = self._scoped(jitted)(params, model_state, values)
         return state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
-    def packing(self, function: Callable, batch: Any, resident: Any) -> Packing:
+    def join(self, states: Sequence[TrainState]) -> TrainState:
+        """The state that the compiled step takes, of the states of all lanes."""
+        if not self.lanes:
+            return states[0]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def split(self, state: TrainState) -> list[TrainState]:
+        """The states of all lanes, the inverse of `join`."""
+        if not self.lanes:
+            return [state]
+        # One transfer for all of them: slices on the device would be a program a leaf and lane.
+        host = jax.device_get(state)
+        return [
+            jax.device_put(jax.tree.map(lambda x, i=lane: np.array(x[i]), host), self.shardings)
+            for lane in range(self.lanes)
+        ]
+
+    def _many(self, tree: Any) -> Any:
+        """The abstract arrays of one run with the axis of the lanes in front."""
+        if not self.lanes:
+            return tree
+        return jax.tree.map(lambda leaf: mesh_lib.stacked(leaf, self.lanes), tree)
+
+    # ---- compiling ----
+
+    def packing(self, function: Callable, batch: Any, resident: Any) -> MetricPacking:
         """The names and shapes of the metrics that `function` of Steps returns.
 
         Raises:
@@ -174,12 +218,13 @@ class Program:
             )
         except ValueError as error:
             raise UserError(f'the model and the task do not fit: {error}') from error
-        return Packing.of(found[1] if isinstance(found, tuple) else found)
+        return MetricPacking.of(found[1] if isinstance(found, tuple) else found)
 
-    def compile_train(self, batch: dict, resident: dict) -> tuple[Callable, Packing]:
+    def compile_train(self, batch: dict, resident: dict) -> tuple[Callable, MetricPacking]:
         """(state, batch, resident, hyper) → (state, packed); the state is given away.
 
-        With steps_per_call = k the batch and the packed metrics have a first axis of k.
+        `batch` is one batch. With steps_per_call = k the step takes k of them, and the packed metrics
+        are as many, on an axis of their own in front; before that comes the one of the lanes.
         """
         calls = self.config.steps_per_call
         make = self.steps.train_step if calls == 1 else self.steps.train_steps
@@ -188,8 +233,12 @@ class Program:
             found.packing = self.packing(self._plain.train_metrics, batch, resident)
         if calls > 1:
             batch = {k: mesh_lib.stacked(v, calls) for k, v in batch.items()}
+        function = make(found)
+        if self.lanes:
+            function = jax.vmap(function, in_axes=(0, 0, None, 0))
+        self.batch = self._many(batch)
         try:
-            step = self._compile(make(found), batch, resident, train=True)
+            step = self._compile(function, self.batch, resident, train=True)
         except ValueError as error:
             if found.packing is not None:
                 raise
@@ -198,28 +247,32 @@ class Program:
         return step, found.packing
 
     def train_jaxpr(self, batch: dict, resident: dict) -> Any:
-        """The jaxpr of a call of the compiled training step, on all devices together."""
+        """The jaxpr of a call of the compiled training step, on all devices and lanes together."""
         if self._train_jaxpr is not None:
             return self._train_jaxpr
         count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # what pmap compiles
         return count(self.abstract, batch, _abstract(resident), self.hyper)
 
-    def eval_packing(self, batch: dict, resident: dict) -> Packing:
+    def eval_packing(self, batch: dict, resident: dict) -> MetricPacking:
         """The names and shapes of the metrics of one evaluation batch."""
         return self.packing(self._plain.eval_metrics, batch, resident)
 
-    def compile_eval(self, batch: dict, resident: dict, packing: Packing) -> Callable:
-        """(state, batch, resident, hyper) → metrics packed as `eval_packing` says."""
-        return self._compile(self.steps.eval_step(packing), batch, resident, train=False)
+    def compile_eval(self, batch: dict, resident: dict, packing: MetricPacking) -> Callable:
+        """(state, batch, resident, hyper) → metrics packed as `eval_packing` says, of each lane."""
+        function = self.steps.eval_step(packing)
+        if self.lanes:
+            function = jax.vmap(function, in_axes=(0, None, None, 0))
+        return self._compile(function, batch, resident, train=False)
 
-    def preview(self, rows: dict) -> dict:
-        """The task's pictures of augmented rows, {name: uint8 [rows, height, width, channels]}."""
+    @functools.cached_property
+    def preview(self) -> Callable:
+        """(rows, seed) → the task's pictures of augmented rows, {name: uint8 [rows, height, width, channels]}."""
         task = self.config.task
 
         def show(rows, seed):
             return task.preview(task.augment(rows, jax.random.fold_in(jax.random.key(seed), 2)))
 
-        return jax.device_get(jax.jit(show)(rows, self.hyper['seed']))
+        return jax.jit(show)
 
     def _compile(self, function: Callable, batch: dict, resident: dict, *, train: bool) -> Callable:
         name = function.__name__
@@ -236,23 +289,25 @@ class Program:
                 with batch_axis('data'):  # BatchNorm shares its statistics over the devices
                     return inner(*args)
 
-            return mesh_lib.compile_pmap(
+            return compile_pmap(
                 traced,
                 donate=train,
                 mesh=self.mesh,
                 stacked=train and self.config.steps_per_call > 1,
             )
         everywhere = mesh_lib.replicated(self.mesh)
-        out = (self.shardings, everywhere) if train else everywhere
+        state = self._many(self.abstract)
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        out = (shardings, everywhere) if train else everywhere
         hyper = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=everywhere), self.hyper
         )
-        arguments = (self.abstract, batch, _abstract(resident), hyper)
+        arguments = (state, batch, _abstract(resident), self._many(hyper))
 
         def look(jaxpr):
             self._train_jaxpr = jaxpr if train else self._train_jaxpr
 
-        return self._scoped(mesh_lib.compile_step)(
+        return self._scoped(compile_step)(
             traced, arguments, out, donate=train, mesh=self.mesh, look=look
         )
 

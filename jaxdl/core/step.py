@@ -2,10 +2,9 @@
 
 One training step: gather the batch → augment → model → metrics → gradient → update. Everything
 random is a function of (seed, step), so a checkpoint is just the state. Metrics leave a step as one
-small vector of sums and weights (`Packing` names its places), so a step costs one transfer.
+small vector of sums and weights (`MetricPacking` names its places), so a step costs one transfer.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ import optax
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.core.optim import path_name
-from jaxdl.metrics import Mean
+from jaxdl.metrics import Mean, MetricPacking
 from jaxdl.models.float8 import quantized
 
 
@@ -99,60 +98,13 @@ class TrainState:
     loss_scale: LossScale | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """Where each metric stands in the vector that a step returns.
-
-    Attributes:
-        shapes: {name: shape of the total}; a scalar is ().
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def size(self) -> int:
-        return sum(int(np.prod(shape)) + 1 for shape in self.shapes.values())
-
-    @classmethod
-    def of(cls, metrics: dict[str, Mean]) -> 'Packing':
-        return cls({name: tuple(metrics[name].total.shape) for name in sorted(metrics)})
-
-    def pack(self, metrics: dict[str, Mean]) -> jax.Array:
-        parts = []
-        for name in self.shapes:
-            parts += [metrics[name].total.reshape(-1), metrics[name].weight.reshape(1)]
-        return jnp.concatenate([part.astype(jnp.float32) for part in parts])
-
-    def unpack(self, vector: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
-        """{name: (total, weight)}; the vector may be a float64 sum over many steps."""
-        found, place = {}, 0
-        for name, shape in self.shapes.items():
-            count = int(np.prod(shape))
-            found[name] = (vector[place : place + count].reshape(shape), vector[place + count])
-            place += count + 1
-        return found
-
-    def means(self, vector: np.ndarray) -> dict[str, Any]:
-        """{name: total / weight}: floats, and arrays for matrix-valued metrics.
-
-        Names that start with '_' are for the loop, and are left out.
-        """
-        found = {}
-        for name, (total, weight) in self.unpack(np.asarray(vector, np.float64)).items():
-            if name.startswith('_'):
-                continue
-            value = total / weight if weight else total * 0
-            found[name] = float(value) if not value.shape else value
-        return found
-
-
 class Traced:
     """A packing that is found while a step is traced, which saves tracing it twice."""
 
-    packing: Packing | None = None
+    packing: MetricPacking | None = None
 
     def pack(self, metrics: dict[str, Mean]) -> jax.Array:
-        self.packing = Packing.of(metrics)
+        self.packing = MetricPacking.of(metrics)
         return self.packing.pack(metrics)
 
 
@@ -428,7 +380,7 @@ class Steps:
             loss_scale=scale,
         )
 
-    def train_step(self, packing: Packing | Traced) -> Callable:
+    def train_step(self, packing: MetricPacking | Traced) -> Callable:
         """(state, batch, resident, hyper) → (state, packed metrics [size])."""
 
         def train_step(state, batch, resident, hyper):
@@ -437,7 +389,7 @@ class Steps:
 
         return train_step
 
-    def train_steps(self, packing: Packing | Traced) -> Callable:
+    def train_steps(self, packing: MetricPacking | Traced) -> Callable:
         """The same for a stack of batches [calls, batch, …] in one program → packed [calls, size]."""
         one = self.train_step(packing)
 
@@ -467,7 +419,7 @@ class Steps:
         counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
         return self._sum({**config.task.eval_metrics(outputs, batch), COUNT: counted})
 
-    def eval_step(self, packing: Packing) -> Callable:
+    def eval_step(self, packing: MetricPacking) -> Callable:
         def eval_step(state, batch, resident, hyper):
             return packing.pack(self.eval_metrics(state, batch, resident, hyper))
 

@@ -75,7 +75,7 @@ class MetricsFile:
         self._work()
         # The row of a step is on the disk before its checkpoint is.
         newest = -1 if self._row is None else self._row['step']
-        if self._file is not None and newest < last_step:
+        if self._file is not None and max(newest, 0) < last_step:
             warn(f'{self.path}: the row of step {last_step} is missing, and perhaps earlier ones')
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:

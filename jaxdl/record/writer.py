@@ -29,7 +29,7 @@ class Result:
 
 
 class Record:
-    """config.json, run.json, metrics.jsonl, TensorBoard, samples.jsonl, progress of one run.
+    """config.json, run.json, metrics.jsonl, TensorBoard, samples.jsonl of one run.
 
     Args:
         place: the run's folder.
@@ -40,7 +40,6 @@ class Record:
     def __init__(self, place: Workdir, *, chief: bool, sample_ids: bool):
         self.place, self.chief, self.sample_ids = place, chief, sample_ids
         self.info: logs.RunInfo | None = None
-        self.progress: logs.Progress | None = None
         self._open: list[Any] = []
 
     # ---- config.json and run.json ----
@@ -70,9 +69,9 @@ class Record:
         if self.info is not None:
             self.info.update(**fields)
 
-    def end(self, status: str, reason: str) -> None:
+    def end(self, status: str, reason: str, **fields: Any) -> None:
         if self.info is not None:
-            self.info.end(status, reason)
+            self.info.end(status, reason, **fields)
 
     # ---- the logs ----
 
@@ -86,22 +85,10 @@ class Record:
                 self.samples = SamplesFile(self.place.samples, last_step=step)
                 self._open.append(self.samples)
 
-    def start_progress(self, steps: int, *, start: int) -> None:
-        self.stop_progress()
-        if self.chief:
-            self.progress = logs.Progress(steps, start=start)
-
-    def stop_progress(self) -> None:
-        if self.progress is not None:
-            self.progress.close()
-            self.progress = None
-
     def write(self, step: int, row: dict[str, float]) -> None:
         if self.chief:
             self.file.write(step, row)
             self.tensorboard.scalars(step, row)
-            if self.progress is not None:
-                self.progress.update(step, row)
 
     def sampled(self, first: int, ids: np.ndarray) -> None:
         """Notes the ids [steps, batch] that the steps `first`, first + 1, … are trained on."""
@@ -126,10 +113,6 @@ class Record:
             if generated.notes:
                 self.note(scores=generated.notes)
 
-    def message(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.message(text)
-
     def truncate(self, step: int) -> None:
         """Drops everything after `step`, for a run that goes back to a checkpoint."""
         for log in self._open:
@@ -141,6 +124,5 @@ class Record:
             log.flush()
 
     def close(self) -> None:
-        self.stop_progress()
         for log in self._open:
             log.close()

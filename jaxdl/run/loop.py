@@ -1,46 +1,41 @@
-"""THE loop: batch → step → metrics → log, with evaluation, checkpoints and an honest end.
+"""The loop: batch → step → metrics → log, with evaluation, checkpoints and an honest end.
 
-The only module that knows every other. One iteration, in order, and never another order:
+It trains one run, or several that share a program (`lane.py`). One turn, in order:
     1. fetch the next batch, place it on the mesh, start the step (nothing waits for the device)
-    2. take in the metrics of the step two before, which are done by now (inflight.py)
+    2. take in the metrics of the step two before, which are done by now
     3. at its steps: log, evaluate, save
     4. a signal: save and leave
 """
 
 import collections
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxdl.account import flops
-from jaxdl.account.account import Account, Work
+from jaxdl.account.account import Work
 from jaxdl.account.clock import Clock
-from jaxdl.account.energy import Meter, local_gpus
 from jaxdl.account.profiler import Profiler
 from jaxdl.core import config as config_lib
 from jaxdl.core import mesh as mesh_lib
+from jaxdl.core.compiled_step import CompiledStep
 from jaxdl.core.config import Config
 from jaxdl.core.evaluation import Evaluator, check_best
-from jaxdl.core.feed import Feed, Stream
-from jaxdl.core.inflight import InFlight
-from jaxdl.core.pipeline import Order
+from jaxdl.core.feed import Feed
+from jaxdl.core.pipeline import CallIds
 from jaxdl.core.program import Program
-from jaxdl.core.recompile import OneProgram
-from jaxdl.core.step import FINITE, STOP, TrainState
-from jaxdl.errors import Diverged, NotSaved, Preempted, UserError
+from jaxdl.core.step import STOP, TrainState
+from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.record import metrics_file as logs
-from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.folder import Workdir
-from jaxdl.record.writer import Record, Result
-from jaxdl.run import nonfinite, runtime
-from jaxdl.run.interval import Interval
+from jaxdl.record.writer import Result
+from jaxdl.run import runtime
+from jaxdl.run.lane import Lane
 from jaxdl.run.processes import Peers, StopFlag
 from jaxdl.run.signals import Interrupted, StopRequest, Watchdog
-from jaxdl.run.start import States
-
-# Training examples that a fresh model may look at.
-INIT_ROWS = 512
+from jaxdl.run.start import go_back, start
 
 
 def train(
@@ -63,18 +58,52 @@ def train(
         Diverged: the divergence policy ended the run.
         Preempted: a signal came; a checkpoint was saved.
     """
+    (result,) = _train([config], [workdir], 0, context, profile)
+    return result
+
+
+def train_together(
+    configs: Sequence[Config], workdirs: Sequence[str], *, context: dict | None = None
+) -> list[Result]:
+    """Trains runs that share a program; each is what it would be alone. Errors are those of `train`.
+
+    A run that diverges ends alone (its run.json says so), the others go on.
+    """
+    for config in configs:
+        why = config_lib.why_alone(config)
+        if why:
+            raise UserError(f'this run cannot be trained together with others: {why}')
+    if len({config_lib.program_key(config) for config in configs}) > 1:
+        raise UserError(
+            'these runs do not share a compiled program: they may differ only in the seed and in '
+            'scalars, and a scalar that is 0 in one must be 0 in all'
+        )
+    if jax.process_count() > 1:
+        raise UserError('several runs in one program need one process, not several')
+    return _train(configs, workdirs, len(configs), context, None)
+
+
+def _train(
+    configs: Sequence[Config],
+    workdirs: Sequence[str],
+    lanes: int,
+    context: dict | None,
+    profile: tuple[int, int] | None,
+) -> list[Result]:
     context = {'profile': profile, **(context or {})}
     clock = Clock(context.pop('started', None))
     clock.move('other', 'import', clock.seconds['other'])
-    config_lib.check(config)
-    peers, place = Peers(), Workdir(workdir)
+    for config in configs:
+        config_lib.check(config)
+    peers, places = Peers(), [Workdir(workdir) for workdir in workdirs]
     try:
         with StopRequest() as stop:
-            if place.path.exists():
-                place.check_config(config)
-            if jax.process_index() == 0:
-                place.create()
-            result = _Run(config, place, clock, context, stop, peers).run()
+            for config, place in zip(configs, places, strict=True):
+                if place.path.exists():
+                    place.check_config(config)
+                if jax.process_index() == 0:
+                    place.create()
+            return Loop(configs, places, lanes, clock, context, stop, peers).run()
     except (Preempted, Diverged):
         peers.close()  # these end all processes alike
         raise
@@ -84,29 +113,34 @@ def train(
             raise clearer from error
         raise
     finally:
-        place.release()
-    peers.close()
-    return result
+        for place in places:
+            place.release()
+        peers.close()
 
 
-class _Run:
-    """One call of `train`."""
+class Loop:
+    """One call of `train` or `train_together`."""
 
     def __init__(
         self,
-        config: Config,
-        place: Workdir,
+        configs: Sequence[Config],
+        places: Sequence[Workdir],
+        lanes: int,
         clock: Clock,
         context: dict,
         stop: StopRequest,
         peers: Peers,
     ):
-        self.config, self.place, self.clock = config, place, clock
-        self.stop, self.peers = stop, peers
+        # What decides the program is the same in all of them.
+        self.config = config = configs[0]
+        self.clock, self.context, self.stop, self.peers = clock, context, stop, peers
+        self.together = bool(lanes)
         self.chief = jax.process_index() == 0
-        self.record = Record(place, chief=self.chief, sample_ids=config.record_samples)
         with clock('setup'):
-            self.mesh = mesh_lib.make_mesh(config.mesh)
+            if self.together:  # on one device: there are runs enough to fill it
+                self.mesh = mesh_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
+            else:
+                self.mesh = mesh_lib.make_mesh(config.mesh)
             mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, self.mesh)
             with clock('data_setup'):
                 self.feed = Feed(
@@ -117,302 +151,346 @@ class _Run:
                 )
                 sources = config.data.eval_sources()
             config.data.check_with(config.model, config.task)
-            self.program = Program(config, self.mesh, self.feed.example)
+            self.program = Program(config, self.mesh, self.feed.example, lanes=lanes)
             self.evaluator = Evaluator(self.program, sources)
-            check_best(config.checkpoint.best, self.evaluator.names())
+            for one in configs:
+                check_best(one.checkpoint.best, self.evaluator.names())
             self.suspects = self.program.steps.suspects(self.program.abstract)
-            self.order = Order(len(self.feed.source), config.batch_size, config.seed)
-            self.hyper = self.program.place_hyper()
-            self.checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
-            self.states = States(
-                self.program, self.checkpoints, place, self._rows_to_look_at, clock
-            )
-            place.check_config(config)
-            if place.config.exists():
-                self.record.keep_data(config.data)
-        self.context = context
-        self.metrics: dict[str, float] = {}
+            self.lanes = [
+                Lane(one, place, len(self.feed.source), clock)
+                for one, place in zip(configs, places, strict=True)
+            ]
+            for lane in self.lanes:
+                lane.place.check_config(lane.config)
+                if lane.place.config.exists():
+                    lane.record.keep_data(lane.config.data)
         self.pending: collections.deque = collections.deque()
-        self.interval = Interval(clock)
-        self.account = Account(
-            clock,
-            Meter(local_devices=local_gpus()),
-            batch_size=config.batch_size,
-            run=place.read_run(),
-            last_row=self._last_row(),
-        )
-        self.recalled: dict = {}  # what the checkpoint held beside the state
-        self.saved_step: int | None = None  # what was saved or restored last
-        self.unevaluated = False  # a signal broke the evaluation of this step off
-        self.evaluated = -1  # the newest step that was evaluated
         self.flag = StopFlag(self.mesh, config.steps_per_call)
+        self.progress: logs.Progress | None = None
+        self.caught_up = False  # with what the first step need not wait for
 
-    # ---- the whole run ----
+    # ---- the whole of it ----
 
-    def run(self) -> Result:
+    def run(self) -> list[Result]:
         config = self.config
         self.watchdog = Watchdog(config.hang_timeout, self._hung)
         self.profiler = Profiler(
-            self.place.path / 'profile',
+            self.lanes[0].place.path / 'profile',
             self.context.pop('profile', None) if self.chief else None,
             lambda: self.train_step.text(),
         )
-        self.peers.report = lambda reason: self.record.end('failed', reason)
+        self.peers.report = lambda reason: self._end('failed', reason)
+        everyone = self.lanes
         try:
             self.peers.meet()
-            state, extra = self.states.first()
-            self._recall(state, extra)
-            self.account.begin((extra or {}).get('account'))
-            if int(state.step) > config.steps:
-                raise UserError(
-                    f'--config.steps={config.steps}: the run in {self.place.path} is already at '
-                    f'step {int(state.step)}; give at least that many, or another --workdir'
-                )
-            if int(state.step) == config.steps == self._last_row().get('step') and (
-                not self.unevaluated
-            ):
-                return self._already_finished(state)
-            self._begin(state)
-            self.record.open(int(state.step))
-            if self.chief and int(state.step) == 0:
-                with self.clock('log'):
-                    print(logs.parameter_table(state.params), flush=True)
-            self._compile()
-            self.peers.meet()
-            while True:
-                try:
-                    state = self._loop(state)
-                    break
-                except nonfinite.Rollback as bad:
-                    state = self._roll_back(bad)
-            return self._finish(state)
+            states = {lane: start(lane, self.program, self.feed.source.fetch) for lane in everyone}
+            for lane in everyone:
+                self._look_whether_finished(lane)
+            self.lanes = self.active
+            if self.lanes:
+                self._begin_all(states[self.lanes[0]])
+                self._compile()
+                self.state = self.program.join([states[lane] for lane in self.lanes])
+                del states
+                self.peers.meet()
+                self._train()
+            return [Result(lane.step, lane.metrics, lane.place) for lane in everyone]
         except Preempted as error:
-            self.record.end('preempted', str(error))
+            self._end('preempted', str(error))
             raise
+        except Diverged:
+            raise  # written down where it was found
         except BaseException as error:
-            self.record.end('failed', str(error) or type(error).__name__)
+            self._end('failed', str(error) or type(error).__name__)
             raise
         finally:
             self.watchdog.close()
-            self.account.close()
             self.profiler.close()
-            self.record.close()
-            self.checkpoints.close()
+            for lane in everyone:
+                lane.close()
+
+    @property
+    def active(self) -> list[Lane]:
+        return [lane for lane in self.lanes if not lane.over]
+
+    def _end(self, status: str, reason: str) -> None:
+        for lane in self.active:
+            lane.record.end(status, reason)
 
     def _hung(self, reason: str) -> None:
-        self.record.end('failed', reason)
+        self._end('failed', reason)
         self.peers.failed(RuntimeError(reason))
 
-    def _rows_to_look_at(self) -> dict[str, np.ndarray]:
-        return self.feed.source.fetch(self.order.batch(0)[:INIT_ROWS])
+    def _look_whether_finished(self, lane: Lane) -> None:
+        """Raises UserError where the run has more steps than the config."""
+        steps = lane.config.steps
+        if lane.step > steps:
+            raise UserError(
+                f'--config.steps={steps}: the run in {lane.place.path} is already at '
+                f'step {lane.step}; give at least that many, or another --workdir'
+            )
+        row = lane.last_row()
+        if lane.step == steps == row.get('step') and not lane.unevaluated:
+            lane.over, lane.metrics = 'finished', row
+            if self.chief:
+                print(f'already finished at step {lane.step} in {lane.place.path}', flush=True)
+                if lane.place.status() != 'finished':  # killed after the last save
+                    self._begin(lane)
+                    lane.record.end('finished', f'step {lane.step}')
 
-    def _already_finished(self, state: TrainState) -> Result:
-        step = int(state.step)
-        if self.chief:
-            print(f'already finished at step {step} in {self.place.path}', flush=True)
-            if self.place.status() != 'finished':  # killed after the last save
-                self._begin(state)
-                self.record.end('finished', f'step {step}')
-        return Result(step, self._last_row(), self.place)
-
-    def _last_row(self) -> dict:
-        return (logs.read_metrics(self.place.metrics) or [{}])[-1]
-
-    def _begin(self, state: TrainState) -> None:
-        """Writes config.json and run.json: from here on the folder holds this run."""
-        self.record.begin(
-            self.config,
-            from_step=int(state.step),
+    def _begin(self, lane: Lane) -> None:
+        lane.begin(
             parameters=logs.count_parameters(self.program.abstract.params),
             devices=[str(d.device_kind) for d in self.mesh.devices.flat],
             processes=jax.process_count(),
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             placement=self.feed.placement,
-            saved=self.states.saved_before if self.saved_step is None else self.saved_step,
-            **self.account.facts(),
+            **({'together': len(self.lanes)} if self.together else {}),
             **self.context,
         )
 
-    def _recall(self, state: TrainState, extra: dict | None) -> None:
-        """Takes over what a checkpoint held beside the state; None: there was none."""
-        self.saved_step = None if extra is None else int(state.step)
-        self.recalled = extra or {}
-        self.unevaluated = bool(self.recalled.get('unevaluated'))
-        self.metrics = dict(self.recalled.get('metrics', self.metrics))
+    def _begin_all(self, state: TrainState) -> None:
+        self.program.lanes = len(self.lanes) if self.together else 0
+        for lane in self.lanes:
+            lane.account.set_share(1 / len(self.lanes))
+            self._begin(lane)
+            lane.record.open(lane.step)
+        with self.clock('log'):
+            if self.together:
+                print(f'{len(self.lanes)} runs in one program', flush=True)
+            elif self.chief and self.lanes[0].step == 0:
+                print(logs.parameter_table(state.params), flush=True)
 
     def _compile(self) -> None:
         with self.clock('compile'):
             batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
             step, self.packing = self.program.compile_train(batch, self.feed.resident)
             runtime.release_heap()  # what compiling took, before the step takes its temporaries
-            self.in_flight = InFlight(step)
-            self.train_step = OneProgram(
-                step, self.program.traces, batch, self.config.steps_per_call
-            )
+            self.train_step = CompiledStep(step, self.program.traces, self.program.batch)
+            self.hyper = self.program.place_hyper([lane.hyper for lane in self.lanes])
 
     # ---- the loop ----
 
-    def _loop(self, state: TrainState) -> TrainState:
-        config, clock = self.config, self.clock
-        start, offset = int(state.step), int(state.health.data_offset)
-        self.skipped, self.in_a_row = int(state.health.skipped), int(state.health.in_a_row)
-        self.rollbacks, self.offset = int(state.health.rollbacks), offset
-        calls = config.steps_per_call
-        self.record.start_progress(config.steps, start=start)
-        self.pending.clear()
-        self.stop_agreed = False
-        if config.compile != 'pmap':  # which compiles at its first call
+    def _train(self) -> None:
+        """Trains until every lane is over; a lane that goes back starts a new stream of batches."""
+        if self.config.compile != 'pmap':  # which compiles at its first call
             self.watchdog.beat()
-        self.interval.begin(start, self.packing.size, self.recalled)
-        if self.unevaluated and start < config.steps:
-            self._evaluate(start, state)
-        stream = self.feed.training(
-            self.order,
-            start + offset,
-            config.steps + offset,
-            ahead=config.prefetch,
-            calls=calls,
-            workers=config.workers,
-        )
-        step = start
+        if self.chief:
+            first = min(lane.step for lane in self.active)
+            self.progress = logs.Progress(self.config.steps, start=first)
+        for lane in self.active:
+            lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+        self.stop_agreed = False
         try:
-            while step < config.steps:
-                if self.stop_agreed or (self.stop.name and self.flag.alone):
-                    self._preempt(step, state)
-                if self.profiler.due(step):
-                    self._profile(step)
-                with clock('data_wait'):
-                    rows = self._next_rows(stream, step, state)
-                with clock('transfer'):
-                    batch = {**stream.place(rows), **self.flag.raised(bool(self.stop.name))}
-                self._note_samples(step, rows['id'])
-                with clock('dispatch'):
-                    state, packed = self.train_step(state, batch, self.feed.resident, self.hyper)
+            late = [lane for lane in self.active if lane.unevaluated]
+            if late and late[0].step < self.config.steps:
+                self._evaluate(late)
+            self._finish()
+            while self.active:
+                self._steps()
+                self._go_back()
+        finally:
+            self._close_progress()
+
+    def _steps(self) -> None:
+        """Trains until a lane has to go back, or all are over."""
+        calls = self.config.steps_per_call
+        starts = [(lane.order, lane.step + lane.offset) for lane in self.lanes]
+        most = max(-(-(lane.config.steps - lane.step) // calls) for lane in self.active)
+        self.ids = CallIds(starts, calls, self.together)
+        stream = self.feed.training(
+            self.ids, most, ahead=self.config.prefetch * calls, workers=self.config.workers
+        )
+        try:
+            for batch in self._batches(stream, most):
+                with self.clock('dispatch'):
+                    self.state, packed = self.train_step(
+                        self.state, batch, self.feed.resident, self.hyper
+                    )
                     packed.copy_to_host_async()
-                step += calls
-                self.pending.append((step, packed))
-                self._take_in(self.in_flight.most)
-                if self.chief and self.account.work is None:
-                    self._take_in(0)
-                    self._catch_up(first=start == 0)
-                evaluate = config.eval_every and step % config.eval_every == 0
-                save = config.checkpoint.every and step % config.checkpoint.every == 0
-                if step < config.steps and (evaluate or save):
-                    self._take_in(0)
-                    if evaluate:
-                        self._evaluate(step, state)
-                    if save:
-                        self._save(step, state)
-            self._take_in(0)
-            if self.profiler.tracing:
-                self._profile(step)
-            return state
+                for lane in self.lanes:
+                    lane.step += calls
+                self.pending.append(([lane.step for lane in self.lanes], packed))
+                self._events()
+                if not self._sound(self.lanes) or any(lane.rollback for lane in self.active):
+                    break
         finally:
             stream.close()
-            self.record.stop_progress()
 
-    def _profile(self, step: int) -> None:
+    def _batches(self, stream: Any, count: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches on the mesh; before each, a signal that came is obeyed."""
+        for call in range(count):
+            if self.stop_agreed or (self.stop.name and self.flag.alone):
+                self._preempt()
+            if self.profiler.due(self.active[0].step):
+                self._profile()
+            with self.clock('data_wait'):
+                rows = self._next_rows(stream, call)
+            with self.clock('transfer'):
+                batch = {**self.feed.place(rows), **self.flag.raised(bool(self.stop.name))}
+            self._note_samples(call)
+            yield batch
+
+    def _events(self) -> None:
+        """What is due after a call: the metrics of older ones, evaluations, saves, the end of lanes."""
+        self._take_in(self.train_step.most)
+        if self.chief and not self.caught_up:
+            self._take_in(0)
+            self._catch_up()
+        evaluate = [lane for lane in self.active if lane.due(lane.config.eval_every)]
+        save = [lane for lane in self.active if lane.due(lane.config.checkpoint.every)]
+        ended = any(lane.step >= lane.config.steps for lane in self.active)
+        if not (evaluate or save or ended):
+            return
+        self._take_in(0)
+        evaluate, save = (self._sound(lanes) for lanes in (evaluate, save))
+        if evaluate:
+            self._evaluate(evaluate)
+        if save:
+            self._save(save)
+        self._finish()
+
+    def _sound(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those whose state is that of their step: neither over nor about to go back."""
+        return [lane for lane in lanes if lane.sound]
+
+    def _profile(self) -> None:
         """Starts or ends a trace, with nothing under way."""
         self._take_in(0)
         with self.clock('profile'), self.watchdog.paused():
-            self.record.message(self.profiler.turn(step))
+            self._message(self.profiler.turn(self.active[0].step))
 
-    def _note_samples(self, step: int, ids: np.ndarray) -> None:
-        """Writes down what the next steps are trained on; `ids` are this process's rows."""
+    def _note_samples(self, call: int) -> None:
+        """Writes down what the next steps are trained on."""
         calls = self.config.steps_per_call
-        if not self.flag.alone:
-            first = step + self.offset
-            ids = np.stack([self.order.batch(index) for index in range(first, first + calls)])
-        self.record.sampled(step + 1, ids.reshape(calls, -1))
+        if not any(lane.config.record_samples for lane in self.lanes):
+            return
+        ids = self.ids(call).reshape(len(self.lanes), calls, -1)
+        for lane, rows in zip(self.lanes, ids, strict=True):
+            if not lane.over:
+                lane.record.sampled(lane.step + 1, rows)
 
-    def _next_rows(self, stream: Stream, step: int, state: TrainState) -> dict[str, np.ndarray]:
+    def _next_rows(self, stream: Any, call: int) -> dict[str, np.ndarray]:
         try:
-            return stream.next_rows()
+            return stream.next()
         except Exception as error:
             self._take_in(0)
-            saved = ''
+            left = self._sound(self.lanes)
+            step, saved = max(lane.step for lane in left or self.lanes), ''
             # Alone, nothing is lost: with several processes the others do not know and cannot save.
-            if jax.process_count() == 1 and step != self.saved_step and step > 0:
-                if self._save(step, state) and self.checkpoints.wait():
+            if jax.process_count() == 1 and any(
+                lane.step not in (0, lane.saved_step) for lane in left
+            ):
+                if self._save(left) and all(lane.checkpoints.wait() for lane in left):
                     saved = f'; saved at step {step}, the same command resumes there'
-            ids = ', '.join(map(str, self.order.batch(step + self.offset)[:8]))
+            ids = ', '.join(map(str, self.ids(call).reshape(-1)[:8]))
             message = f'the data source failed at step {step + 1} (sample ids {ids}, …)'
             kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
             failure = UserError if isinstance(error, UserError) else RuntimeError
             raise failure(f'{message}: {kind}{error}{saved}') from error
 
+    # ---- metrics ----
+
     def _take_in(self, leave: int) -> None:
-        """Takes in the metrics of the oldest steps under way until only `leave` of them are."""
+        """Takes in the metrics of the oldest calls under way until only `leave` of them are."""
+        calls = self.config.steps_per_call
         while len(self.pending) > leave:
-            step, packed = self.pending.popleft()
+            steps, packed = self.pending.popleft()
             with self.clock('device'):
-                vectors = np.asarray(packed, np.float64).reshape(-1, self.packing.size)
-                self.in_flight.settle()
+                vectors = np.asarray(packed, np.float64)
+                vectors = vectors.reshape(len(self.lanes), calls, self.packing.size)
+                self.train_step.settle()
             self.watchdog.beat()
-            self.account.first_step()
-            first = step - len(vectors) + 1
-            for index, vector in enumerate(vectors):
-                self._count(first + index, vector)
+            for index in range(calls):
+                first = [last - calls + 1 + index for last in steps]
+                self._count(first, vectors[:, index])
 
-    def _count(self, step: int, vector: np.ndarray) -> None:
-        metrics = self.packing.unpack(vector)
-        # All processes see this in the same step, so all stop at the same one.
-        self.stop_agreed = self.stop_agreed or (STOP in metrics and bool(metrics[STOP][0]))
-        if metrics[FINITE][0] == 1:
-            self.in_a_row = 0
-            self.interval.add(vector)
-        else:
-            self.in_a_row += 1
-            self.skipped += 1
-            ids = self.order.batch(step - 1 + self.offset)
-            message = nonfinite.describe(step, metrics, self.suspects, ids)
-            try:
-                warning = nonfinite.judge(
-                    self.config.divergence,
-                    step,
-                    message,
-                    in_a_row=self.in_a_row,
-                    rollbacks=self.rollbacks,
-                )
-            except Diverged:
-                self._write(step, {'train/skipped': float(self.skipped)})
-                raise
-            self.record.message(warning)
-        if step % self.config.log_every == 0:
-            self._log(step)
+    def _count(self, steps: Sequence[int], vectors: np.ndarray) -> None:
+        """Takes in the metrics of one step of every lane, [lanes, size]."""
+        rows: dict[Lane, tuple[int, dict[str, float]]] = {}
+        for lane, step, vector in zip(self.lanes, steps, vectors, strict=True):
+            if not lane.sound or step > lane.config.steps:
+                continue
+            lane.account.first_step()
+            # All processes see this in the same step, so all stop at the same one.
+            asked = self.packing.unpack(vector).get(STOP)
+            self.stop_agreed = self.stop_agreed or (asked is not None and bool(asked[0]))
+            warning = lane.count(step, vector, self.packing, self.suspects)
+            if lane.diverged is not None and not self.together:
+                raise lane.diverged
+            if warning or lane.diverged is not None:
+                name = f'{lane.place.path.name}: ' if self.together else ''
+                self._message(f'{name}{warning or lane.diverged}')
+            if lane.sound and step % lane.config.log_every == 0:
+                rows[lane] = step, lane.log(step, self.packing)
+        self._write(rows)
 
-    def _log(self, step: int) -> None:
-        """Ends the interval: its means and its speed become the row of `step`."""
-        means, seconds = self.interval.end(step, self.packing, self.config.task)
-        row = {f'train/{name}': value for name, value in means.items()}
-        if self.skipped:
-            row['train/skipped'] = float(self.skipped)
-        if self.rollbacks:
-            row['train/rollbacks'] = float(self.rollbacks)
-        row |= self.account.speed(step, seconds)
-        row['perf/epoch'] = (step + self.offset) * self.config.batch_size / self.order.examples
-        self._write(step, row)
+    def _write(self, rows: dict[Lane, tuple[int, dict[str, float]]]) -> None:
+        """Writes each lane's row; the terminal shows the mean of each metric over the lanes."""
+        for lane, (step, row) in rows.items():
+            lane.write(step, row)
+        if self.progress is not None and rows:
+            found = [row for _, row in rows.values()]
+            names = [name for name in found[0] if all(name in row for row in found)]
+            means = {name: sum(row[name] for row in found) / len(found) for name in names}
+            with self.clock('log'):
+                self.progress.update(max(step for step, _ in rows.values()), means)
 
-    def _evaluate(self, step: int, state: TrainState, *, final: bool = False) -> dict[str, Any]:
+    def _message(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.message(text)
+
+    def _catch_up(self) -> None:
+        """What the first step need not wait for: the count of FLOPs, pictures of a fresh run's batch."""
+        self.caught_up = True
+        batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
+        with self.clock('compile'):  # with nothing under way: the peak may be measured here
+            jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
+            steps = self.config.steps_per_call * len(self.lanes)
+            work = Work.of(flops.count_jaxpr(jaxpr), self.mesh.devices.flat, steps)
+        for lane in self.lanes:
+            lane.account.work = work
+            fresh = lane.step == self.config.steps_per_call
+            if not fresh or not self.config.task.defines('preview') or jax.process_count() > 1:
+                continue
+            with self.clock('log'):
+                rows = self.feed.source.fetch(lane.order.batch(0)[:64])
+                shown = jax.device_get(self.program.preview(rows, lane.hyper['seed']))
+                for name, images in shown.items():
+                    lane.record.image(0, f'train/{name}', logs.image_grid(images))
+
+    # ---- evaluation, saving, the end ----
+
+    def _evaluate(self, lanes: Sequence[Lane], *, final: bool = False) -> None:
+        """Evaluates; `lanes` are those that want it now."""
         with self.clock('compile'), self.watchdog.paused():
             self.evaluator.compile()
+        generates = self.config.task.defines('generate')
         try:
             with self.clock('evaluation'):
-                found = self.evaluator.run(state, self.hyper, self._heard)
-                generated = self.evaluator.generate(state, self._heard, final=final)
+                found = self.evaluator.run(self.state, self.hyper, self._heard)
+                states = self.program.split(self.state) if generates else [self.state] * len(found)
+                generated = {
+                    lane: self.evaluator.generate(one, self._heard, final=final)
+                    for lane, one in zip(self.lanes, states, strict=True)
+                    if lane in lanes
+                }
         except Interrupted:
-            self.unevaluated = True
-            self._preempt(step, state)
+            for lane in lanes:
+                lane.unevaluated = True
+            self._preempt()
             raise
-        self.unevaluated, self.evaluated = False, step
-        row = {name: value for name, value in found.items() if isinstance(value, float)}
-        if generated is not None:
-            row |= {f'eval/{name}': value for name, value in generated.scores.items()}
-        self._write(step, row)
-        self.record.results(step, found, generated, self.config.data.class_names())
-        return row
-
-    # ---- what goes wrong ----
+        rows: dict[Lane, tuple[int, dict[str, float]]] = {}
+        for lane, values in zip(self.lanes, found, strict=True):
+            if lane in generated:
+                lane.unevaluated, lane.evaluated = False, lane.step
+                written = generated[lane]
+                row = {name: value for name, value in values.items() if isinstance(value, float)}
+                if written is not None:
+                    row |= {f'eval/{name}': value for name, value in written.scores.items()}
+                rows[lane] = lane.step, row
+                lane.record.results(lane.step, values, written, self.config.data.class_names())
+        self._write(rows)
 
     def _heard(self) -> None:
         """The evaluation goes on; a signal breaks it off where no other process takes part."""
@@ -420,85 +498,60 @@ class _Run:
         if self.stop.name and self.flag.alone:
             raise Interrupted
 
-    def _roll_back(self, bad: nonfinite.Rollback) -> TrainState:
-        """The last checkpoint's state (or a fresh one), with the data moved past the bad step."""
-        self.pending.clear()
-        self.account.undo()
-        state, extra = self.states.back(bad, offset=self.offset, count=self.rollbacks + 1)
-        self._recall(state, extra)
-        self.unevaluated = False  # it was evaluated since then
-        self.record.truncate(int(state.step))
-        return state
+    def _go_back(self) -> None:
+        """Sends the lanes back that a step that was not finite asks to, each to its last checkpoint."""
+        back = [lane for lane in self.active if lane.rollback is not None]
+        if not back:
+            return
+        self._take_in(0)
+        states = self.program.split(self.state)
+        for index, lane in enumerate(self.lanes):
+            if lane in back:
+                states[index] = go_back(lane, self.program, self.feed.source.fetch)
+                lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+        self.state = self.program.join(states)
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = logs.Progress(self.config.steps, start=min(lane.step for lane in back))
 
-    def _preempt(self, step: int, state: TrainState) -> None:
+    def _preempt(self) -> None:
         self._take_in(0)
         name = self.stop.name or 'a signal to another process'
-        saved = self._save(step, state) and self.checkpoints.wait()
+        lanes = self._sound(self.lanes)
+        saved = self._save(lanes) and all([lane.checkpoints.wait() for lane in lanes])
         if not saved:
-            raise RuntimeError(f'{name}: {self.checkpoints.failed}')
+            failed = '; '.join(lane.checkpoints.failed for lane in lanes if lane.checkpoints.failed)
+            raise RuntimeError(f'{name}: {failed}')
+        step = max((lane.step for lane in lanes), default=self.lanes[0].step)
         raise Preempted(f'{name} at step {step}; saved, the same command resumes')
 
-    # ---- saving, finishing ----
-
-    def _save(self, step: int, state: TrainState) -> bool:
-        """Saves a state that is known to be finite: its steps' metrics were taken in before."""
-        # The value of an older step would let a later, worse state count as the best.
-        best = self.metrics.get(self.config.checkpoint.best) if self.evaluated == step else None
-        extra = {
-            **self.interval.save(),
-            'metrics': self.metrics,
-            'unevaluated': self.unevaluated,
-            'account': self.account.extra(),
-        }
-        if step < self.config.steps:
-            self._write(step, self.account.metrics())
-        with self.clock('log'):
-            self.record.flush()
+    def _save(self, lanes: Sequence[Lane]) -> bool:
+        """Starts to save these lanes; True: all of it goes well so far."""
         with self.clock('checkpoint'):
-            if step == self.saved_step:
-                return True
-            saved = self.checkpoints.save(step, state, extra=extra, best=best)
-            self.saved_step = step if saved else self.saved_step
-        if saved:
-            self.account.keep()
-            # Orbax ends the save before this one first, so a step noted here was once complete.
-            self.record.note(step=step, saved=max(self.checkpoints.steps(), default=None))
-        return saved
+            states = self.program.split(self.state)
+        chosen = [
+            (lane, one) for lane, one in zip(self.lanes, states, strict=True) if lane in lanes
+        ]
+        return all([lane.save(one) for lane, one in chosen])
 
-    def _finish(self, state: TrainState) -> Result:
-        step = int(state.step)
-        row = self._evaluate(step, state, final=True) if self.evaluator.feeds else {}
-        saved = self._save(step, state)
-        with self.clock('checkpoint'):
-            saved = self.checkpoints.wait() and saved
-        if not saved:
-            raise NotSaved(f'the run reached step {step}, but {self.checkpoints.failed}')
-        self.record.note(step=step, saved=step)
-        self._write(step, self.account.metrics())
-        self.record.end('finished', f'step {step}')
-        if self.chief:
-            print(self.account.sentence(placement=self.feed.placement), flush=True)
-        return Result(step, {**self.metrics, **row}, self.place)
-
-    # ---- logs ----
-
-    def _write(self, step: int, row: dict[str, float]) -> None:
-        self.metrics |= row
-        with self.clock('log'):
-            self.record.write(step, row)
-
-    def _catch_up(self, *, first: bool) -> None:
-        """What the first step need not wait for: the count of FLOPs, pictures of a fresh run's batch."""
-        config = self.config
-        batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
-        with self.clock('compile'):  # with nothing under way: the peak may be measured here
-            jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
-            self.account.work = Work.of(
-                flops.count_jaxpr(jaxpr), self.mesh.devices.flat, config.steps_per_call
-            )
-        if not first or not config.task.defines('preview') or jax.process_count() > 1:
+    def _finish(self) -> None:
+        """Ends the lanes that have made their last step: evaluated, saved and written down."""
+        ended = [lane for lane in self._sound(self.lanes) if lane.step >= lane.config.steps]
+        if not ended:
             return
-        with self.clock('log'):
-            rows = self.feed.source.fetch(self.order.batch(0)[:64])
-            for name, images in self.program.preview(rows).items():
-                self.record.image(0, f'train/{name}', logs.image_grid(images))
+        if self.profiler.tracing:
+            self._profile()
+        if self.evaluator.feeds:
+            self._evaluate(ended, final=True)
+        for lane, one in zip(self.lanes, self.program.split(self.state), strict=True):
+            if lane in ended:
+                lane.finish(one)
+                if not self.together and self.chief:
+                    sentence = lane.account.sentence(placement=self.feed.placement)
+                    self._close_progress()
+                    print(sentence, flush=True)
+
+    def _close_progress(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None

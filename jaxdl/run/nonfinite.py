@@ -25,7 +25,7 @@ class Rollback(Exception):
 def describe(step: int, metrics: dict[str, Any], suspects: list[str], ids: np.ndarray) -> str:
     """One line: the step, the first leaf that is not finite, the loss, the sample ids.
 
-    `metrics` are those of the step as `Packing.unpack` gives them, `suspects` the names that
+    `metrics` are those of the step as `MetricPacking.unpack` gives them, `suspects` the names that
     `Steps.suspects` gives.
     """
     total, weight = metrics['loss']

@@ -6,96 +6,91 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxdl.account.clock import Clock
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.program import Program
 from jaxdl.core.step import TrainState
 from jaxdl.errors import UserError
-from jaxdl.record.checkpoints import Checkpoints
-from jaxdl.record.folder import Workdir
 from jaxdl.run import warm_start
-from jaxdl.run.nonfinite import Rollback
+from jaxdl.run.lane import Lane
+
+# Training examples that a fresh model may look at.
+INIT_ROWS = 512
+
+Fetch = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-class States:
-    """The states that a run starts from and goes back to.
+def start(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
+    """The state that a run starts from: restored, or fresh.
 
     Args:
-        program: of the run.
-        checkpoints: of the run.
-        place: its folder.
-        rows: fetches the real rows that a fresh model may look at.
-        clock: seconds go to 'checkpoint' and 'init'.
+        lane: the run; it then stands where the state does.
+        program: the functions of the run.
+        fetch: training rows by their ids.
+
+    Raises:
+        UserError: the folder holds a run that was saved, but no good checkpoint.
     """
-
-    def __init__(
-        self,
-        program: Program,
-        checkpoints: Checkpoints,
-        place: Workdir,
-        rows: Callable[[], dict[str, np.ndarray]],
-        clock: Clock,
-    ):
-        self.program, self.checkpoints, self.place = program, checkpoints, place
-        self.rows, self.clock = rows, clock
-        self.saved_before = place.saved_step()
-
-    def first(self) -> tuple[TrainState, dict | None]:
-        """(state, what the checkpoint held beside it; None for a fresh state).
-
-        Raises:
-            UserError: the folder holds a run that was saved, but no good checkpoint.
-        """
-        with self.clock('checkpoint'):
-            if self.checkpoints.steps():
-                step, state, extra = self.checkpoints.restore(self.program.abstract)
-                _say(f'resuming from step {step} in {self.place.path}')
-                return state, extra
-        if self.saved_before is not None:
+    state, extra = _restored(lane, program)
+    if state is None:
+        if lane.saved_before is not None:
             raise UserError(
-                f'--workdir={self.place.path} holds a run that was saved at step {self.saved_before}, '
-                f'but {self.place.checkpoints} holds no good checkpoint.\n'
+                f'--workdir={lane.place.path} holds a run that was saved at step {lane.saved_before}, '
+                f'but {lane.place.checkpoints} holds no good checkpoint.\n'
                 'Put one back (damaged ones are kept in damaged/), or give another --workdir to start anew'
             )
-        return self.fresh(), None
+        state = _fresh(lane, program, fetch)
+    else:
+        _say(f'resuming from step {int(state.step)} in {lane.place.path}')
+    lane.recall(state, extra)
+    lane.account.begin((extra or {}).get('account'))
+    return state
 
-    def fresh(self) -> TrainState:
-        """A new state; with init_from it has the weights of another run."""
-        with self.clock('init'):
-            state = self.program.init(self.rows())
-            options = self.program.config.init_from
-            if options.path:
-                state, table = warm_start.load(options, self.program, state)
-                _say(table)
-            return state
 
-    def back(self, bad: Rollback, *, offset: int, count: int) -> tuple[TrainState, dict | None]:
-        """The same as `first` for a roll-back: the data order moves past the bad step.
+def go_back(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
+    """The state of the last checkpoint, or a fresh one, with the data moved past the bad step."""
+    bad, lane.rollback = lane.rollback, None
+    assert bad is not None
+    lane.account.undo()
+    lane.checkpoints.wait()
+    state, extra = _restored(lane, program)
+    if state is None:
+        state = _fresh(lane, program, fetch)
+    step, count = int(state.step), lane.rollbacks + 1
+    moved, most = bad.step - step, lane.config.divergence.max_rollbacks
+    _say(
+        f'WARNING: {bad.message}; back to step {step}, data moved on by {moved} batches '
+        f'(roll-back {count} of {most})',
+        error=True,
+    )
+    everywhere = mesh_lib.replicated(program.mesh)
+    health = state.health.replace(
+        data_offset=mesh_lib.put(np.int32(lane.offset + moved), everywhere),
+        rollbacks=mesh_lib.put(np.int32(count), everywhere),
+    )
+    state = state.replace(health=health)
+    lane.recall(state, extra)
+    lane.unevaluated = False  # it was evaluated since then
+    lane.record.truncate(step)
+    return state
 
-        Args:
-            bad: what was not finite.
-            offset: batches that the order was moved on by so far.
-            count: number of this roll-back, from 1.
-        """
-        self.checkpoints.wait()
-        step, extra = 0, None
-        with self.clock('checkpoint'):
-            if self.checkpoints.steps():
-                step, state, extra = self.checkpoints.restore(self.program.abstract)
-            else:
-                state = self.fresh()
-        moved, most = bad.step - step, self.program.config.divergence.max_rollbacks
-        _say(
-            f'WARNING: {bad.message}; back to step {step}, data moved on by {moved} batches '
-            f'(roll-back {count} of {most})',
-            error=True,
-        )
-        everywhere = mesh_lib.replicated(self.program.mesh)
-        health = state.health.replace(
-            data_offset=mesh_lib.put(np.int32(offset + moved), everywhere),
-            rollbacks=mesh_lib.put(np.int32(count), everywhere),
-        )
-        return state.replace(health=health), extra
+
+def _restored(lane: Lane, program: Program) -> tuple[TrainState | None, dict | None]:
+    with lane.clock('checkpoint'):
+        if not lane.checkpoints.steps():
+            return None, None
+        _, state, extra = lane.checkpoints.restore(program.abstract)
+        return state, extra
+
+
+def _fresh(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
+    """A new state; with init_from it has the weights of another run."""
+    with lane.clock('init'):
+        state = program.init(fetch(lane.order.batch(0)[:INIT_ROWS]), lane.hyper)
+        options = lane.config.init_from
+        if options.path:
+            state, table = warm_start.load(options, program, state, lane.hyper)
+            _say(table)
+        return state
 
 
 def _say(text: str, *, error: bool = False) -> None:

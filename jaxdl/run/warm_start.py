@@ -98,7 +98,9 @@ def match(there: dict[str, Any], here: dict[str, Any], options: InitFrom) -> Mat
     return found
 
 
-def load(options: InitFrom, program: Program, state: TrainState) -> tuple[TrainState, str]:
+def load(
+    options: InitFrom, program: Program, state: TrainState, hyper: dict
+) -> tuple[TrainState, str]:
     """`state`, fresh, with the weights of another run; and the table of what was done.
 
     Taken are the parameters and the model's other variables (running statistics), averaged where
@@ -159,7 +161,7 @@ def load(options: InitFrom, program: Program, state: TrainState) -> tuple[TrainS
             'give an earlier step, DIR:STEP'
         )
     table = f'weights of step {step} of {folder.parent}:\n{found.table()}'
-    return program.adopt(state, params, model_state), table
+    return program.adopt(state, params, model_state, hyper), table
 
 
 def split(text: str) -> tuple[Path, int | None]:

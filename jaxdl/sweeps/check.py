@@ -29,17 +29,6 @@ def read_config(path: str, words: list[str]) -> Config:
     return config
 
 
-def group_of(config: Config) -> str:
-    """A name for the compiled program: configs that differ only in seed and scalars share it.
-
-    A scalar that is 0 is no argument of the program but code left out, so it makes another group.
-    """
-    traced = config_lib.scalars(config)
-    plain = config_lib.with_values(config, {**dict.fromkeys(traced, 1.0), 'config.seed': 0})
-    words = json.dumps([config_lib.to_json(plain), sorted(traced)], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()[:12]
-
-
 def identity(config: Config) -> str:
     """A name for the run itself: what may change between two calls on one folder is left out."""
 
@@ -67,30 +56,14 @@ def check_trials(trials: list[dict]) -> list[dict]:
             continue
         found.append(
             {
-                'group': group_of(config),
+                'group': config_lib.program_key(config),
                 'identity': identity(config),
                 'steps': config.steps,
                 'deterministic': config.deterministic,
-                'alone': why_alone(config),
+                'alone': config_lib.why_alone(config),
             }
         )
     return found
-
-
-def why_alone(config: Config) -> str:
-    """Why this config cannot be trained together with others in one program, or ''."""
-    if config.divergence.policy == 'rollback':
-        return "divergence.policy='rollback' moves one run back in time"
-    if config.compile == 'pmap':
-        return "compile='pmap'"
-    if config.accumulate > 1:
-        return f'accumulate={config.accumulate} says that one run alone fills the memory'
-    if config.steps_per_call > 1:
-        return f'steps_per_call={config.steps_per_call}'
-    for axis in config.mesh.AXES:
-        if getattr(config.mesh, axis) > 1:
-            return f'mesh.{axis}={getattr(config.mesh, axis)}: it is trained on several devices'
-    return ''
 
 
 def metric_names(path: str, words: list[str]) -> list[str]:

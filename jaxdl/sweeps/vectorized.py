@@ -1,4 +1,4 @@
-"""Trains several trials of a sweep in one program: see jaxdl.sweeps.together.
+"""Trains several trials of a sweep in one program: see jaxdl.run.loop.
 
 The sweep starts it: python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=ID,ID,…
 """
@@ -18,9 +18,9 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_list('trials', [], 'the ids of the trials')
     cli.parse_flags(argv, __doc__ or '', required=('workdir', 'trials'))
     environment = runtime.prepare_process()
+    from jaxdl.run.loop import train_together
     from jaxdl.sweeps.check import read_config
     from jaxdl.sweeps.store import Store
-    from jaxdl.sweeps.together import train_together
 
     folder, names = flags.FLAGS.workdir, flags.FLAGS.trials
     trials = {trial.id: trial for trial in Store(folder).trials()}

@@ -80,7 +80,7 @@ def test_a_model_begins_the_same(family, monkeypatch):
         return batched_init.together(closed)
 
     monkeypatch.setattr('jaxdl.core.program.jaxpr_as_fun', together)  # as on a GPU
-    ours = program.init(rows)
+    ours = Program(config, mesh, ROWS).init(rows)
     (closed,) = calls
     inputs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in closed.in_avals]
     assert draws(batched_init.together(closed), *inputs) < draws(jaxpr_as_fun(closed), *inputs) / 2

@@ -63,7 +63,7 @@ def test_every_example_counts_once(run, expected, devices, batch_size):
     program = Program(config, mesh, rows)
     placed = jax.device_put(state, program.shardings)
     evaluator = Evaluator(program, DATA.eval_sources())
-    found = evaluator.run(placed, program.place_hyper(), lambda: None)
+    (found,) = evaluator.run(placed, program.place_hyper(), lambda: None)
     assert set(found) == set(wanted)
     assert found['eval/test/examples'] == EXAMPLES
     assert found['eval/test/accuracy'] == wanted['eval/test/accuracy']
@@ -81,7 +81,7 @@ def measured(layout: str):
     made, _ = layouts.built(run)
     state = mesh_lib.put(layouts.initial(run), made.shardings)
     evaluator = Evaluator(made, {'test': run.data.train_source()})
-    found = evaluator.run(state, made.place_hyper(), lambda: None)
+    (found,) = evaluator.run(state, made.place_hyper(), lambda: None)
     greedy = Sampling(temperature=0.0)
     data = Text(tokenizer=Bytes())
     variables = readable_variables(state)

@@ -7,7 +7,7 @@ import pytest
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Mesh
 from jaxdl.core.feed import Feed
-from jaxdl.core.pipeline import Order
+from jaxdl.core.pipeline import CallIds, Order
 from jaxdl.core.step import gather
 from jaxdl.data.arrays import ArraySource
 from jaxdl.errors import UserError
@@ -32,11 +32,13 @@ def batches(source, placement, *, calls=1, workers=0, start=3, stop=9):
     mesh = mesh_lib.make_mesh(Mesh(), jax.devices()[:4])
     feed = Feed(source, 8, mesh, placement=placement)
     order = Order(len(source), 8, seed=5)
-    stream = feed.training(order, start, stop, ahead=2, calls=calls, workers=workers)
+    stream = feed.training(
+        CallIds([(order, start)], calls), (stop - start) // calls, ahead=2, workers=workers
+    )
     try:
         found = []
         for _ in range(start, stop, calls):
-            batch = gather(stream.place(stream.next_rows()), feed.resident)
+            batch = gather(feed.place(stream.next()), feed.resident)
             found.append({name: np.asarray(value) for name, value in batch.items()})
         return feed, found
     finally:
@@ -72,10 +74,10 @@ def test_several_batches_in_one_call(placement):
     _, single = batches(ArraySource(arrays()), 'host')
     mesh = mesh_lib.make_mesh(Mesh(), jax.devices()[:4])
     feed = Feed(ArraySource(arrays()), 8, mesh, placement=placement)
-    stream = feed.training(Order(40, 8, seed=5), 3, 9, ahead=2, calls=3)
+    stream = feed.training(CallIds([(Order(40, 8, seed=5), 3)], 3), 2, ahead=2)
     try:
         for call in range(2):
-            batch = stream.place(stream.next_rows())
+            batch = feed.place(stream.next())
             for index in range(3):
                 one = gather({k: v[index] for k, v in batch.items()}, feed.resident)
                 same([{k: np.asarray(v) for k, v in one.items()}], [single[3 * call + index]])

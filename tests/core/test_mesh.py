@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxdl.core import mesh as mesh_lib
+from jaxdl.core import sharding
 from jaxdl.core.config import Mesh
 from jaxdl.core.optim import path_name
 from jaxdl.errors import UserError
@@ -81,21 +82,21 @@ def test_rules_are_tried_in_order_and_fit_stacks_of_layers():
         'bias': jnp.zeros(8),
     }
     rules = (('bias', (None,)), ('.*', ('fsdp', 'tensor')))
-    found = specs(shapes, mesh_lib.state_shardings(shapes, rules, mesh(fsdp=2, tensor=4)))
+    found = specs(shapes, sharding.state_shardings(shapes, rules, mesh(fsdp=2, tensor=4)))
     assert found['opt/mu/kernel'] == (None, ('fsdp',), ('tensor',))
     assert found['kernel'] == (('fsdp',), ('tensor',))
     assert found['odd'] == (('fsdp',), None), 'an axis that does not divide is left out'
     assert found['bias'] == (None,) and found['opt/count'] == ()
     with pytest.raises(UserError, match="'tensr' is no mesh axis; the axes are data, fsdp"):
-        mesh_lib.state_shardings(shapes, (('.*', ('tensr',)),), mesh(data=8))
+        sharding.state_shardings(shapes, (('.*', ('tensr',)),), mesh(data=8))
 
 
 def test_zero_splits_the_largest_dimension_that_is_left():
     shapes = [jnp.zeros((64, 32)), jnp.zeros((30, 64)), jnp.zeros((8,)), jnp.zeros((31, 63))]
     rules = (('0', ('fsdp', None)),)
     here = mesh(data=4, fsdp=2)
-    placed = mesh_lib.state_shardings(shapes, rules, here)
-    placed = mesh_lib.split_further(shapes, placed, 'data', here)
+    placed = sharding.state_shardings(shapes, rules, here)
+    placed = sharding.split_further(shapes, placed, 'data', here)
     found = [place.shard_shape(leaf.shape) for leaf, place in zip(shapes, placed, strict=True)]
     # The second has its 64 split by fsdp, and no other that 4 divides; the others nothing that fits.
     assert found == [(32, 8), (30, 32), (8,), (31, 63)]
@@ -178,7 +179,7 @@ def test_every_large_parameter_of_a_transformer_has_a_rule_of_its_own():
 
 
 def test_an_axis_of_size_one_is_not_mentioned():
-    placed = mesh_lib.state_shardings(
+    placed = sharding.state_shardings(
         [jnp.zeros((8, 8))], (('0', ('fsdp', 'tensor')),), mesh(data=8)
     )
     assert placed[0].spec == PartitionSpec(None, None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdl.api import Source
-from jaxdl.core.pipeline import Load, Order, Prefetch, Workers, check_rows, eval_batches
+from jaxdl.core.pipeline import CallIds, Load, Order, Prefetch, Workers, check_rows, eval_batches
 from jaxdl.errors import UserError
 
 
@@ -33,7 +33,8 @@ class Squares(Source):
 
 def load(source, batch_size=4):
     shapes = check_rows({'id': np.zeros(1, np.int32), **source.fetch(np.zeros(1, int))}, 1, None)
-    return Load(source, Order(len(source), batch_size, seed=3), np.arange(batch_size), shapes)
+    ids = CallIds([(Order(len(source), batch_size, seed=3), 0)])
+    return Load(source.fetch, ids, np.arange(batch_size), shapes)
 
 
 def test_an_epoch_is_every_example_once_and_none_is_dropped():
@@ -98,7 +99,7 @@ def test_workers_keep_the_order(workers):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_error_arrives_where_its_batch_would(workers):
     make = load(Squares(broken=True))
-    bad = next(i for i in range(5) if 13 in make.order.batch(i))
+    bad = next(i for i in range(5) if 13 in make.ids(i))
     fetch = Workers(make, 0, 5, ahead=2, workers=workers)
     try:
         for index in range(bad):
@@ -123,7 +124,7 @@ def test_prefetch_is_the_same():
 
 CODE = """
 import os, signal, sys, time
-from tests.data.test_pipeline import Squares, load
+from tests.core.test_pipeline import Squares, load
 from jaxdl.core.pipeline import Workers
 if __name__ == '__main__':
     fetch = Workers(load(Squares(100)), 0, 100, ahead=2, workers=1)

@@ -9,8 +9,8 @@ import pytest
 
 from jaxdl.core.config import Divergence, Mesh
 from jaxdl.core.optim import AdamW, Constant
-from jaxdl.core.step import Packing
-from jaxdl.metrics import Mean
+from jaxdl.core.pipeline import CallIds
+from jaxdl.metrics import Mean, MetricPacking
 from jaxdl.models.cnn import Cnn
 from jaxdl.tasks.classification import Classification
 from tests import small
@@ -47,9 +47,9 @@ def test_several_steps_in_one_program_equal_single_steps():
         dataclasses.replace(run, steps_per_call=4, log_every=4, eval_every=4)
     )
     step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
-    stream = feed.training(order, 0, 4, ahead=1, calls=4)
+    stream = feed.training(CallIds([(order, 0)], 4), 1, ahead=1)
     state = made.init(feed.source.fetch(order.batch(0)))
-    state, packed = step(state, stream.place(stream.next_rows()), feed.resident, made.place_hyper())
+    state, packed = step(state, feed.place(stream.next()), feed.resident, made.place_hyper())
     stream.close()
     found = [packing.means(row)['loss'] for row in np.asarray(packed)]
     np.testing.assert_allclose(found, one, rtol=1e-6)
@@ -212,7 +212,7 @@ def test_packing_round_trip():
         'a': Mean(jnp.float32(6.0), jnp.float32(4.0)),
         'matrix': Mean(jnp.asarray(rng.normal(size=(3, 3)), jnp.float32), jnp.float32(2.0)),
     }
-    packing = Packing.of(metrics)
+    packing = MetricPacking.of(metrics)
     means = packing.means(np.asarray(packing.pack(metrics)))
     assert means['a'] == 1.5
     np.testing.assert_allclose(means['matrix'], np.asarray(metrics['matrix'].total) / 2)

@@ -1,10 +1,11 @@
-"""A step never compiles a second program unseen: what changed is named."""
+"""The compiled step: a changed shape is named, and large temporaries are held once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.core.recompile import OneProgram, changes
+from jaxdl.core.compiled_step import MOST, CompiledStep, changes
 from tests import small
 
 
@@ -14,7 +15,7 @@ def test_a_changed_batch_is_named(compile):
     made, feed, order = small.program(run)
     batch = feed.abstract(mask=False)
     compiled, _ = made.compile_train(batch, feed.resident)
-    step = OneProgram(compiled, made.traces, batch)
+    step = CompiledStep(compiled, made.traces, batch)
     state = made.init(feed.source.fetch(order.batch(0)))
     hyper, rows = made.place_hyper(), feed.load(order.batch(0))
     for _ in range(2):
@@ -39,3 +40,19 @@ def test_changes_in_words():
         'd from nothing to bool[1]',
     ]
     assert changes(old, old) == []
+
+
+def compiled(size):
+    """A program whose temporaries hold size × size numbers at once."""
+    function = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), 0).sum())
+    return function.lower(jax.ShapeDtypeStruct((size,), jnp.float32)).compile()
+
+
+def test_large_temporaries_are_held_once():
+    large = CompiledStep(compiled(6000), [], {})  # 144 MB
+    assert large.most == 0
+    assert CompiledStep(compiled(600), [], {}).most == MOST
+
+
+def test_a_step_that_is_compiled_at_its_first_call_says_nothing_of_its_memory():
+    assert CompiledStep(lambda state: state, [], {}).most == MOST

@@ -1,5 +1,11 @@
-"""Several runs in one program against each run alone, by the trainer itself."""
+"""Lanes: several runs in one program against each run alone, folder with folder.
 
+Whatever a run can do, a lane can: every kind of model, and init_from, tokenizers, the best
+checkpoint, sample ids, generated text, skipped updates, roll-backs, several steps in a call,
+averaged weights, and a stop in between.
+"""
+
+import dataclasses
 import json
 
 import jax
@@ -8,15 +14,16 @@ import pytest
 
 from jaxdl.core import config as config_lib
 from jaxdl.core import mesh as mesh_lib
-from jaxdl.core.config import Divergence
+from jaxdl.core.config import Checkpoint, Divergence, InitFrom, program_key
 from jaxdl.core.optim import AdamW
+from jaxdl.core.pipeline import Order
 from jaxdl.errors import Preempted, UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
-from jaxdl.run import loop as trainer
-from jaxdl.sweeps import together
-from jaxdl.sweeps.check import group_of
-from tests import small
+from jaxdl.record.tensorboard import read_events
+from jaxdl.run import loop
+from tests import faulty, small
+from tests.test_language_configs import files, shrunk  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +89,10 @@ def assert_same_run(a, b, config):
 def test_each_run_is_the_run_alone(tmp_path, placement):
     configs = runs(placement=placement)
     places = [tmp_path / f'together{i}' for i in range(3)]
-    together.train_together(configs, [str(p) for p in places])
+    loop.train_together(configs, [str(p) for p in places])
     for index, config in enumerate(configs):
         alone = tmp_path / f'alone{index}'
-        trainer.train(config, str(alone))
+        loop.train(config, str(alone))
         assert_same_run(places[index], alone, config)
         info = json.loads((places[index] / 'run.json').read_text())
         assert info['status'] == 'finished' and info['saved'] == config.steps
@@ -95,8 +102,8 @@ def test_each_run_is_the_run_alone(tmp_path, placement):
 @pytest.mark.slow
 def test_another_optimizer_and_no_ema(tmp_path):
     configs = runs(scale=0.02, ema=0.0, optimizer=AdamW(weight_decay=0.1, clip_norm=1.0))
-    together.train_together(configs, [str(tmp_path / f'together{i}') for i in range(3)])
-    trainer.train(configs[1], str(tmp_path / 'alone'))
+    loop.train_together(configs, [str(tmp_path / f'together{i}') for i in range(3)])
+    loop.train(configs[1], str(tmp_path / 'alone'))
     assert_same_run(tmp_path / 'together1', tmp_path / 'alone', configs[1])
 
 
@@ -126,16 +133,16 @@ def test_stopped_together_resumed_alone_and_together(tmp_path, monkeypatch):
     configs = runs()
     places = [tmp_path / f'together{i}' for i in range(3)]
     with monkeypatch.context() as patch:
-        patch.setattr(together, 'StopRequest', StopAt(5))
+        patch.setattr(loop, 'StopRequest', StopAt(5))
         with pytest.raises(Preempted, match='SIGTERM at step 5'):
-            together.train_together(configs, [str(p) for p in places])
+            loop.train_together(configs, [str(p) for p in places])
     assert json.loads((places[2] / 'run.json').read_text())['status'] == 'preempted'
     # One goes on alone as an ordinary run, the others together; all end as if nothing happened.
-    trainer.train(configs[0], str(places[0]))
-    together.train_together(configs, [str(p) for p in places])
+    loop.train(configs[0], str(places[0]))
+    loop.train_together(configs, [str(p) for p in places])
     for index, config in enumerate(configs):
         alone = tmp_path / f'alone{index}'
-        trainer.train(config, str(alone))
+        loop.train(config, str(alone))
         assert_same_run(places[index], alone, config)
 
 
@@ -143,22 +150,22 @@ def test_stopped_together_resumed_alone_and_together(tmp_path, monkeypatch):
 def test_runs_at_different_steps_go_on(tmp_path, monkeypatch):
     configs = runs()
     places = [tmp_path / f'together{i}' for i in range(3)]
-    monkeypatch.setattr(together, 'StopRequest', StopAt(7))
+    monkeypatch.setattr(loop, 'StopRequest', StopAt(7))
     with pytest.raises(Preempted):
-        together.train_together(configs[:1], [str(places[0])])
-    monkeypatch.setattr(together, 'StopRequest', StopAt(4))
+        loop.train_together(configs[:1], [str(places[0])])
+    monkeypatch.setattr(loop, 'StopRequest', StopAt(4))
     with pytest.raises(Preempted):
-        together.train_together(configs[1:2], [str(places[1])])
+        loop.train_together(configs[1:2], [str(places[1])])
     monkeypatch.undo()
     make = mesh_lib.make_mesh
     monkeypatch.setattr(
         mesh_lib, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1])
     )
     # Steps saved: 4 and 7; 4; none. The first two meet at 4, the third starts anew.
-    together.train_together(configs, [str(p) for p in places])
+    loop.train_together(configs, [str(p) for p in places])
     for index, config in enumerate(configs):
         alone = tmp_path / f'alone{index}'
-        trainer.train(config, str(alone))
+        loop.train(config, str(alone))
         assert_same_run(places[index], alone, config)
 
 
@@ -166,28 +173,126 @@ def test_a_run_that_diverges_ends_alone(tmp_path):
     configs = runs(divergence=Divergence(policy='stop'), task=small.config().task)
     configs[1] = config_lib.with_values(configs[1], {'config.optimizer.learning_rate': 1e30})
     places = [tmp_path / f'together{i}' for i in range(3)]
-    together.train_together(configs, [str(p) for p in places])
+    loop.train_together(configs, [str(p) for p in places])
     info = json.loads((places[1] / 'run.json').read_text())
     assert info['status'] == 'failed' and info['exit'] == 3 and 'not finite' in info['reason']
-    trainer.train(configs[2], str(tmp_path / 'alone'))
+    loop.train(configs[2], str(tmp_path / 'alone'))
     assert_same_run(places[2], tmp_path / 'alone', configs[2])
 
 
 def test_groups():
     first, second, third = runs()
-    assert group_of(first) == group_of(second) == group_of(third)
+    assert program_key(first) == program_key(second) == program_key(third)
     zero = config_lib.with_values(first, {'config.model.dropout': 0.0})
-    assert group_of(zero) != group_of(first)
-    assert group_of(small.config(batch_size=24)) != group_of(small.config())
-    assert group_of(small.config(seed=5)) == group_of(small.config())
+    assert program_key(zero) != program_key(first)
+    assert program_key(small.config(batch_size=24)) != program_key(small.config())
+    assert program_key(small.config(seed=5)) == program_key(small.config())
 
 
 def test_runs_of_another_program_are_refused(tmp_path):
     with pytest.raises(UserError, match='do not share a compiled program'):
-        together.train_together(
+        loop.train_together(
             [small.config(), small.config(batch_size=24)],
             [str(tmp_path / 'a'), str(tmp_path / 'b')],
         )
-    rollback = small.config(divergence=Divergence(policy='rollback'))
-    with pytest.raises(UserError, match='rollback'):
-        together.train_together([rollback], [str(tmp_path / 'c')])
+    for alone, why in (
+        (small.config(compile='pmap'), 'pmap'),
+        (small.config(accumulate=2), 'memory'),
+    ):
+        with pytest.raises(UserError, match=why):
+            loop.train_together([alone], [str(tmp_path / 'c')])
+
+
+# ---- what a lane can do ---------------------------------------------------------------------------
+
+
+def same_folders(together, alone, config):
+    """All that a run leaves is there, and is what it leaves alone."""
+    assert_same_run(together, alone, config)
+    kept = {'config.json', 'tokenizer.json', 'samples.jsonl'}
+    names = sorted(p.name for p in alone.iterdir() if p.name in kept)
+    assert names == sorted(p.name for p in together.iterdir() if p.name in kept)
+    for name in names:
+        assert (together / name).read_bytes() == (alone / name).read_bytes(), name
+    steps = [sorted(p.name for p in (f / 'checkpoints').iterdir()) for f in (together, alone)]
+    assert steps[0] == steps[1]
+    assert tags(together) == tags(alone)
+
+
+def tags(folder):
+    """{(step, name, kind)} of what TensorBoard shows besides the numbers of speed."""
+    return {
+        (event.step, value.tag, 'picture' if value.png else 'text' if value.text else 'number')
+        for event in read_events(folder / 'tensorboard')
+        for value in event.values
+        if not value.tag.startswith(('perf/', 'energy/'))
+    }
+
+
+def both_ways(configs, tmp_path):
+    places = [tmp_path / f'together{i}' for i in range(len(configs))]
+    loop.train_together(configs, [str(p) for p in places])
+    for index, config in enumerate(configs):
+        loop.train(config, str(tmp_path / f'alone{index}'))
+        same_folders(places[index], tmp_path / f'alone{index}', config)
+    return places
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'char_rnn:gru',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('stdlib_lm', 'bert_tiny', 'translate_small', 'imdb_lstm', 'cifar_vit')
+        ),
+    ],
+)
+def test_every_family(name, files, tmp_path):  # noqa: F811
+    config = dataclasses.replace(
+        shrunk(name, files), steps=4, eval_every=2, checkpoint=Checkpoint(every=2), ema=0.0
+    )
+    if name == 'translate_small':
+        config.task = dataclasses.replace(config.task, bleu_examples=3, beams=2)
+    if name == 'stdlib_lm':
+        config.task = dataclasses.replace(config.task, sample_tokens=4)
+    both_ways([config, dataclasses.replace(config, seed=1)], tmp_path)
+
+
+def test_init_from_best_sample_ids_and_several_steps_in_a_call(tmp_path):
+    loop.train(small.config(seed=7), str(tmp_path / 'other'))
+    configs = runs(
+        init_from=InitFrom(path=str(tmp_path / 'other')),
+        checkpoint=Checkpoint(every=4, keep=1, best='eval/test/accuracy'),
+        eval_every=4,
+        log_every=4,
+        steps_per_call=2,
+        record_samples=True,
+    )
+    places = both_ways(configs[:2], tmp_path)
+    losses = [measured(place)[0]['train/loss'] for place in places]
+    assert max(losses) < 1.5, 'the weights of the other run'
+
+
+def test_one_lane_rolls_back_and_one_skips_nothing(tmp_path):
+    """The bad example comes to the runs at different steps; each goes back by itself."""
+    bad = int(Order(faulty.TRAIN, faulty.BATCH, 0).batch(3)[0])
+    base = faulty.config(
+        task=faulty.Fragile(bad=bad),
+        placement='host',
+        divergence=Divergence(policy='rollback', max_rollbacks=9),
+        steps=8,
+        log_every=1,
+        eval_every=4,
+        checkpoint=Checkpoint(every=2, keep=9),
+    )
+    places = both_ways([base, dataclasses.replace(base, seed=1)], tmp_path)
+    assert all(logs.read_metrics(p / 'metrics.jsonl')[-1]['train/rollbacks'] >= 1 for p in places)
+
+
+def test_skipped_updates(tmp_path):
+    base = faulty.config(
+        task=faulty.Fragile(bad=5), placement='host', divergence=Divergence(policy='skip'), ema=0.9
+    )
+    places = both_ways([base, dataclasses.replace(base, seed=1)], tmp_path)
+    assert all(logs.read_metrics(p / 'metrics.jsonl')[-1]['train/skipped'] >= 1 for p in places)

@@ -1,0 +1,37 @@
+"""docs/extend.md: the file it shows trains, outside the repository, as the page says."""
+
+import json
+import re
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def test_the_page_trains_as_it_stands(tmp_path):
+    page = (ROOT / 'docs' / 'extend.md').read_text()
+    code = re.search(r'```python\n(.*?)```', page, re.S).group(1)
+    (command,) = re.findall(r'```bash\npython (.*?)\n```', page, re.S)
+    (tmp_path / 'spirals.py').write_text(code)
+    assert len(code.splitlines()) <= 120
+    words = [*command.split(), '--config.model.width=24', '--config.optimizer.schedule.floor=0.2']
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**__import__('os').environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'runs' / 'spirals'
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    assert rows[-1]['step'] == 300 and rows[-1]['eval/valid/accuracy'] > 0.9
+    assert {'train/confidence', 'train/loss', 'eval/valid/examples'} <= {
+        k for row in rows for k in row
+    }
+    # The schedule of the file is the one that was used: two teeth, from the peak down to a fifth.
+    rates = {
+        row['step']: row['train/learning_rate'] for row in rows if 'train/learning_rate' in row
+    }
+    assert rates[50] > rates[150] < rates[200] > rates[300]
