@@ -1,15 +1,11 @@
-"""Trains a config: python train.py --config=configs/NAME.py[:variant] [--workdir=DIR] [--config.FIELD=VALUE …]
+"""Trains a config: python train.py --config=NAME[:variant] [--workdir=DIR] [--config.FIELD=VALUE …]
 
-The same as `python -m jaxdl train`; --help explains the flags.
+The same as `jaxdl train`; --help explains the flags.
 """
 
 import sys
 
-from jaxdl.core import flags as cli
-from jaxdl.run import runtime
+from jaxdl.__main__ import console
 
 if __name__ == '__main__':
-    runtime.restart_with_tuned_heap()
-    from jaxdl.commands import train
-
-    sys.exit(cli.run(train.main))
+    sys.exit(console('train'))

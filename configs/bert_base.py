@@ -1,4 +1,4 @@
-"""BERT-base, 110 million parameters, pre-trained on text of your own: --config.data.train='FILES*.txt.gz'.
+"""BERT-base, 110 million parameters, pre-trained on text of your own: --config.data.source.train='FILES*.txt.gz'.
 
     (default)       masked language modelling alone, documents packed;
     :next_sentence  with BERT's second objective, as published.
@@ -8,8 +8,9 @@ vocabulary instead of byte pairs: set the tokenizer to WordPiece(vocab='vocab.tx
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Linear
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.masked import Masked
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.bert import bert_base
 from jaxdl.tasks.masked_lm import MaskedLM
@@ -23,7 +24,12 @@ def get_config(variant: str = '') -> Config:
     return Config(
         model=bert_base(vocab_multiple=128, dtype='bfloat16'),
         task=MaskedLM(vocab_size=tokenizer.vocab_size, mask_token=tokenizer.mask),
-        data=Text(tokenizer=tokenizer, length=512, packing=packing, documents='paragraph'),
+        data=Documents(
+            source=TextFiles(documents='paragraph'),
+            tokenizer=tokenizer,
+            length=512,
+            packing=packing,
+        ),
         optimizer=AdamW(
             learning_rate=1e-4,
             schedule=Linear(warmup=0.01),

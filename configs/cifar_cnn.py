@@ -48,7 +48,7 @@ def get_config(variant: str = '') -> Config:
         batch_size=batch_size,
         eval_batch_size=1000,
         steps=epochs * epoch,
-        ema=0.99,
+        ema=0.02,
         log_every=epoch // 4,
         eval_every=epoch * max(1, epochs // 10),
         checkpoint=Checkpoint(every=epoch * max(1, epochs // 10), best='eval/test/accuracy'),

@@ -44,7 +44,7 @@ def get_config() -> Config:
         batch_size=512,
         eval_batch_size=1000,
         steps=200 * EPOCH,
-        ema=0.999,
+        ema=0.02,
         log_every=EPOCH,
         eval_every=10 * EPOCH,
         checkpoint=Checkpoint(every=10 * EPOCH, best='eval/test/accuracy'),

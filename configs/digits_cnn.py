@@ -22,7 +22,7 @@ def get_config() -> Config:
         optimizer=AdamW(learning_rate=3e-3, schedule=Cosine(warmup=0.1), weight_decay=0.02),
         batch_size=64,
         steps=1200,
-        ema=0.99,
+        ema=0.1,
         log_every=100,
         eval_every=400,
         checkpoint=Checkpoint(every=400),

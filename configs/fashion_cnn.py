@@ -28,7 +28,7 @@ def get_config() -> Config:
         batch_size=256,
         eval_batch_size=1000,
         steps=6 * EPOCH,
-        ema=0.995,
+        ema=0.02,
         log_every=EPOCH // 2,
         eval_every=EPOCH,
         checkpoint=Checkpoint(every=2 * EPOCH),

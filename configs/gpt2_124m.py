@@ -1,4 +1,4 @@
-"""GPT-2 (124M) from scratch on text of your own: --config.data.train='FILES*.jsonl.gz'.
+"""GPT-2 (124M) from scratch on text of your own: --config.data.source.train='FILES*.jsonl.gz'.
 
 10 billion tokens in batches of half a million, as GPUs do it; not run by this project. Public
 weights: python -m jaxdl interchange. Fewer GPUs or less memory: a larger --config.accumulate.
@@ -6,8 +6,9 @@ weights: python -m jaxdl interchange. Fewer GPUs or less memory: a larger --conf
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Cosine
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.transformer import gpt2
 from jaxdl.tasks.language_model import LanguageModel
@@ -17,7 +18,9 @@ def get_config() -> Config:
     return Config(
         model=gpt2('124m', vocab_multiple=128, dtype='bfloat16'),
         task=LanguageModel(sample_tokens=100),
-        data=Text(tokenizer=Bpe(vocab_size=50257), length=1024, packing=Packed()),
+        data=Documents(
+            source=TextFiles(), tokenizer=Bpe(vocab_size=50257), length=1024, packing=Packed()
+        ),
         optimizer=AdamW(
             learning_rate=6e-4,
             schedule=Cosine(warmup=0.04, final=0.1),

@@ -1,4 +1,4 @@
-"""A decoder of 6.7 billion parameters on text of your own: --config.data.train='FILES*.jsonl.gz'.
+"""A decoder of 6.7 billion parameters on text of your own: --config.data.source.train='FILES*.jsonl.gz'.
 
 Shape, vocabulary, batch and rate are those of Llama 2 7B (arXiv:2307.09288), the length of the run is
 20 tokens a parameter (arXiv:2203.15556). Needs at least 8 GPUs of 80 GB; not run by this project.
@@ -7,8 +7,9 @@ docs/scaling.md says which layout and how many parts suit how many GPUs.
 
 from jaxdl.core.config import Checkpoint, Config, Mesh
 from jaxdl.core.optim import AdamW, Cosine
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
@@ -29,7 +30,9 @@ def get_config() -> Config:
             dtype='bfloat16',
         ),
         task=LanguageModel(sample_tokens=100),
-        data=Text(tokenizer=Bpe(vocab_size=32000), length=4096, packing=Packed()),
+        data=Documents(
+            source=TextFiles(), tokenizer=Bpe(vocab_size=32000), length=4096, packing=Packed()
+        ),
         optimizer=AdamW(
             learning_rate=3e-4,
             schedule=Cosine(warmup=0.06, final=0.1),

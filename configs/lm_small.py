@@ -1,15 +1,16 @@
-"""A small Transformer language model on text of your own: --config.data.train=FILE (.txt, .jsonl, .gz …).
+"""A small Transformer language model on text of your own: --config.data.source.train=FILE (.txt, .jsonl, .gz …).
 
     (default)  byte pairs, 8192 of them, for some tens of megabytes of text; meant for half an hour
                on two CPU cores;
     :bytes     bytes, for a few megabytes, such as some novels.
-Evaluation sets: --config.data.evals="('valid=FILE', 'test=FILE')".
+Evaluation sets: --config.data.source.evals="('valid=FILE', 'test=FILE')".
 """
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Cosine, Muon
-from jaxdl.data.text.language import Text
-from jaxdl.data.text.packing import Packed, Stream
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.packing import Concatenated, Packed
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe, Bytes
 from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
@@ -20,7 +21,7 @@ VARIANTS = ('', 'bytes')
 def get_config(variant: str = '') -> Config:
     tokenizer, packing, steps, dropout = {
         '': (Bpe(vocab_size=8192), Packed(context=128), 1400, 0.0),
-        'bytes': (Bytes(), Stream(context=128), 2000, 0.1),
+        'bytes': (Bytes(), Concatenated(context=128), 2000, 0.1),
     }[variant]
     return Config(
         model=modern(
@@ -32,7 +33,7 @@ def get_config(variant: str = '') -> Config:
             head_chunks=0 if variant else 1,
         ),
         task=LanguageModel(sample_tokens=100),
-        data=Text(tokenizer=tokenizer, length=256, packing=packing),
+        data=Documents(source=TextFiles(), tokenizer=tokenizer, length=256, packing=packing),
         optimizer=Muon(
             learning_rate=0.02,
             schedule=Cosine(warmup=0.03, final=0.02),

@@ -6,8 +6,9 @@ Meant for a quarter of an hour on two CPU cores. Afterwards:
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Cosine, Muon
-from jaxdl.data.text.language import StdlibCode
+from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.packing import Packed
+from jaxdl.data.text.sources import StandardLibrary
 from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
 
@@ -16,7 +17,7 @@ def get_config() -> Config:
     return Config(
         model=modern(vocab=260, width=256, layers=4, heads=4),
         task=LanguageModel(sample_tokens=200, sample_prompt='def '),
-        data=StdlibCode(length=256, packing=Packed(context=128)),
+        data=Documents(source=StandardLibrary(), length=256, packing=Packed(context=128)),
         optimizer=Muon(
             learning_rate=0.02,
             schedule=Cosine(warmup=0.03, final=0.05),

@@ -6,7 +6,8 @@ At the end test/bleu is sacrebleu's on newstest2014; the paper's is tokenised an
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, InverseSqrt
-from jaxdl.data.text.pairs import TfdsPairs
+from jaxdl.data.text.pairs import SentencePairs
+from jaxdl.data.text.sources import TfdsText
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.models.seq2seq import big
 from jaxdl.tasks.translation import Translation
@@ -16,8 +17,10 @@ def get_config() -> Config:
     return Config(
         model=big(vocab=37000, vocab_multiple=128, dtype='bfloat16'),
         task=Translation(label_smoothing=0.1, bleu_examples=5000),
-        data=TfdsPairs(
-            name='wmt14_translate/de-en',
+        data=SentencePairs(
+            source=TfdsText(
+                'wmt14_translate/de-en', fields=('en', 'de'), evals=('valid=validation', 'test')
+            ),
             tokenizer=Bpe(vocab_size=37000),
             source_length=256,
             target_length=256,
@@ -32,7 +35,7 @@ def get_config() -> Config:
         batch_size=128,  # rows, about 25,000 tokens of each language
         accumulate=2,
         steps=300_000,
-        ema=0.999,
+        ema=0.02,
         log_every=100,
         eval_every=5000,
         checkpoint=Checkpoint(every=2500),

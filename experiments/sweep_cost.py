@@ -7,14 +7,17 @@ far the results differ, which trial is best, and what the pool adds to a trial b
 trial's own process.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from jaxdl import errors
+from jaxdl.core.flags import CommandLine
 
 # The same sweep with other points or steps, as a sweep file of its own.
 CHANGED = """
@@ -62,14 +65,12 @@ def overhead(file: str, folder: Path) -> tuple[float, float]:
     return each, beyond[4] - 4 * each
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('--sweep', default='experiments/sweeps/digits_lr_width.py')
-    parser.add_argument('--slots', type=int, default=2)
-    parser.add_argument('--vectorize', type=int, default=8)
-    values = parser.parse_args()
+def main(argv: Sequence[str]) -> int:
+    line = CommandLine(__doc__ or '', example='--slots=2 --vectorize=8')
+    line.string('sweep', 'FILE', 'a sweep', default='experiments/sweeps/digits_lr_width.py')
+    line.integer('slots', 'trials at a time', default=2, least=1)
+    line.integer('vectorize', 'trials in one program', default=8, least=1)
+    values = line.parse(argv)
     slots, many = f'--slots={values.slots}', f'--vectorize={values.vectorize}'
     with tempfile.TemporaryDirectory(prefix='jaxdl-sweep-cost-') as name:
         folder = Path(name)
@@ -99,4 +100,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(errors.run(main))

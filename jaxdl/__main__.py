@@ -3,26 +3,24 @@
 `python -m jaxdl` lists them, COMMAND --help explains one.
 """
 
-import importlib
+# What `signal` is made of; that one takes half as long to import as Python takes to start.
+import _signal  # pyright: ignore[reportMissingImports]
 import sys
 from collections.abc import Sequence
 
-from jaxdl.core import flags as cli
-from jaxdl.errors import UserError, nearest
-
-# {name: (module with a `main(argv)`, what it is for)}
-COMMANDS = {
-    'train': ('jaxdl.commands.train', 'train a config, or go on with the run in a folder'),
-    'evaluate': ('jaxdl.commands.evaluate', 'evaluate the newest good checkpoint of a run'),
-    'sample': ('jaxdl.commands.sample', 'text or translations from a trained model'),
-    'report': ('jaxdl.report.write', 'plots and one HTML page of runs or a sweep'),
-    'sweep': ('jaxdl.commands.sweep', 'run many trials of a config; a second call resumes'),
-    'plan': ('jaxdl.commands.plan', 'judge a run for GPUs that need not be there'),
-    'prepare': ('jaxdl.data.prepare', 'download, check and store a data set'),
-    'benchmark': ('jaxdl.commands.benchmark', 'how fast the data of a config is'),
-    'interchange': ('jaxdl.interchange.weights', "weights to and from Hugging Face's layout"),
-    'demo': ('jaxdl.commands.demo', 'train configs/digits_cnn.py on real digits'),
-}
+# Each is a module of jaxdl.commands with a `main(argv)`; its docstring says what it is for.
+COMMANDS = (
+    'train',
+    'evaluate',
+    'sample',
+    'report',
+    'sweep',
+    'plan',
+    'prepare',
+    'benchmark',
+    'interchange',
+    'demo',
+)
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -31,30 +29,47 @@ def main(argv: Sequence[str]) -> int | None:
     Raises:
         UserError: there is no such command.
     """
+    import importlib
+
+    from jaxdl.core.flags import HELP
+    from jaxdl.errors import UserError, nearest, shortened
+
     words = list(argv[1:])
-    if not words or words[0] in ('--help', '-h', '-help', '--helpfull', '--helpshort', 'help'):
-        width = max(map(len, COMMANDS))
-        print('usage: jaxdl COMMAND … (the same as python -m jaxdl COMMAND …)\n')
-        for name, (_, purpose) in COMMANDS.items():
-            print(f'  {name:<{width}}  {purpose}')
-        print('\nCOMMAND --help explains one.')
+    if not words or words[0] in (*HELP, 'help'):
+        print(overview())
         return 0
     name = words[0]
     if name not in COMMANDS:
         raise UserError(
-            f'{name!r} is no command{nearest(name, COMMANDS)}; commands: {", ".join(COMMANDS)}'
+            f'{shortened(name)!r} is no command{nearest(name, COMMANDS)}; '
+            f'commands: {", ".join(COMMANDS)}'
         )
-    if name == 'train':  # before anything heavy is imported: the restart does it all again
-        from jaxdl.run import runtime
-
-        runtime.restart_with_tuned_heap()
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(f'jaxdl.commands.{name}')
     return module.main([f'jaxdl {name}', *words[1:]])
 
 
-def console() -> int:
-    """The entry point of the installed command `jaxdl`."""
-    return cli.run(main)
+def overview() -> str:
+    """The list of the commands; read from their files, because importing them takes seconds."""
+    import ast
+    from pathlib import Path
+
+    lines = ['usage: jaxdl COMMAND … (the same as python -m jaxdl COMMAND …)', '']
+    for name in COMMANDS:
+        source = (Path(__file__).parent / 'commands' / f'{name}.py').read_text(encoding='utf-8')
+        purpose = (ast.get_docstring(ast.parse(source)) or '').partition('\n')[0]
+        lines.append(f'  {name:<{max(map(len, COMMANDS))}}  {purpose}')
+    return '\n'.join([*lines, '', 'jaxdl COMMAND --help explains one.'])
+
+
+def console(*command: str) -> int:
+    """The program `jaxdl`, with `command` before the words it was called with."""
+    # Before any other import, so that signals wait until something here can hear them.
+    stop = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, stop)
+    from jaxdl.run import runtime
+
+    words = [*command, *sys.argv[1:]]
+    return runtime.program(main, ['jaxdl', *words], tuned_heap=words[:1] == ['train'])
 
 
 if __name__ == '__main__':

@@ -117,10 +117,15 @@ class Model:
     Attributes:
         sharding: pairs (pattern of a parameter's path, mesh axes), as `config.rules` has them.
         splits: mesh axes besides data and fsdp over which the model can be split.
+        matrices: pairs (pattern of a parameter's path, how many of its first axes count layers) of
+            the hidden matrices, which an optimizer of matrices such as Muon may orthogonalise.
+            Embeddings, the first and the last layer, norms and biases are none. A kernel of a
+            convolution is one, [height * width * in, out].
     """
 
     sharding: ClassVar[tuple] = ()
     splits: ClassVar[tuple[str, ...]] = ()
+    matrices: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     def limits(self) -> Limits:
         """What tokens, rows and labels the model can take."""
@@ -139,7 +144,9 @@ def facts_of(model: Any) -> Model:
     """
     if isinstance(model, Model):
         return model
-    names = [name for name in ('sharding', 'splits', 'limits') if name in dir(type(model))]
+    names = [
+        name for name in ('sharding', 'splits', 'matrices', 'limits') if name in dir(type(model))
+    ]
     if names:
         raise UserError(
             f'--config.model: {type(model).__name__} defines {names[0]!r} but does not derive from '

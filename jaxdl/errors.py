@@ -1,4 +1,7 @@
-"""The ways a command ends early, each with its exit code."""
+"""The ways a command ends: its errors, their exit codes, and how they are said."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -25,16 +28,54 @@ class NotSaved(OSError):
     exit_code = 1
 
 
-def nearest(name: str, options) -> str:
-    """Returns "; did you mean 'x'?" for the closest of `options`, or ''.
-
-    Close means few letters changed, or an abbreviation: 'lr' is learning_rate, 'wd' weight_decay.
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Calls `main(argv)` and returns the exit code: 0 done, 2 the user's mistake, 3 diverged,
+    75 preempted, 1 anything else. What went wrong is said on standard error.
     """
-    import difflib
+    try:
+        return int(main(list(sys.argv if argv is None else argv)) or 0)
+    except SystemExit as stop:  # after --help
+        return int(stop.code or 0)
+    except (UserError, Diverged, Preempted, NotSaved) as error:
+        kind = {3: 'diverged', 75: 'preempted'}.get(error.exit_code, 'error')
+        lines = [shortened(line, 1500) for line in f'{kind}: {error}'.splitlines()]
+        print('\n'.join(lines), file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:  # in a program that does not listen for signals
+        print('interrupted', file=sys.stderr)
+        return 75
+    except Exception:
+        import traceback
 
-    options = [str(option) for option in options]
+        traceback.print_exc()
+        return 1
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """`text` on one line, its middle left out where it has more than `most` characters."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f'{text[:half]} … {text[-half:]} ({len(text):,} characters)'
+
+
+def closest(name: str, options: Iterable[str]) -> str:
+    """The option that looks most like `name`, or ''.
+
+    Few letters are changed, or it is an abbreviation: 'lr' is learning_rate, 'wd' weight_decay.
+    """
+    import difflib  # what a start that goes well need not wait for
+
+    options = list(map(str, options))
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if not close and name:
         initials = [o for o in options if ''.join(w[:1] for w in o.split('_')) == name.lower()]
         close = initials or [o for o in options if o.startswith(name.lower())]
-    return f'; did you mean {close[0]!r}?' if close else ''
+    return close[0] if close else ''
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The hint "; did you mean 'x'?" with the closest of `options`, or ''."""
+    found = closest(name, options)
+    return f'; did you mean {found!r}?' if found else ''

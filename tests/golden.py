@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from jaxdl.core import config as config_lib
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'tests' / 'golden'
@@ -19,14 +19,14 @@ def names() -> list[str]:
     found = []
     for path in sorted((ROOT / 'configs').glob('*.py')):
         found.append(path.stem)
-        variants = getattr(cli.load_module(str(path)), 'VARIANTS', ())
+        variants = getattr(flags.load_module(str(path)), 'VARIANTS', ())
         found += [f'{path.stem}:{variant}' for variant in variants if variant]
     return found
 
 
 def load(name: str) -> config_lib.Config:
     stem, _, variant = name.partition(':')
-    return cli.load_config(
+    return flags.load_config(
         str(ROOT / 'configs' / f'{stem}.py') + (f':{variant}' if variant else '')
     )
 

@@ -30,6 +30,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    from jaxdl.core import flags as cli
+    from jaxdl.errors import run
 
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

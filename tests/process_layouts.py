@@ -14,13 +14,19 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 
 def main(argv):
-    from absl import flags
-
+    from jaxdl.core.flags import CommandLine
     from jaxdl.run import cluster
 
-    cluster.define_flags()
-    flags.FLAGS([argv[0], *argv[3:]])
-    cluster.join(cluster.of_flags(os.environ))
+    line = CommandLine('A process of a test.', example='')
+    cluster.define_flags(line)
+    given = line.parse([argv[0], *argv[3:]])
+    found = cluster.find(
+        os.environ,
+        coordinator=given.coordinator,
+        processes=given.processes,
+        process=given.process,
+    )
+    cluster.join(found)
     import jax
     from jax.experimental import multihost_utils
 
@@ -47,6 +53,6 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    from jaxdl.core import flags as cli
+    from jaxdl.errors import run
 
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

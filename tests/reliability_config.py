@@ -9,8 +9,9 @@ import argparse
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Constant
-from jaxdl.data.text.language import Text
-from jaxdl.data.text.packing import Packed, Stream
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.packing import Concatenated, Packed
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
@@ -31,11 +32,10 @@ def get_config(variant: str = 'cnn') -> Config:
         return small.config(**{**common, 'batch_size': 48})
     file = str(argparse.__file__)
     rnn = variant == 'rnn'
-    data = Text(
-        train=file,
-        evals=(f'valid={file}',),
+    data = Documents(
+        source=TextFiles(train=file, evals=(f'valid={file}',)),
         length=32,
-        packing=Stream(context=8) if rnn else Packed(context=8),
+        packing=Concatenated(context=8) if rnn else Packed(context=8),
     )
     lm = RnnLM(vocab=260, width=32, layers=1, dropout=0.1)
     transformer = modern(vocab=260, width=32, layers=2, heads=2, dropout=0.1)

@@ -26,7 +26,7 @@ def config(**changes) -> Config:
         batch_size=48,
         log_every=3,
         eval_every=6,
-        ema=0.9,
+        ema=0.3,
         checkpoint=Checkpoint(every=4),
         mesh=Mesh(data=-1),
     )

@@ -10,6 +10,7 @@ from jaxdl.core.config import Checkpoint
 from jaxdl.data import prepare
 from jaxdl.data.images.catalogue import IMAGE_SETS
 from jaxdl.data.images.tfds import Tfds
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.run import loop as trainer
 from tests import golden
 from tests.data import archives
@@ -29,8 +30,8 @@ def test_no_golden_file_is_left_over():
 @pytest.mark.parametrize('name', golden.names())
 def test_every_config_is_right_in_itself_and_survives_json(name):
     config = golden.load(name)
-    if getattr(config.data, 'train', None) == '':
-        config.data.train = 'text.txt'  # the file that the user has to give
+    if isinstance(source := getattr(config.data, 'source', None), TextFiles):
+        source.train = 'text.txt'  # the file that the user has to give
     config_lib.check(config)
     again = config_lib.from_json(golden.resolved(name))
     assert config_lib.differences(golden.resolved(name), config_lib.to_json(again)) == []

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdl import errors
 from jaxdl.core import config as config_lib
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Checkpoint
 from jaxdl.data.images.tfds import Tfds
-from jaxdl.data.text.labels import LabelledText, TfdsLabelledText
-from jaxdl.data.text.language import StdlibCode, Text
-from jaxdl.data.text.pairs import Pairs, TfdsPairs
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.labels import LabelledTexts
+from jaxdl.data.text.pairs import SentencePairs
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
 from jaxdl.record.folder import Workdir
@@ -55,7 +57,7 @@ CONFIGS = [
 
 def load(name):
     stem, _, variant = name.partition(':')
-    return cli.load_config(
+    return flags.load_config(
         str(ROOT / 'configs' / f'{stem}.py') + (f':{variant}' if variant else '')
     )
 
@@ -64,8 +66,8 @@ def load(name):
 def test_the_config_agrees_with_itself(name):
     """Model, task and tokenizer have one vocabulary, and the model takes the set's rows as they are."""
     config = load(name)
-    if not getattr(config.data, 'train', 'named'):
-        with pytest.raises(UserError, match=r'--config.data.train=FILE'):
+    if getattr(getattr(config.data, 'source', None), 'train', 'named') == '':
+        with pytest.raises(UserError, match=r'--config.data.source.train=FILE'):
             config_lib.check(config)
     else:
         config_lib.check(config)
@@ -112,25 +114,20 @@ def written(data, folder):
     if hasattr(tokenizer, 'train_bytes'):
         tokenizer = dataclasses.replace(tokenizer, vocab_size=VOCAB)
     common = {'tokenizer': tokenizer, 'cache': str(folder / 'cache')}
-    if isinstance(data, Text | StdlibCode):
+    if isinstance(data, Documents):
         packing = data.packing
         if getattr(packing, 'context', 0):
             packing = dataclasses.replace(packing, context=8)
-        return Text(
-            train=str(folder / 'text.txt'),
-            evals=(f'valid={folder}/held-out.txt',),
-            documents='paragraph',
-            length=32,
-            packing=packing,
-            **common,
-        )
-    if isinstance(data, Pairs | TfdsPairs):
-        evals = (f'valid={folder}/held-out-pairs.tsv',)
-        train = str(folder / 'pairs.tsv')
-        return Pairs(train=train, evals=evals, source_length=24, target_length=24, **common)
-    assert isinstance(data, LabelledText | TfdsLabelledText)
-    path = str(folder / 'labels.tsv')
-    return LabelledText(train=path, evals=(f'test={path}',), length=16, **common)
+        valid = f'valid={folder}/held-out.txt'
+        source = TextFiles(f'{folder}/text.txt', evals=(valid,), documents='paragraph')
+        return Documents(source=source, length=32, packing=packing, **common)
+    if isinstance(data, SentencePairs):
+        source = TextFiles(f'{folder}/pairs.tsv', evals=(f'valid={folder}/held-out-pairs.tsv',))
+        return SentencePairs(source=source, source_length=24, target_length=24, **common)
+    assert isinstance(data, LabelledTexts)
+    path = f'{folder}/labels.tsv'
+    source = TextFiles(path, evals=(f'test={path}',))
+    return LabelledTexts(source=source, length=16, **common)
 
 
 def shrunk(name, folder):
@@ -236,7 +233,7 @@ def test_half_precision_trains_alike(name, files):
 
 def refused(config, workdir, capsys):
     """What training prints when it ends with exit code 2."""
-    assert cli.run(lambda _: trainer.train(config, str(workdir)), ['train.py']) == 2
+    assert errors.run(lambda _: trainer.train(config, str(workdir)), ['train.py']) == 2
     message = capsys.readouterr().err
     assert message.startswith('error: ') and len(message.splitlines()) <= 2
     assert not (workdir / 'metrics.jsonl').exists()
@@ -257,7 +254,7 @@ def refused(config, workdir, capsys):
 def test_bad_text_ends_in_one_clear_line(name, file, content, words, files, tmp_path, capsys):
     config = shrunk(name, files)
     (tmp_path / file).write_bytes(content)
-    config.data.train, config.data.line_limit = str(tmp_path / file), 99
+    config.data.source.train, config.data.source.line_limit = str(tmp_path / file), 99
     assert words in refused(config, tmp_path / 'run', capsys)
 
 
@@ -265,7 +262,7 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint(files, tmp_path, capsys)
     config = shrunk('translate_small', files)
     pairs = (files / 'pairs.tsv').read_text()
     text = tmp_path / 'pairs.tsv'
-    config.data.train = str(text)
+    config.data.source.train = str(text)
     text.write_text(pairs)
     config.data.fit()
     place = Workdir(str(tmp_path / 'run'))
@@ -285,7 +282,7 @@ def test_bert_large_takes_one_real_step(files):
     """All 336 million parameters, one row of 128 tokens: the first step of Adam is known in size."""
     config = load('bert_large')
     tokenizer = Bytes()  # ids below 260 of the 30,522; the text here is too short for more
-    config.data.train, config.data.tokenizer = str(files / 'text.txt'), tokenizer
+    config.data.source.train, config.data.tokenizer = str(files / 'text.txt'), tokenizer
     config.data.length, config.data.cache = 128, str(files / 'cache')
     config.task = MaskedLM(vocab_size=tokenizer.vocab_size, mask_token=tokenizer.mask)
     assert config.model.dtype == 'bfloat16'

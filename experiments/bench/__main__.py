@@ -6,12 +6,16 @@ Measure on a machine that does nothing else: about 40 minutes on two cores. Each
 --out; --data is the folder of Fashion-MNIST's original idx files, without which that part is left out.
 """
 
-import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 
 OUT = 'experiments/bench/results'
+PARTS = ('step', 'loader', 'loop', 'startup', 'fashion')
 STEPS = (
     ('cnn', 'float32'),
     ('resnet18', 'float32'),
@@ -43,22 +47,20 @@ def commands(only: list[str], data: str, out: str) -> list[list[str]]:
     return found
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the parts one after another; 1 where one failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('--only', default='step,loader,loop,startup,fashion')
-    parser.add_argument('--data', default='')
-    parser.add_argument('--out', default=OUT)
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--only=step,loop')
+    line.several('only', PARTS, 'parts')
+    line.string('data', 'DIR', "Fashion-MNIST's original files; without them that part is left out")
+    line.string('out', 'DIR', 'where each part writes', default=OUT)
+    options = line.parse(argv)
     os.makedirs(options.out, exist_ok=True)
     failed = 0
-    for words in commands(options.only.split(','), options.data, options.out):
+    for words in commands(options.only, options.data, options.out):
         print('python', *words, flush=True)
         failed |= subprocess.run([sys.executable, *words], check=False).returncode != 0
     return int(failed)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

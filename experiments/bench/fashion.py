@@ -7,7 +7,6 @@ test after each epoch; start-up, compilation (with a warm cache for jaxdl) and t
 preparation of the data set does not. PyTorch gets the same allocator settings.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -15,6 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 
 GOALS = (0.92, 0.93)
 
@@ -56,13 +59,13 @@ def reached(tests: list[tuple[float, float]]) -> dict[str, float | None]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--data', required=True)
-    parser.add_argument('--rounds', type=int, default=1)
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--data=/data/fashion-mnist')
+    line.string('data', 'DIR', "Fashion-MNIST's original files", required=True)
+    line.integer('rounds', 'runs of each', default=1, least=1)
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
     found: dict[str, list] = {'jaxdl': [], 'torch': []}
     with tempfile.TemporaryDirectory() as folder:
         place = f'--data_dir={folder}/data'
@@ -87,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

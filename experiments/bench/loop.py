@@ -6,25 +6,28 @@ Prints the loop's time a step over the bare loop's, per round: median, least, gr
 of the time in which the loop waited for data.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 from jaxdl.run import runtime
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--config', default='configs/digits_cnn.py')
-    parser.add_argument('--steps', type=int, default=600)
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--steps=600')
+    line.string('config', 'NAME', 'a config', default='configs/digits_cnn.py')
+    line.integer('steps', 'of each loop', default=600, least=8)
+    line.integer('rounds', 'turns of each loop', default=5, least=1)
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
     runtime.prepare_process()
     bare, loop = [], []
     step, args = _compiled(options)
@@ -50,10 +53,10 @@ def main() -> None:
 
 
 def _config(options):
-    from jaxdl.core import flags as cli
+    from jaxdl.core import flags
     from jaxdl.core.config import Checkpoint
 
-    config = cli.load_config(options.config)
+    config = flags.load_config(options.config)
     config.steps, config.eval_every = options.steps, 0
     config.log_every, config.checkpoint = options.steps // 4, Checkpoint()
     return config
@@ -108,4 +111,4 @@ def _loop(options) -> dict[str, float]:
 
 if __name__ == '__main__':
     runtime.restart_with_tuned_heap()
-    main()
+    sys.exit(run(main))

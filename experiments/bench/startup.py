@@ -6,13 +6,16 @@ Each start is a `train.py` of its own; the seconds are those that the run itself
 (perf/first_step_s), which count from the start of the process.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 
 CONFIGS = {
     'digits': 'configs/digits_cnn.py',
@@ -35,15 +38,15 @@ def start(config: str, cache: str, workdir: str) -> float:
     return next(row['perf/first_step_s'] for row in rows if 'perf/first_step_s' in row)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--rounds', type=int, default=3)
-    parser.add_argument('--configs', default=','.join(CONFIGS))
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--rounds=5')
+    line.integer('rounds', 'starts of each config with a warm cache', default=3, least=1)
+    line.several('configs', CONFIGS, 'what starts')
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
     found = {}
-    for name in options.configs.split(','):
+    for name in options.configs:
         with tempfile.TemporaryDirectory() as folder:
             times = [
                 start(CONFIGS[name], f'{folder}/cache', f'{folder}/run{index}')
@@ -61,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

@@ -10,7 +10,6 @@ process of its own that sleeps while the others run; PyTorch gets the same alloc
 Speed is PyTorch's best time over ours, per round: the median, least and greatest round are shown.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -18,8 +17,11 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from experiments.bench.cases import CASES, GRAPHS, OURS, TORCH
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError, nearest, run
 from jaxdl.run import runtime
 
 
@@ -67,6 +69,20 @@ class Worker:
 def on_gpu() -> bool:
     """Whether the workers will find an NVIDIA GPU."""
     return runtime.has_nvidia() and os.environ.get('JAX_PLATFORMS') != 'cpu'
+
+
+def ways(kind: str, dtypes: Sequence[str], *, plain: bool, graphs: bool) -> list[str]:
+    """The names of the variants of a kind of case."""
+    found = []
+    for dtype in dtypes:
+        suffix = '' if dtype == 'float32' else f' {dtype}'
+        found += [f'{name}{suffix}' for name in OURS.get(kind, ('jaxdl',))]
+        if plain:
+            found.append(f'jaxdl plain{suffix}')
+        found += TORCH[kind].get(dtype, ())
+        if graphs and kind in GRAPHS:
+            found.append(f'{GRAPHS[kind]}{suffix}')
+    return found
 
 
 def measure(
@@ -142,32 +158,29 @@ def table(rows: list[dict], gflop: float, peak: float) -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, measures, prints and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('--model', required=True, choices=list(CASES))
-    parser.add_argument('--dtype', default='float32')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--seconds', type=float, default=3.0)
-    parser.add_argument('--batch', type=int, default=0)
-    parser.add_argument('--plain', action='store_true', help='also jaxdl with JAXDL_PLAIN=1')
-    parser.add_argument('--variants', default='', help='these alone, separated by commas')
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
-    case, dtypes = CASES[options.model], options.dtype.split(',')
-    variants = []
-    for dtype in dtypes:
-        suffix = '' if dtype == 'float32' else f' {dtype}'
-        variants += [f'{name}{suffix}' for name in OURS.get(case.kind, ('jaxdl',))]
-        if options.plain:
-            variants.append(f'jaxdl plain{suffix}')
-        variants += TORCH[case.kind][dtype]
-        if on_gpu() and case.kind in GRAPHS:
-            variants.append(f'{GRAPHS[case.kind]}{suffix}')
+    line = CommandLine(__doc__ or '', example='--model=cnn --dtype=float32,bfloat16')
+    line.choice('model', list(CASES), 'what is trained; loader: a batch of images instead')
+    line.several('dtype', ('float32', 'bfloat16'), 'types of the arithmetic', ['float32'])
+    line.integer('rounds', 'turns of each variant', default=5, least=1)
+    line.number('seconds', 'how long a turn lasts', default=3.0)
+    line.integer('batch', "examples; 0: the case's own", default=0)
+    line.boolean('plain', 'also jaxdl with JAXDL_PLAIN=1')
+    line.string('variants', "'NAME,…'", 'these alone')
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
+    case, dtypes = CASES[options.model], options.dtype
+    variants = ways(case.kind, dtypes, plain=options.plain, graphs=on_gpu())
     if options.variants:
+        known = ways(case.kind, ('float32', 'bfloat16'), plain=True, graphs=True)
         variants = [word.strip() for word in options.variants.split(',')]
+        for name in variants:
+            if name not in known:
+                raise UserError(
+                    f'--variants: {name!r} is no way to run {case.name}{nearest(name, known)}\n'
+                    f'Allowed: {", ".join(known)}'
+                )
     batch = options.batch or (case.gpu_batch if on_gpu() else case.batch)
     workers, peaks = measure(case.name, variants, batch, options.rounds, options.seconds)
     gflop = next((w.about['gflop'] for w in workers if 'gflop' in w.about), 0.0)
@@ -199,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

@@ -6,8 +6,11 @@ Reads the JSON that `python -m experiments.bench` wrote and prints a Markdown ta
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from experiments.bench.__main__ import OUT
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError, run
 
 # (what, file, dtype, goal) of the steps.
 STEPS = (
@@ -87,13 +90,16 @@ def _read(folder: str, name: str) -> dict | None:
         return None
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Prints the table."""
-    folder = (sys.argv[1:] or [OUT])[0]
+    line = CommandLine(__doc__ or '', words='[DIR]', example=OUT)
+    folder = (line.parse(argv).words or [OUT])[0]
+    if not os.path.isdir(folder):
+        raise UserError(f'{folder}: is no folder')
     print('| what | goal | measured | range | |\n|---|---|---|---|---|')
     for row in rows(folder):
         print(f'| {" | ".join(row)} |')
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

@@ -7,12 +7,15 @@ evaluation and checkpoints are left out. Configs on text of one's own read the f
 en-de, fashion-mnist). Those whose data set is not there, or whose step takes a CPU minutes, are not in it.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+
+from jaxdl import errors
+from jaxdl.core.flags import CommandLine
 
 # Steps that take some ten seconds on two cores.
 STEPS = {
@@ -37,9 +40,9 @@ def words(name: str, data: str, prepared: str) -> list[str]:
         return [f'--config.data.data_dir={prepared}']
     if name.startswith('translate'):
         part = 'en-de' if name.endswith(':full') else 'en-de.small'
-        return [f'--config.data.train={data}/{part}.train.tsv.gz']
+        return [f'--config.data.source.train={data}/{part}.train.tsv.gz']
     if name.startswith('lm_small') or name.endswith(':files'):
-        return [f'--config.data.train={data}/austen.train.txt.gz']
+        return [f'--config.data.source.train={data}/austen.train.txt.gz']
     return []
 
 
@@ -63,18 +66,16 @@ def run(name: str, extra: list[str], folder: str) -> list[float]:
     return [row['perf/data_wait'] for row in rows[1:] if 'perf/data_wait' in row]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, runs, prints and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('--data', required=True)
-    parser.add_argument('--only', default=','.join(STEPS))
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--data=/data --only=digits_cnn')
+    line.string('data', 'DIR', 'the folder of the original data', required=True)
+    line.several('only', STEPS, 'configs')
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        names = options.only.split(',')
+        names = options.only
         if 'fashion_cnn' in names:
             source = f'--from={options.data}/fashion-mnist'
             command = ['jaxdl', 'prepare', 'fashion_mnist', source, f'--data_dir={folder}/sets']
@@ -89,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(errors.run(main))

@@ -10,16 +10,19 @@ than one card are divided as ONE_GPU says. The plan is `python -m jaxdl plan` of
 needs no GPU.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError, run
 
 IMAGES = 'image:uint8[{0},{0},{1}],label:int32[]'
-FILES = ('--config.data.train=FILES',)
+FILES = ('--config.data.source.train=FILES',)
 # Where a config is for several GPUs, or its data set has to be there: what changes on one card.
 ONE_GPU = {
     'digits_cnn': (IMAGES.format(8, 1), ()),
@@ -85,15 +88,15 @@ def run_one(name: str, seconds: float) -> dict:
     from jaxdl.account import energy, flops
     from jaxdl.commands.plan import parse_rows
     from jaxdl.compiled import cards
-    from jaxdl.core import flags as cli
+    from jaxdl.core import flags
     from jaxdl.core import mesh as mesh_lib
     from jaxdl.core.program import Program
     from jaxdl.plan import planning
 
     config_word, *rest = words_of(name)
     words = [word for word in rest if not word.startswith('--rows')]
-    config = cli.apply_overrides(
-        cli.load_config(config_word.partition('=')[2]), cli.overrides_in(['', *words])
+    config = flags.apply_overrides(
+        flags.load_config(config_word.partition('=')[2]), flags.overrides_in(['', *words])
     )
     text = ONE_GPU[name][0]
     if text:
@@ -127,7 +130,6 @@ def run_one(name: str, seconds: float) -> dict:
             jax.block_until_ready((state, packed))
             times.append(((time.perf_counter() - started) / count, count))
         meter.update()
-        joules = (meter.joules() or {}).get('gpu')
         watts = meter.metrics().get('energy/gpu_watts')
     device = jax.local_devices()[0]
     counted = flops.count(
@@ -150,7 +152,8 @@ def run_one(name: str, seconds: float) -> dict:
         'compile_s': compiled,
         'init_s': initialised,
         'ready_s': time.perf_counter() - begin,
-        'joules': None if joules is None else joules / steps,
+        # Of the step that is timed: the counter's own sum holds the pauses between two rounds too.
+        'joules': None if watts is None else watts * median,
         'watts': watts,
         'peak_bytes': stats.get('peak_bytes_in_use'),
         'program_bytes': planning.peak_bytes(step),
@@ -203,18 +206,18 @@ def table(measured: dict, plans: dict) -> str:
     return '\n'.join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, measures or plans, prints and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('--only', default=','.join(ONE_GPU))
-    parser.add_argument('--seconds', type=float, default=3.0)
-    parser.add_argument('--plans', default='', help='a card: plan for it instead of measuring')
-    parser.add_argument('--table', default='', help='MEASURED.json,PLANS.json')
-    parser.add_argument('--one', default='', help='this config in this process')
-    parser.add_argument('--out', default='')
-    options = parser.parse_args()
+    line = CommandLine(__doc__ or '', example='--only=digits_cnn --out=measured.json')
+    line.several('only', ONE_GPU, 'configs')
+    line.number('seconds', 'how long each is measured', default=3.0)
+    line.string('plans', 'CARD', 'plan for this card instead of measuring')
+    line.string('table', 'MEASURED.json,PLANS.json', 'print their table')
+    line.string('one', 'NAME', 'measure this config in this process')
+    line.string('out', 'FILE.json', 'what was measured goes there too')
+    options = line.parse(argv)
+    if options.one and options.one not in ONE_GPU:
+        raise UserError(f'--one={options.one}: must be one of {", ".join(ONE_GPU)}')
     if options.table:
         measured, plans = (
             json.loads(pathlib.Path(p).read_text()) for p in options.table.split(',')
@@ -225,7 +228,7 @@ def main() -> None:
         print(json.dumps(run_one(options.one, options.seconds)), flush=True)
         return
     found = {}
-    for name in options.only.split(','):
+    for name in options.only:
         if options.plans:
             words = ['jaxdl', 'plan', *words_of(name), f'--devices={options.plans}', '--json']
         else:
@@ -241,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

@@ -8,7 +8,6 @@ The state is a Transformer's with AdamW (three float32 numbers a parameter), the
 standard library; folders are made under --folder and removed.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -18,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError, nearest, run, shortened
 from jaxdl.run import runtime
 
 WIDTHS = {10: (384, 6, 6), 100: (1024, 8, 8)}  # millions of parameters: width, layers, heads
@@ -38,8 +40,9 @@ def parts(millions: int):
     from jaxdl.core.optim import AdamW
     from jaxdl.core.pipeline import Order
     from jaxdl.core.program import Program
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
     from jaxdl.data.text.packing import Packed
+    from jaxdl.data.text.sources import TextFiles
     from jaxdl.models.transformer import modern
     from jaxdl.tasks.language_model import LanguageModel
 
@@ -47,7 +50,7 @@ def parts(millions: int):
     config = Config(
         model=modern(vocab=260, width=width, layers=layers, heads=heads),
         task=LanguageModel(),
-        data=Text(train=str(text.__file__), length=64, packing=Packed(context=8)),
+        data=Documents(source=TextFiles(str(text.__file__)), length=64, packing=Packed(context=8)),
         optimizer=AdamW(learning_rate=1e-4),
         steps=100,
         batch_size=4,
@@ -245,22 +248,25 @@ def spread(values: list[float]) -> dict:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('what', help='digest, stall or memory')
-    parser.add_argument('--millions', type=int, default=100, choices=sorted(WIDTHS))
-    parser.add_argument('--folder', help='where the checkpoints go; made and removed by default')
-    arguments = parser.parse_args()
+def main(argv: Sequence[str]) -> int:
+    line = CommandLine(__doc__ or '', words='WHAT', example='digest --millions=100')
+    line.choice('millions', ['100', '10'], 'parameters of the state')
+    line.string('folder', 'DIR', 'where the checkpoints go; made and removed unless given')
+    arguments = line.parse(argv)
+    what, millions = arguments.words[0], int(arguments.millions)
+    measures = {'digest': digest, 'stall': stall, 'memory': memory}
+    children = {f'child:{kind}': kind for kind in ('fresh', 'save', 'restore')}
+    if what not in (*measures, *children):
+        raise UserError(
+            f'{shortened(what)!r} is none of {", ".join(measures)}{nearest(what, measures)}'
+        )
     runtime.prepare_process()
-    if arguments.what.startswith('child:'):
-        child(arguments.what.partition(':')[2], arguments.millions, Path(arguments.folder))
+    if what in children:
+        child(children[what], millions, Path(arguments.folder))
         return 0
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix='jaxdl-reliability-'))
     try:
-        measure = {'digest': digest, 'stall': stall, 'memory': memory}[arguments.what]
-        print(json.dumps(measure(arguments.millions, folder), indent=2))
+        print(json.dumps(measures[what](millions, folder), indent=2))
     finally:
         if not arguments.folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -268,4 +274,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

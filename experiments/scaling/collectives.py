@@ -1,4 +1,4 @@
-"""Bytes that a device exchanges as devices are added: python -m experiments.scaling.collectives [LAYOUT …]
+"""Bytes that a device exchanges as devices are added: python -m experiments.scaling.collectives [--only=LAYOUTS]
 
 Compiles the training step of a small decoder for 1 to 64 simulated CPU devices and prints, for weak
 scaling (the same rows a device) and strong scaling (the same rows in all), the bytes of the collectives
@@ -9,8 +9,8 @@ import dataclasses
 import sys
 
 from jaxdl.compiled import cards, gpu_compile
-from jaxdl.core import flags as cli
-from jaxdl.errors import UserError
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 
 WIDTH, LAYERS, VOCAB, LENGTH = 128, 2, 256, 64
 ROWS, EACH = 64, 8  # in all for strong scaling, a device for weak scaling
@@ -26,8 +26,9 @@ def config(axis: str, devices: int, rows: int):
     """A decoder with all devices on one axis; those inside a host end at 8, data takes the rest."""
     from jaxdl.core.config import Config, Mesh
     from jaxdl.core.optim import AdamW
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
     from jaxdl.data.text.packing import Packed
+    from jaxdl.data.text.sources import TextFiles
     from jaxdl.data.text.tokenizers import Bytes
     from jaxdl.models.transformer import gpt2
     from jaxdl.tasks.language_model import LanguageModel
@@ -43,7 +44,9 @@ def config(axis: str, devices: int, rows: int):
     return Config(
         model=model.clone(head_chunks=1),
         task=LanguageModel(),
-        data=Text(tokenizer=Bytes(), length=LENGTH, packing=Packed(), train='text.txt'),
+        data=Documents(
+            source=TextFiles('text.txt'), tokenizer=Bytes(), length=LENGTH, packing=Packed()
+        ),
         optimizer=AdamW(learning_rate=1e-3),
         batch_size=rows,
         steps=10,
@@ -64,10 +67,9 @@ def measure(axis: str, devices: int, rows: int) -> dict:
 
 
 def main(argv) -> int:
-    layouts = cli.parse_flags(argv, __doc__ or '') or LAYOUTS
-    for axis in layouts:
-        if axis not in LAYOUTS:
-            raise UserError(f'{axis!r} is no layout; allowed: {", ".join(LAYOUTS)}')
+    line = CommandLine(__doc__ or '', example='--only=data,fsdp')
+    line.several('only', LAYOUTS, 'layouts')
+    layouts = line.parse(argv).only
     gpu_compile.prepare_process(64)
     print(
         '| layout | scaling | devices | rows | MB of the collectives of a device | parameters, MB |'
@@ -91,4 +93,4 @@ def main(argv) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

@@ -3,13 +3,6 @@
 Searches the fastest layout of five configs on 1, 8, 16 and 64 H100s (`python -m jaxdl plan --search`)
 and prints the plans of what it chose as Markdown. Nothing is run and no GPU is needed; the compiler is
 (requirements-plan.txt). Hours on two cores, so every plan is kept in DIR and a second call goes on.
-
-  --cache=DIR      where plans are kept; empty it after a change of the code
-  --only=NAMES     of bert_large gpt2_124m resnet50 wmt_big lm_7b, with commas between
-  --devices=NAMES  default: h100,h100x8,h100x8x2,h100x8x8
-  --ready          only what is in DIR already
-  --widest=N       only tensor axes up to N, which saves half of the programs; default: 8
-  --write          put the tables into docs/scaling.md instead of printing them
 """
 
 import contextlib
@@ -18,25 +11,25 @@ import hashlib
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-
 from jaxdl.compiled import cards
-from jaxdl.core import flags as cli
-from jaxdl.errors import UserError
+from jaxdl.core import flags
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import run
 from jaxdl.plan import planning, search
 from jaxdl.plan.planning import gib
 from jaxdl.plan.text import count, duration
 
 CONFIGS = {
-    'bert_large': ('--config.data.train=FILES',),
-    'gpt2_124m': ('--config.data.train=FILES',),
+    'bert_large': ('--config.data.source.train=FILES',),
+    'gpt2_124m': ('--config.data.source.train=FILES',),
     'resnet50': (),
     'wmt_big': (),
-    'lm_7b': ('--config.data.train=FILES',),
+    'lm_7b': ('--config.data.source.train=FILES',),
 }
-DEVICES = 'h100,h100x8,h100x8x2,h100x8x8'
+DEVICES = ('h100', 'h100x8', 'h100x8x2', 'h100x8x8')
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'scaling.md'
 START, STOP = '<!-- plan tables -->', '<!-- end of plan tables -->'
 
@@ -79,8 +72,8 @@ def row(name: str, devices: str, folder: pathlib.Path, *, ready: bool, widest: i
     words = [f'--config=configs/{name}.py', f'--devices={devices}', *CONFIGS[name]]
     asker = Kept(words, folder, ready=ready)
     cluster = cards.parse(devices)
-    config = cli.apply_overrides(
-        cli.load_config(f'configs/{name}.py'), cli.overrides_in(['', *CONFIGS[name]])
+    config = flags.apply_overrides(
+        flags.load_config(f'configs/{name}.py'), flags.overrides_in(['', *CONFIGS[name]])
     )
     found = search.search(config, cluster, asker, widest=widest)
     best = asker.ask(found.best.overrides) if found.best else None
@@ -215,9 +208,8 @@ def table(name: str, rows: list[Row]) -> str:
     return f'### {name}{size}\n\n' + '\n'.join(lines) + '\n\n' + '\n'.join(reasons) + '\n'
 
 
-def _row(name: str, devices: str, folder: pathlib.Path) -> Row:
+def _row(name: str, devices: str, folder: pathlib.Path, values: Any) -> Row:
     """The cell; with --ready one that was made with a smaller --widest will do."""
-    values = flags.FLAGS
     if not values.ready:
         return row(name, devices, folder, ready=False, widest=values.widest)
     for widest in (8, 4, 2, 1):
@@ -226,18 +218,22 @@ def _row(name: str, devices: str, folder: pathlib.Path) -> Row:
     raise Missing(f'{name} on {devices}')
 
 
-def main(argv: list[str]) -> int:
-    flags.DEFINE_string('cache', '', 'where plans are kept')
-    flags.DEFINE_list('only', list(CONFIGS), 'configs')
-    flags.DEFINE_list('devices', DEVICES.split(','), 'devices')
-    flags.DEFINE_bool('ready', False, 'only what is kept already')
-    flags.DEFINE_integer('widest', 8, 'tensor axes up to this', lower_bound=1)
-    flags.DEFINE_bool('write', False, 'into docs/scaling.md')
-    cli.parse_flags(argv, __doc__ or '', required=('cache',))
-    values = flags.FLAGS
-    wrong = [name for name in values.only if name not in CONFIGS]
-    if wrong:
-        raise UserError(f'--only={wrong[0]}: must be of {", ".join(CONFIGS)}')
+def main(argv: Sequence[str]) -> int:
+    line = CommandLine(__doc__ or '', example='--cache=plans --ready --write')
+    line.string(
+        'cache', 'DIR', 'where plans are kept; empty it after a change of the code', required=True
+    )
+    line.several('only', CONFIGS, 'configs')
+    line.several('devices', DEVICES, 'devices')
+    line.boolean('ready', 'only what is kept already')
+    line.integer(
+        'widest',
+        'only tensor axes up to this, which saves half of the programs',
+        default=8,
+        least=1,
+    )
+    line.boolean('write', 'into docs/scaling.md')
+    values = line.parse(argv)
     folder = pathlib.Path(values.cache)
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -245,7 +241,7 @@ def main(argv: list[str]) -> int:
         rows = []
         for devices in values.devices:
             try:
-                rows.append(_row(name, devices, folder))
+                rows.append(_row(name, devices, folder, values))
             except Missing:
                 print(f'{name} on {devices}: not planned yet', file=sys.stderr)
         if rows:
@@ -261,4 +257,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(cli.run(main))
+    sys.exit(run(main))

@@ -8,8 +8,9 @@ counts and is the same everywhere. A multiply-add counts as two operations, as i
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -82,7 +83,8 @@ def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
 
     The count is of the whole program on all devices together. Work whose result nobody uses is
     left out, as the compiler leaves it out, and so is work under `jax.named_scope('unlikely')`:
-    branches for cases that do not come up in training.
+    branches for cases that do not come up in training. Products under `jaxdl.models.ops.counted`
+    count as it says, so that a config has one count whatever formulation was chosen for it.
     """
     return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
 
@@ -91,35 +93,47 @@ def count_jaxpr(closed: Any) -> Flops:
     """Counts the operations of a (closed) jaxpr."""
     jaxpr = getattr(closed, 'jaxpr', closed)
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _walk(jaxpr, remat=False)
+    return _walk(jaxpr, _Around())
 
 
-def _walk(jaxpr: Any, *, remat: bool) -> Flops:
+class _Around(NamedTuple):
+    """What holds for all equations of a jaxpr: they are recomputed; their scale is applied outside."""
+
+    remat: bool = False
+    scaled: bool = False
+
+
+def _walk(jaxpr: Any, around: _Around) -> Flops:
     total = Flops()
     for eqn in jaxpr.eqns:
         stack = str(eqn.source_info.name_stack)
         if 'unlikely' in stack:
             continue
         # JAX names the recomputed half of a checkpointed function so; nothing else marks it.
-        again = remat or 'rematted_computation' in stack
-        total = total.plus(_equation(eqn, again))
+        remat = around.remat or 'rematted_computation' in stack
+        scale = None if around.scaled else re.search(r'flops\*(\d+):(\d+)', stack)
+        found = _equation(eqn, _Around(remat, around.scaled or scale is not None))
+        if scale:
+            factor = int(scale[1]) / int(scale[2])
+            found = dataclasses.replace(found.scaled(factor), other=found.other)
+        total = total.plus(found)
     return total
 
 
-def _equation(eqn: Any, remat: bool) -> Flops:
+def _equation(eqn: Any, around: _Around) -> Flops:
     name = eqn.primitive.name
     params = eqn.params
     if name in _PRODUCTS:
         kind, rule = _PRODUCTS[name]
-        return _product(kind, rule(eqn), str(eqn.invars[0].aval.dtype), remat)
+        return _product(kind, rule(eqn), str(eqn.invars[0].aval.dtype), around.remat)
     for prefix, useful, repeated in _FUSED_ATTENTION:
         if name.startswith(prefix):
-            return _fused_attention(eqn, useful, repeated, remat)
+            return _fused_attention(eqn, useful, repeated, around.remat)
     if name == 'scan':
-        return _inner(params['jaxpr'], remat).scaled(params['length'])
+        return _inner(params['jaxpr'], around).scaled(params['length'])
     if name == 'while':
         trips = _while_trips(eqn)
-        body = _inner(params['body_jaxpr'], remat).plus(_inner(params['cond_jaxpr'], remat))
+        body = _inner(params['body_jaxpr'], around).plus(_inner(params['cond_jaxpr'], around))
         if trips is None:
             if body.hardware + body.other > 4:  # a bare counter is not worth a remark
                 note = 'a while loop of unknown length is counted as one turn'
@@ -127,21 +141,21 @@ def _equation(eqn: Any, remat: bool) -> Flops:
             trips = 1
         return body.scaled(trips)
     if name == 'cond':
-        branches = [_inner(branch, remat) for branch in params['branches']]
+        branches = [_inner(branch, around) for branch in params['branches']]
         return max(branches, key=lambda flops: (flops.hardware, flops.other))
     if name == 'shard_map':
         # The body is what one device does; axes that stay automatic are whole in it already.
         manual = params['newly_manual_axes']
         shards = math.prod(dict(params['mesh'].shape)[axis] for axis in manual)
-        return _inner(params['jaxpr'], remat).scaled(shards)
+        return _inner(params['jaxpr'], around).scaled(shards)
     if name == 'pallas_call':
         grid = [size if isinstance(size, int) else 1 for size in params['grid_mapping'].grid]
-        return _inner(params['jaxpr'], remat).scaled(math.prod(grid))
+        return _inner(params['jaxpr'], around).scaled(math.prod(grid))
     if name.startswith('custom_vjp_call') or name.startswith('custom_jvp_call'):
         # Only the function itself runs here; the rules are already in the jaxpr where used.
         key = next(k for k in ('call_jaxpr', 'jvp_jaxpr', 'fun_jaxpr') if k in params)
-        return _inner(params[key], remat)
-    inner = [_inner(sub, remat) for sub in _subjaxprs(params)]
+        return _inner(params[key], around)
+    inner = [_inner(sub, around) for sub in _subjaxprs(params)]
     if inner and name not in _REDUCERS:  # jit, remat, closed_call, custom_partitioning, ...
         total = Flops()
         for flops in inner:
@@ -153,8 +167,8 @@ def _equation(eqn: Any, remat: bool) -> Flops:
     return Flops(other=_elementwise(eqn))
 
 
-def _inner(jaxpr: Any, remat: bool) -> Flops:
-    return _walk(getattr(jaxpr, 'jaxpr', jaxpr), remat=remat)
+def _inner(jaxpr: Any, around: _Around) -> Flops:
+    return _walk(getattr(jaxpr, 'jaxpr', jaxpr), around)
 
 
 def _subjaxprs(params: dict[str, Any]) -> list[Any]:

@@ -1,13 +1,15 @@
 """The FLOP/s that MFU is measured against: published for GPUs, measured for CPUs."""
 
+import contextlib
 import dataclasses
-import json
+import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from jaxdl import files
 from jaxdl.compiled import cards
 from jaxdl.errors import UserError
 
@@ -66,36 +68,30 @@ def _cpu(dtype: str) -> float:
 
 def forget() -> None:
     """Drops the measured peaks, one of which was beaten: the next run measures them anew."""
-    try:
-        os.unlink(_path())
-    except OSError:
-        pass
+    if (path := _path()) is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
-def _path() -> str:
-    home = os.environ.get('JAXDL_CACHE') or os.path.join(os.path.expanduser('~'), '.cache', 'jaxdl')
-    return os.path.join(home, 'peak.json')
+def _path() -> Path | None:
+    folder = files.cache_folder()
+    return None if folder is None else folder / 'peak.json'
 
 
 def _read() -> dict[str, float]:
+    path = _path()
     try:
-        with open(_path(), encoding='utf-8') as file:
-            found = json.load(file)
-        return {str(key): float(value) for key, value in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        found = {} if path is None else files.read_object(path)
+        known = {key: float(value) for key, value in found.items()}
+        return {key: value for key, value in known.items() if 0 < value < math.inf}
+    except (OSError, ValueError, TypeError):
         return {}
 
 
 def _write(known: dict[str, float]) -> None:
-    try:
-        folder = os.path.dirname(_path())
-        os.makedirs(folder, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix='peak')
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            json.dump(known, file, indent=1)
-        os.replace(name, _path())
-    except OSError:
-        pass  # no cache folder: measured again at the next start
+    if (path := _path()) is not None:
+        with contextlib.suppress(OSError):  # not writable: measured again at the next start
+            files.write_json(path, known)
 
 
 def _processor() -> str:

@@ -1,7 +1,4 @@
-"""How fast the data is: records and bytes per second of each stage, beside what the model eats.
-
-    python -m jaxdl benchmark --config=configs/NAME.py [--config.FIELD=VALUE …]
-        [--seconds=2] [--[no]step]
+"""How fast the data of a config is, beside how fast the training step takes it.
 
 Each stage runs alone, as fast as it can: read (from disk), decode, transform (into arrays), batch
 (all of these as the run does them, in its threads), stream (batches prepared ahead by the run's
@@ -10,29 +7,29 @@ already there: the rate the data must reach. Stages that a set does not have are
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
 from jaxdl.run import runtime
 
 Count = tuple[int, int]  # records and bytes of one call
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
-    flags.DEFINE_float('seconds', 2.0, 'how long each stage runs', lower_bound=0.0)
-    flags.DEFINE_boolean('step', True, 'also compile and run the training step')
-    config = cli.parse_config(argv, __doc__ or '')
-    seconds, with_step = flags.FLAGS.seconds, flags.FLAGS.step
+    line = CommandLine(__doc__ or '', example='--config=resnet50 --config.workers=8 --seconds=5')
+    line.config()
+    line.number('seconds', 'how long each stage runs', default=2.0)
+    line.boolean('step', 'compile and run the training step too', default=True)
+    given = line.parse(argv)
+    config, seconds = given.config, given.seconds
+    runtime.open_devices()
 
     rows, bench = [], Bench(config)
     print(bench.describe(), flush=True)
     print(f'{"stage":<10} {"records/s":>12} {"MB/s":>9} {"ms/batch":>9}', flush=True)
-    for name, call in bench.stages(with_step):
+    for name, call in bench.stages(given.step):
         rows.append((name, *measure(call, seconds)))
         records, size = rows[-1][1:]
         each = 1e3 * config.batch_size / records

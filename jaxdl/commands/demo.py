@@ -1,29 +1,28 @@
-"""make demo: trains configs/digits_cnn.py on real digits and says where everything is."""
+"""Trains the config digits_cnn on real digits, and says how good it is and where the plots are."""
 
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdl.core.flags import CommandLine
+from jaxdl.record import metrics_file as logs
 
 WORKDIR = 'runs/demo'
-CONFIG = 'configs/digits_cnn.py'
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the ordinary commands, as a user would, and ends with one line."""
-    train = [sys.executable, 'train.py', f'--config={CONFIG}', f'--workdir={WORKDIR}']
-    report = [sys.executable, '-m', 'jaxdl', 'report', WORKDIR]
-    for command in (train, report):
-        code = subprocess.run(command).returncode
+    CommandLine(__doc__ or '', example='').parse(argv)
+    train = ['train', '--config=digits_cnn', f'--workdir={WORKDIR}']
+    for words in (train, ['report', WORKDIR]):
+        code = subprocess.run([sys.executable, '-m', 'jaxdl', *words]).returncode
         if code:
             return code
-    from pathlib import Path
-
-    from jaxdl.record import metrics_file as logs
-
     row = logs.read_metrics(Path(WORKDIR) / 'metrics.jsonl')[-1]
     print(
         f'test accuracy {row["eval/test/accuracy"]:.2%} on {row["eval/test/examples"]:.0f} digits; '
         f'run folder {WORKDIR}, plots {WORKDIR}/report/index.html; '
-        f'next: python train.py --config={CONFIG} --config.optimizer.learning_rate=0.001'
+        'next: python train.py --config=digits_cnn --config.optimizer.learning_rate=0.001'
     )
     return 0

@@ -1,42 +1,39 @@
-"""Evaluates a run: python -m jaxdl evaluate --workdir=DIR [--step=N] [--batch_size=N] [--json]
-                                [--config=FILE[:variant]]
+"""Evaluates the newest good checkpoint of a run on every evaluation set.
 
-Takes the newest good checkpoint (or --step), goes over every evaluation set, each example exactly
-once, with the averaged weights where the run has them, and changes nothing in the folder.
-A run's folder may come from anybody, so of what its config.json names only modules of jaxdl, flax,
-optax and jax are imported. Where it uses classes of yours, --config names the config file that
-defines or imports them; the file is run.
+Each example counts exactly once, with the averaged weights where the run has them. Nothing in the
+run's folder is changed. A folder may come from anybody, so of what its config.json names only modules
+of jaxdl, flax, optax and jax are imported; --config names the config file of a run with other classes.
 """
 
 import json
+from collections.abc import Sequence
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
+from jaxdl.errors import UserError
 from jaxdl.run import runtime
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_integer(
-        'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
+    line = CommandLine(__doc__ or '', example='--workdir=runs/digits_cnn --json')
+    line.string('workdir', 'DIR', 'the folder of the run', required=True)
+    line.integer('step', 'the checkpoint; the newest good one unless given')
+    line.integer('batch_size', "examples at a time; the run's unless given", least=1)
+    line.string(
+        'config', 'FILE[:variant]', 'the config file whose classes the run may use; it is run'
     )
-    flags.DEFINE_string('config', '', 'the config file whose classes the run may use')
-    flags.DEFINE_integer('batch_size', 0, "examples at a time; the run's by default", lower_bound=0)
-    flags.DEFINE_boolean('json', False, 'print one JSON object')
-    cli.parse_flags(argv, __doc__ or '', required=('workdir',))
-    values = flags.FLAGS
+    line.boolean('json', 'print one JSON object')
+    given = line.parse(argv)
+    runtime.open_devices()
 
     from jaxdl.core.evaluation import Evaluator
-    from jaxdl.errors import UserError
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step, config_file=values.config)
+    run = open_run(given.workdir, step=given.step, config_file=given.config or '')
     if not run.eval_sources:
-        raise UserError(f'--workdir={values.workdir}: the config has no evaluation set')
-    if values.batch_size:
-        run.config.eval_batch_size = values.batch_size
+        raise UserError(f'--workdir={given.workdir}: the config has no evaluation set')
+    if given.batch_size:
+        run.config.eval_batch_size = given.batch_size
     evaluator = Evaluator(run.program, run.eval_sources)
     (found,) = evaluator.run(run.state, run.program.place_hyper(), lambda: None)
     numbers = {name: value for name, value in found.items() if isinstance(value, float)}
@@ -45,7 +42,7 @@ def main(argv):
     if generated is not None:
         numbers |= {f'eval/{name}': value for name, value in generated.scores.items()}
         notes = {f'eval/{name}': text for name, text in generated.notes.items()}
-    if values.json:
+    if given.json:
         print(json.dumps({'step': run.step, **numbers, **notes}))
     else:
         print(f'step {run.step} of {run.workdir.path}')

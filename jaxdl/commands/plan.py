@@ -1,53 +1,47 @@
-"""Judges a run before it starts: python -m jaxdl plan --config=configs/NAME.py --devices=h100x8 [--config.FIELD=VALUE …]
+"""Judges a run for GPUs that need not be there: memory, traffic and the least time of a step.
 
-Compiles the real train step for GPUs that need not be there (requirements-plan.txt; without it, an
-estimate from a CPU program) and prints memory, FLOPs, traffic, kernels and the least time of a step.
-
-  --devices=CARDxGPUSxHOSTS   v100-16 v100-32 a100-40 a100-80 h100 h200 b200 rtx4090 gtx1080
-  --network=GB/S              of a host and direction; default: the usual host of that card
-  --json                      one JSON object instead of the text
-  --search                    tries layouts, rematerialisation and accumulation; prints the fastest
-  --largest[=FIELD]           the largest value of FIELD (default: the model's number of layers) that fits
-  --rows=NAME:TYPE[SHAPE],…   shapes of an example where the data set is not here: tokens:int32[512]
-  --estimate                  the CPU program even where the CUDA compiler is installed
+Compiles the real train step for them (requirements-plan.txt; without it, an estimate from a CPU
+program) and prints memory, FLOPs, traffic, kernels and the least time of a step. The cards are
+{cards}.
 """
 
 import json
 import re
 from collections.abc import Sequence
 
-from absl import flags
-
 from jaxdl.compiled import cards, gpu_compile
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
-    flags.DEFINE_string('devices', '', 'CARD, CARDxGPUS or CARDxGPUSxHOSTS')
-    flags.DEFINE_float('network', None, 'GB/s of a host and direction')
-    flags.DEFINE_bool('json', False, 'print one JSON object')
-    flags.DEFINE_bool('search', False, 'find the fastest layout')
-    flags.DEFINE_bool('estimate', False, 'compile for CPUs')
-    flags.DEFINE_string('rows', '', 'shapes of an example')
-    flags.DEFINE_string('largest', None, 'find the largest value of a field that fits')
+    about = (__doc__ or '').format(cards=', '.join(cards.cards()))
+    line = CommandLine(about, example='--config=lm_small --devices=h100x8')
+    line.config()
+    line.string('devices', 'CARDxGPUSxHOSTS', 'CARD, CARDxGPUS or all three', required=True)
+    line.number('network', 'GB/s of a host and direction; the usual host of that card unless given')
+    line.boolean('json', 'print one JSON object')
+    line.boolean('search', 'try layouts, rematerialisation and accumulation; prints the fastest')
+    line.string(
+        'largest',
+        'FIELD',
+        "the largest value of a field that fits; alone: of the model's number of layers",
+    )
+    line.string(
+        'rows', 'NAME:TYPE[SHAPE],…', 'an example where the data set is not here: tokens:int32[512]'
+    )
+    line.boolean('estimate', 'the CPU program even where the CUDA compiler is installed')
     argv = ['--largest=auto' if word == '--largest' else word for word in argv]
-    # The number of devices must be known before jax is imported, and a config imports it.
-    devices, network = _word(argv, 'devices'), _word(argv, 'network')
-    wants_help = any(word in ('--help', '-h', '--helpfull', '--helpshort') for word in argv)
-    cuda = False
-    if devices or not wants_help:
-        if not devices:
-            raise UserError('--devices is missing, for example --devices=h100x8 (8 GPUs of a host)')
-        try:
-            speed = float(network) * 1e9 if network else None
-        except ValueError:
-            raise UserError(f'--network={network}: must be a number, GB/s of a host') from None
-        cluster = cards.parse(devices, network=speed)
-        cuda = gpu_compile.prepare_process(cluster.devices)
-    config = cli.parse_config(argv, __doc__ or '')
-    values = flags.FLAGS
+    found = {}
+
+    def prepare(given) -> None:
+        """The number of devices must be known before jax is imported, and a config imports it."""
+        network = None if given.network is None else given.network * 1e9
+        found['cluster'] = cards.parse(given.devices, network=network)
+        found['cuda'] = gpu_compile.prepare_process(found['cluster'].devices)
+
+    values = line.parse(argv, before_config=prepare)
+    config, cluster, cuda = values.config, found['cluster'], found['cuda']
     from jaxdl.plan import (
         planning,  # heavy; wrong flags need not wait for it
         search,
@@ -68,15 +62,6 @@ def main(argv: Sequence[str]) -> int:
     plan = planning.make(config, cluster, cuda=cuda, rows=rows)
     print(json.dumps(plan.to_json()) if values.json else plan_text.render(plan), flush=True)
     return 0
-
-
-def _word(argv: Sequence[str], name: str) -> str:
-    for index, word in enumerate(argv):
-        if re.match(rf'--?{name}=', word):
-            return word.partition('=')[2]
-        if word in (f'--{name}', f'-{name}') and index + 1 < len(argv):
-            return argv[index + 1]
-    return ''
 
 
 def parse_rows(text: str) -> dict:

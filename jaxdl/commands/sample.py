@@ -1,52 +1,50 @@
-"""Writes with a trained model: python -m jaxdl sample --workdir=DIR --prompt="Once upon" [--tokens=200 …]
+"""Text from a trained language model, or translations from a trained translator.
 
-A language model continues the prompt:
-    --prompt=TEXT  --tokens=N  --num=N  --temperature=T (0: the most likely)  --top_k=K  --top_p=P  --seed=N
-A translation model translates the lines of standard input, one line each:
-    --translate [--beams=N] [--length_penalty=A]   < sentences.txt
---step=N takes that checkpoint instead of the newest good one; --config=FILE[:variant] as for evaluate.
-Only text goes to standard output.
+A language model continues --prompt; a translator, with --translate, translates the lines of standard
+input, one line each. Only text goes to standard output, as UTF-8.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError
 from jaxdl.run import runtime
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     runtime.prepare_process()
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_integer(
-        'step', None, 'the checkpoint; the newest good one by default', lower_bound=0
+    line = CommandLine(
+        __doc__ or '', example='--workdir=runs/char_rnn --prompt="Once upon" --tokens=100'
     )
-    flags.DEFINE_string('config', '', 'the config file whose classes the run may use')
-    flags.DEFINE_string('prompt', '', 'the text to continue')
-    flags.DEFINE_integer('tokens', 200, 'most tokens to add', lower_bound=1)
-    flags.DEFINE_integer('num', 1, 'how many continuations', lower_bound=1)
-    flags.DEFINE_float('temperature', 0.8, '0 takes the most likely token', lower_bound=0)
-    flags.DEFINE_integer('top_k', 0, 'choose among the k most likely tokens; 0: all', lower_bound=0)
-    flags.DEFINE_float('top_p', 1.0, 'choose among the fewest tokens that reach this probability')
-    flags.DEFINE_integer('seed', 0, 'another seed, another text', lower_bound=0)
-    flags.DEFINE_boolean('json', False, 'print one JSON object a text')
-    flags.DEFINE_boolean('translate', False, 'translate the lines of standard input')
-    flags.DEFINE_integer('beams', None, "width of the search; the run's by default", lower_bound=1)
-    flags.DEFINE_float('length_penalty', None, "above 0 prefers longer ones; the run's by default")
-    left = cli.parse_flags(argv, __doc__ or '', required=('workdir',))
-    if left:
-        raise UserError(f'{left[0]!r} is not a flag; a prompt is written --prompt="{left[0]} …"')
-    values = flags.FLAGS
+    line.string('workdir', 'DIR', 'the folder of the run', required=True)
+    line.integer('step', 'the checkpoint; the newest good one unless given')
+    line.string(
+        'config', 'FILE[:variant]', 'the config file whose classes the run may use; it is run'
+    )
+    line.boolean('json', 'print one JSON object a text')
+    line.string('prompt', 'TEXT', 'the text to continue', empty=True)
+    line.integer('tokens', 'most tokens to add', default=200, least=1)
+    line.integer('num', 'how many continuations', default=1, least=1)
+    line.number('temperature', '0 takes the most likely token', default=0.8)
+    line.integer('top_k', 'choose among the k most likely tokens; 0: all', default=0)
+    line.number('top_p', 'choose among the fewest tokens that reach this probability', default=1.0)
+    line.integer('seed', 'another seed, another text', default=0)
+    line.boolean('translate', 'translate the lines of standard input')
+    line.integer('beams', "width of the search; the run's unless given", least=1)
+    line.number('length_penalty', "above 0 prefers longer ones; the run's unless given", least=None)
+    values = line.parse(argv)
     if not 0 < values.top_p <= 1:
         raise UserError(f'--top_p={values.top_p}: must be in (0, 1]')
+    runtime.open_devices()
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(encoding='utf-8')
 
     from jaxdl.core.evaluation import readable_variables
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step, data=False, config_file=values.config)
+    run = open_run(values.workdir, step=values.step, config_file=values.config or '', data=False)
     task, model = run.config.task, run.config.model
     wanted = 'translate' if values.translate else 'continue_text'
     if not task.defines(wanted):

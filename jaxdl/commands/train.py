@@ -1,42 +1,77 @@
-"""Trains a config: python train.py --config=configs/NAME.py[:variant] [--workdir=DIR] [--config.FIELD=VALUE …]
+"""Trains a config, or goes on with the run that is in the folder.
 
-A second call with the same workdir resumes. Without --workdir the run goes to runs/, into a folder
-named after the config and its overrides. --help with a --config lists the config's fields.
---profile=100:110 traces these steps and prints the operations that take the time; the signal
-SIGUSR2 does so for the next steps of a running job. --plan refuses a run whose step needs more memory
-than the devices have. Several processes: Slurm and Open MPI say it themselves; otherwise each is
-started with --coordinator=HOST:PORT --processes=NUMBER --process=INDEX.
+Without --workdir the run goes to runs/, into a folder named after the config and its overrides; the
+same command finds it again. Several processes: Slurm and Open MPI say it themselves; otherwise each
+is started with --coordinator, --processes and --process. The signal SIGUSR2 traces the next steps of
+a running job as --profile does. TERM, INT and USR1 save and end with exit code 75.
 """
 
+import hashlib
 import os
+import re
 from collections.abc import Sequence
-
-from absl import flags
+from typing import Any
 
 from jaxdl.account import profiler
-from jaxdl.core import flags as cli
+from jaxdl.core import config as config_lib
+from jaxdl.core import flags
 from jaxdl.run import cluster, runtime
 
 
 def main(argv: Sequence[str]) -> None:
     environment = runtime.prepare_process()
-    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant]')
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_string('profile', '', 'START:STOP, the steps to trace')
-    flags.DEFINE_bool('plan', False, 'start only what fits the memory of the devices')
-    cluster.define_flags()
-    config = cli.parse_config(argv, __doc__ or '')
-    if config.deterministic:
+    line = flags.CommandLine(
+        __doc__ or '', example='--config=digits_cnn --config.optimizer.learning_rate=0.001'
+    )
+    line.config()
+    line.string('workdir', 'DIR', 'the folder of the run')
+    line.string('profile', 'START:STOP', 'trace these steps; prints the operations that take long')
+    line.boolean('plan', 'start only if the step fits the memory of the devices')
+    cluster.define_flags(line)
+    given = line.parse(argv)
+    if given.config.deterministic:
         runtime.make_deterministic(environment)
-    profile = profiler.parse(flags.FLAGS.profile)
-    cluster.join(cluster.of_flags(os.environ))
-    from jaxdl.run import loop as trainer  # heavy; wrong command lines need not wait for it
+    profile = profiler.parse(given.profile)
+    processes = cluster.find(
+        os.environ,
+        coordinator=given.coordinator,
+        processes=given.processes,
+        process=given.process,
+    )
+    cluster.join(processes)
+    runtime.open_devices()
+    from jaxdl.run import loop  # heavy; wrong command lines need not wait for it
 
-    if flags.FLAGS.plan:
+    if given.plan:
         from jaxdl.plan import planning
 
-        print(planning.require_fit(config), flush=True)
-    workdir = flags.FLAGS.workdir or cli.default_workdir(argv)
+        print(planning.require_fit(given.config), flush=True)
+    workdir = given.workdir or default_workdir(argv)
     context = {'environment': environment, 'started': runtime.process_started()}
-    result = trainer.train(config, workdir, context=context, profile=profile)
-    print(cli.summary(result.metrics, workdir), flush=True)
+    result = loop.train(given.config, workdir, context=context, profile=profile)
+    print(summary(result.metrics, workdir), flush=True)
+
+
+def default_workdir(argv: Sequence[str]) -> str:
+    """runs/NAME[-VARIANT][,FIELD=VALUE…]: the same command finds the same folder again."""
+    filename, _, variant = flags.config_word(argv).partition(':')
+    name = os.path.splitext(os.path.basename(filename))[0] + (f'-{variant}' if variant else '')
+    parts = [
+        f'{path}={text}'
+        for path, text in sorted(flags.overrides_in(argv), key=lambda item: item[0])
+        if not config_lib.may_change(f'config.{path}')
+    ]
+    label = ','.join([name, *(re.sub(r'[^\w.=,+-]', '_', part) for part in parts)])
+    if len(label) > 120:
+        label = f'{label[:100]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}'
+    return os.path.join('runs', label)
+
+
+def summary(metrics: dict[str, Any], workdir: str) -> str:
+    """One line: the evaluation's results, and where the run is."""
+    shown = [
+        f'{name.removeprefix("eval/")} {value:.4f}'
+        for name, value in metrics.items()
+        if name.startswith('eval/') and isinstance(value, float) and not name.endswith('/examples')
+    ]
+    return f'done: {", ".join(shown) or "no evaluation sets"}; run folder {workdir}'

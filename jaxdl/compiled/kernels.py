@@ -97,7 +97,7 @@ class Collective:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Launch:
     """A kernel is executed."""
 
     kernel: Kernel
@@ -125,11 +125,11 @@ class Loop:
     body: tuple['Event', ...]
 
 
-Event = Run | Start | Done | Loop
+Event = Launch | Start | Done | Loop
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class Schedule:
     """The schedule of one device.
 
     Attributes:
@@ -142,7 +142,7 @@ class Program:
 
     def kernels(self) -> list[tuple[Kernel, int]]:
         """Every kernel with the number of times that it runs."""
-        return [(e.kernel, n) for e, n in _flat(self.events, 1) if isinstance(e, Run)]
+        return [(e.kernel, n) for e, n in _flat(self.events, 1) if isinstance(e, Launch)]
 
     def collectives(self) -> list[tuple[Collective, int]]:
         """Every collective with the number of times that it runs."""
@@ -185,14 +185,14 @@ class Program:
         return float(sum(kernel.bytes * times for kernel, times in self.kernels()))
 
 
-def read(text: str, *, devices: int = 1) -> Program:
+def read(text: str, *, devices: int = 1) -> Schedule:
     """Reads the text of a compiled program that `devices` devices run together."""
     module = hlo.parse(text)
     reader = _Reader(module, devices)
     events = tuple(reader.events(module.entry))
     if not module.scheduled:
         reader.notes.append('the text is not scheduled: the overlap of collectives is unknown')
-    return Program(events, tuple(dict.fromkeys(reader.notes)))
+    return Schedule(events, tuple(dict.fromkeys(reader.notes)))
 
 
 def _flat(events: tuple[Event, ...], times: int) -> Iterator[tuple[Event, int]]:
@@ -208,7 +208,7 @@ def _overlapped(events: tuple[Event, ...], found: set[str]) -> bool:
     works = False
     for event in events:
         inner = isinstance(event, Loop) and _overlapped(event.body, found)
-        if isinstance(event, Run) or inner:
+        if isinstance(event, Launch) or inner:
             found |= open_
             works = True
         elif isinstance(event, Start) and event.collective.asynchronous:
@@ -255,7 +255,7 @@ class _Reader:
             if collective:
                 yield Start(collective)
             elif opcode == 'copy-start':  # within the device
-                yield Run(self._kernel(computation, instruction))
+                yield Launch(self._kernel(computation, instruction))
         elif opcode.endswith('-done'):
             # The operand of a done, or of the updates between, leads to the start.
             start = computation.operand(instruction, 0)
@@ -268,7 +268,7 @@ class _Reader:
                 yield Start(collective)
                 yield Done(collective.name)
         elif not opcode.endswith('-update'):
-            yield Run(self._kernel(computation, instruction))
+            yield Launch(self._kernel(computation, instruction))
 
     def _inner(self, name: str | None) -> tuple[Event, ...]:
         computation = self.module.computations.get(name or '')
@@ -356,7 +356,7 @@ class _Reader:
 
 
 def _weight(event: Event) -> float:
-    return event.kernel.flops + event.kernel.bytes if isinstance(event, Run) else 0.0
+    return event.kernel.flops + event.kernel.bytes if isinstance(event, Launch) else 0.0
 
 
 def _joined(shapes: list[Shape]) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from jaxdl.compiled.cards import Cluster
-from jaxdl.compiled.kernels import Collective, Done, Event, Kernel, Loop, Program, Run, Start
+from jaxdl.compiled.kernels import Collective, Done, Event, Kernel, Launch, Loop, Schedule, Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def collective_seconds(collective: Collective, cluster: Cluster) -> float:
     return max(within / cluster.host_link[1], leaving / share)
 
 
-def estimate(program: Program, cluster: Cluster) -> Estimate:
+def estimate(program: Schedule, cluster: Cluster) -> Estimate:
     """The least time of one execution of `program`."""
     totals = _Totals(cluster)
     seconds, busy = totals.run(program.events, 1)
@@ -133,7 +133,7 @@ class _Totals:
         now = links = busy = 0.0
         ends: dict[str, float] = {}
         for event in events:
-            if isinstance(event, Run):
+            if isinstance(event, Launch):
                 arithmetic, memory = kernel_seconds(event.kernel, self.cluster)
                 if arithmetic >= memory:
                     self.compute += arithmetic * times
@@ -158,7 +158,7 @@ class _Totals:
         return max([now, *ends.values()]), busy
 
 
-def _exchanges(program: Program, cluster: Cluster) -> list[Exchange]:
+def _exchanges(program: Schedule, cluster: Cluster) -> list[Exchange]:
     overlapped = program.overlapped()
     found: dict[tuple[str, str, str], Exchange] = {}
     for collective, times in program.collectives():

@@ -40,7 +40,10 @@ FREE = (
     'config.record_samples',
     'config.deterministic',
     'config.data.data_dir',
+    'config.data.source.data_dir',
+    'config.data.cache',
 )
+# Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
 
 # The packages whose modules are imported where a run's config.json names them.
 TRUSTED = ('jaxdl', 'flax', 'optax', 'jax')
@@ -169,7 +172,7 @@ class Config:
         eval_every: steps between two evaluations; 0: only at the end.
         eval_batch_size: examples of one evaluation step; 0: batch_size.
         accumulate: parts a batch is cut into, one after the other, to save memory.
-        ema: decay of the moving average of the weights that is evaluated; 0: none.
+        ema: share of the steps so far over which the averaged weights, which are evaluated, look back; 0: no average.
         float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
@@ -232,8 +235,11 @@ class Config:
         )
         if self.seed >= 2**32:
             raise ValueError(f'seed={self.seed}: must be below 2**32')
-        if not 0 <= self.ema < 1:
-            raise ValueError(f'ema={self.ema}: must be in [0, 1); 0.999 is a usual value')
+        if not 0 <= self.ema <= 0.5:
+            raise ValueError(
+                f'ema={self.ema}: is the share of the steps so far over which the averaged weights '
+                'look back, not a decay; must be in [0, 0.5], 0.02 is usual, 0 is no average'
+            )
         if self.float8 and importlib.util.find_spec('qwix') is None:
             raise ValueError(
                 'float8=True: needs qwix; python -m pip install -r requirements-fp8.txt'
@@ -335,12 +341,14 @@ def check_pattern(pattern: str) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    for name, kind in (('task', Task), ('data', DataSet)):
+    from jaxdl.core.optim import Optimizer  # imports jax, which not every reader of a config needs
+
+    for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
         given = getattr(config, name)
         if not isinstance(given, kind):
             raise UserError(
                 f'--config.{name}: {type(given).__name__} does not derive from '
-                f'jaxdl.api.{kind.__name__}, which says what is asked of it'
+                f'{kind.__module__}.{kind.__name__}, which says what is asked of it'
             )
     if not _is_module(config.model):
         raise UserError(
@@ -358,6 +366,10 @@ def check(config: Config) -> None:
                 named = re.match(r'(\w+)=', str(error))
                 own = named is not None and hasattr(node, named.group(1))
                 raise UserError(f'--{path}{"." if own else ": "}{error}') from None
+    try:
+        config.optimizer.for_model(config.model)
+    except ValueError as error:
+        raise UserError(f'--config.optimizer: {error}') from None
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:

@@ -11,6 +11,7 @@ from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config
 from jaxdl.core.feed import Feed
 from jaxdl.core.program import Program
+from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import COUNT, TrainState
 from jaxdl.errors import UserError, nearest
 from jaxdl.metrics import MetricPacking
@@ -32,7 +33,14 @@ class Evaluator:
             name = 'eval_batch_size' if config.eval_batch_size else 'batch_size'
             mesh_lib.check_batch(name, size, 1, program.mesh)
         self.feeds = {
-            name: Feed(source, size, program.mesh, placement=config.placement)
+            name: Feed(
+                source,
+                size,
+                program.mesh,
+                placement=config.placement,
+                ranges=bounds_of(config),
+                name=name,
+            )
             for name, source in sources.items()
         }
         self.packings: dict[str, MetricPacking] = {

@@ -5,7 +5,7 @@ the rows. In host memory or on disk: rows are fetched ahead in threads or in wor
 placed on the mesh. Every way gives the same batches in the same order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jaxdl.api import Source
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core import pipeline
+from jaxdl.core.ranges import CheckedSource
 from jaxdl.errors import UserError
 
 # A set goes to the device when it takes at most this share of a device's memory there.
@@ -28,6 +29,8 @@ class Feed:
         batch_size: rows of a batch over all processes.
         mesh: the devices.
         placement: 'device', 'host', 'stream' or 'auto'.
+        ranges: bounds of integers, as `ranges.bounds_of` gives them; what breaks them is an error.
+        name: of the set, for messages.
 
     Attributes:
         resident: the arrays of the set that live on the device, {} where none do.
@@ -41,10 +44,12 @@ class Feed:
         mesh: jax.sharding.Mesh,
         *,
         placement: str = 'auto',
+        ranges: Mapping[str, int] | None = None,
+        name: str = 'train',
     ):
         if len(source) == 0:
             raise UserError('the data set is empty: give a split that holds examples')
-        self.source = source
+        self.source = source = CheckedSource(source, ranges, name) if ranges else source
         self.batch_size = batch_size
         self.rows = mesh_lib.Rows(mesh_lib.batch_sharding(mesh), batch_size)
         arrays = None if placement == 'stream' else source.in_memory()

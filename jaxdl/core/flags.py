@@ -1,65 +1,254 @@
-"""Command lines: absl flags over the Config tree, errors that teach, exit codes.
-
-Every command of jaxdl goes through `run`, so the exit codes are the same everywhere: 0 done, 2 the
-user's mistake, 3 diverged, 75 preempted after saving, 1 anything else.
-"""
+"""Command lines: the flags of a command, and a Config with the fields that were overridden."""
 
 import glob
-import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from absl import flags
 
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
-from jaxdl.errors import Diverged, NotSaved, Preempted, UserError, nearest
+from jaxdl.errors import UserError, closest, nearest, shortened
+
+HELP = ('--help', '-h', '-help', '--helpfull', '--helpshort')
+_PACKAGE = Path(__file__).resolve().parent.parent
+# The configs that come with jaxdl: inside the package where it was installed from a wheel.
+SHIPPED = next(filter(Path.is_dir, (_PACKAGE / 'configs', _PACKAGE.parent / 'configs')), None)
 
 
-def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(argv)` and turns what it raises into an exit code and, where the user erred, a hint."""
-    try:
-        return int(main(list(sys.argv if argv is None else argv)) or 0)
-    except (UserError, Diverged, Preempted, NotSaved) as error:
-        kind = {3: 'diverged', 75: 'preempted'}.get(error.exit_code, 'error')
-        print(f'{kind}: {error}', file=sys.stderr, flush=True)
-        return error.exit_code
-    except flags.Error as error:
-        print(f'error: {_flag_message(error)}', file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 75
-    except BrokenPipeError:
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+class CommandLine:
+    """What a command takes: its flags, how --help explains them, and how they are read.
 
-
-def _flag_message(error: flags.Error) -> str:
-    return ' '.join(str(error).replace('\n', ' ').split())
-
-
-def parse_flags(argv: Sequence[str], usage: str, *, required: Sequence[str] = ()) -> list[str]:
-    """Parses absl flags for a command without a config; returns the positional arguments.
-
-    Prints the usage and exits 0 on --help.
+    Args:
+        about: what the command is for in one line, then paragraphs: the docstring of its module.
+        example: a command line without the command's name.
+        words: what the words are that are no flags: 'NAME' is exactly one, 'DIR …' one or more,
+            '[DIR …]' any number, '' none.
     """
-    if any(word in ('--help', '-h', '-help', '--helpfull', '--helpshort') for word in argv[1:]):
-        print(usage.strip())
-        raise SystemExit(0)
-    rest = flags.FLAGS(list(argv))
-    for name in required:
-        if flags.FLAGS[name].value in (None, ''):
-            raise UserError(f'--{name} is missing.\n{usage.strip().splitlines()[0]}')
-    return rest[1:]
+
+    def __init__(self, about: str, *, example: str, words: str = ''):
+        self.purpose, _, self.details = about.strip().partition('\n')
+        self.example, self.words = example, words
+        self._flags = flags.FlagValues()
+        self._shown: dict[str, str] = {}  # how --help writes each flag
+        self._meaning: dict[str, str] = {}
+        self._required: list[str] = []
+        self._may_be_empty: set[str] = set()
+        self._choices: dict[str, tuple[str, ...]] = {}
+
+    # ---- the flags ----
+
+    def string(
+        self,
+        name: str,
+        shown: str,
+        meaning: str,
+        *,
+        default: str = '',
+        required: bool = False,
+        empty: bool = False,
+    ) -> None:
+        """`shown` stands for the value in --help; `empty`: it may be given as ''."""
+        flags.DEFINE_string(name, default, meaning, flag_values=self._flags)
+        self._describe(name, f'={shown}', meaning)
+        if required:
+            self._required.append(name)
+        if empty:
+            self._may_be_empty.add(name)
+
+    def choice(self, name: str, choices: Sequence[str], meaning: str) -> None:
+        """One of `choices`, the first unless given."""
+        flags.DEFINE_enum(name, choices[0], list(choices), meaning, flag_values=self._flags)
+        self._describe(name, f'={"|".join(choices)}', meaning)
+
+    def integer(
+        self, name: str, meaning: str, *, default: int | None = None, least: int | None = 0
+    ) -> None:
+        flags.DEFINE_integer(name, default, meaning, lower_bound=least, flag_values=self._flags)
+        self._describe(name, '=N', meaning)
+
+    def number(
+        self, name: str, meaning: str, *, default: float | None = None, least: float | None = 0.0
+    ) -> None:
+        """A finite float."""
+        flags.DEFINE_float(name, default, meaning, lower_bound=least, flag_values=self._flags)
+        self._describe(name, '=X', meaning)
+
+    def boolean(self, name: str, meaning: str, *, default: bool = False) -> None:
+        flags.DEFINE_boolean(name, default, meaning, flag_values=self._flags)
+        self._describe(name, '', meaning)
+
+    def several(
+        self, name: str, choices: Iterable[str], meaning: str, default: Sequence[str] | None = None
+    ) -> None:
+        """A list with commas of some of `choices`; all of them unless `default` says which."""
+        self._choices[name] = tuple(choices)
+        chosen = self._choices[name] if default is None else default
+        self.string(name, 'NAME,…', meaning, default=','.join(chosen))
+
+    def config(self, *, required: bool = True) -> None:
+        """The flag --config, and --config.FIELD for each of its fields."""
+        self.string('config', 'NAME', 'a config: its name or file, :variant', required=required)
+
+    def _describe(self, name: str, value: str, meaning: str) -> None:
+        default = self._flags[name].default
+        self._shown[name] = f'--{"[no]" if default is True else ""}{name}{value}'
+        if default is not None and default is not False and default != '':
+            meaning += f' (default: {"on" if default is True else default})'
+        self._meaning[name] = meaning
+
+    # ---- help ----
+
+    def help(self, command: str) -> str:
+        """The text of --help; `command` is how the command was called."""
+        usage = [self.words] if self.words else []
+        rows = []
+        for name, shown in self._shown.items():
+            needed = name in self._required
+            usage.append(shown if needed else f'[{shown}]')
+            rows.append((shown, self._meaning[name] + ' (required)' * needed))
+            if name == 'config':
+                usage.append('[--config.FIELD=VALUE …]')
+                rows.append(
+                    ('--config.FIELD=VALUE', 'sets a field; --config=NAME --help lists them')
+                )
+        usage.append('[--help]')
+        column = '\n' + ' ' * 30
+        lines = [
+            f'  {shown:<28}'
+            + column * (len(shown) > 27)
+            + textwrap.fill(meaning, 70).replace('\n', column)
+            for shown, meaning in rows
+        ]
+        wrap = textwrap.TextWrapper(
+            100, subsequent_indent=' ' * 8, break_on_hyphens=False, break_long_words=False
+        )
+        joined = wrap.fill(' '.join([f'usage: {command}', *usage]))
+        parts = [self.purpose, joined, self.details.strip()]
+        if lines:
+            parts.append('\n'.join(['flags:', *lines]))
+        parts.append(f'example:\n  {command} {self.example}'.rstrip())
+        return '\n\n'.join(part for part in parts if part)
+
+    # ---- reading ----
+
+    def parse(
+        self,
+        argv: Sequence[str],
+        *,
+        before_config: Callable[[SimpleNamespace], Any] = lambda given: None,
+    ) -> SimpleNamespace:
+        """The flags by name, `words`, `present` (which flags were given), and `config`: a checked Config, or ''.
+
+        After --help the text is printed and the command ends with 0. `before_config` is called
+        with the flags, `config` being its name, before the config's file, which imports jax, is run.
+
+        Raises:
+            UserError: with the flag, what is allowed and the fix.
+        """
+        command, words = argv[0], list(argv[1:])
+        if os.path.isabs(command):  # a program that was started with -m
+            command = f'python -m {os.path.relpath(command)[:-3].replace(os.sep, ".")}'
+        takes_config = 'config' in self._flags
+        rest, overrides = _split(words) if takes_config else (words, [])
+        if any(word in HELP for word in words):
+            print(self.help(command))
+            name = config_word(rest) if takes_config else ''
+            if name:
+                print_fields(load_config(name))
+            elif takes_config:
+                print('\nconfigs: ' + ', '.join(config_names()))
+            raise SystemExit(0)
+        given = self._read(command, rest, overrides)
+        before_config(given)
+        if takes_config and given.config:
+            given.config = apply_overrides(load_config(given.config), overrides)
+            config_lib.check(given.config)
+        return given
+
+    def _read(self, command: str, words: list[str], overrides: Sequence) -> SimpleNamespace:
+        for word in words:  # absl takes these from everybody
+            if re.match(r'--?(flagfile|undefok)\b', word):
+                raise UserError(self._unknown(word.lstrip('-').partition('=')[0]))
+        try:
+            left = self._flags([command, *words])[1:]
+        except flags.UnrecognizedFlagError as error:
+            raise UserError(self._unknown(error.flagname, words)) from None
+        except flags.IllegalFlagValueError as error:
+            raise UserError(self._refused(str(error))) from None
+        except flags.Error as error:
+            raise UserError(' '.join(str(error).split())) from None
+        if left and not self.words:
+            example = '--config.FIELD=VALUE' if 'config' in self._flags else '--FLAG=VALUE'
+            raise UserError(
+                f'{shortened(left[0])!r} is not a flag; flags are written {example}'
+                f'{nearest(left[0], self._shown)}\n{self._list()}'
+            )
+        one = bool(self.words) and not self.words.endswith(('…', ']'))
+        if (one and len(left) != 1) or (self.words.endswith('…') and not left):
+            given = ' '.join(map(shortened, left)) or 'none'
+            raise UserError(
+                f'give {"one " * one}{self.words}, not {given}; for example: {command} {self.example}'
+            )
+        for name in self._shown:
+            flag = self._flags[name]
+            if flag.present and flag.value == '' and name not in self._may_be_empty:
+                raise UserError(f'--{name} is empty; {self._shown[name]}: {self._meaning[name]}')
+            if isinstance(flag.value, float) and not math.isfinite(flag.value):
+                raise UserError(f'--{name}={flag.value}: must be a finite number')
+            if name in self._required and flag.value in (None, ''):
+                more = f'\nConfigs: {", ".join(config_names())}' if name == 'config' else ''
+                raise UserError(f'--{name} is missing, for example: {command} {self.example}{more}')
+        if overrides and not self._flags['config'].value:
+            raise UserError(f'--config.{overrides[0][0]}: --config is missing; give --config=NAME')
+        given = SimpleNamespace(words=left, **{n: self._flags[n].value for n in self._shown})
+        given.present = {name for name in self._shown if self._flags[name].present}
+        for name, choices in self._choices.items():
+            chosen = [word.strip() for word in getattr(given, name).split(',')]
+            for word in chosen:
+                if word not in choices:
+                    raise UserError(
+                        f'--{name}: {shortened(word)!r} is none of them{nearest(word, choices)}\n'
+                        f'Allowed: {", ".join(choices)}'
+                    )
+            setattr(given, name, chosen)
+        return given
+
+    def _list(self) -> str:
+        return 'Flags: ' + ', '.join(f'--{name}' for name in self._shown)
+
+    def _unknown(self, name: str, words: Sequence[str] = ()) -> str:
+        said = f'--{shortened(name)}: there is no such flag'
+        path = config_word(words) if 'config' in self._flags else ''
+        if path:
+            fields = [field for field, *_ in config_lib.describe(load_config(path))]
+            if f'config.{name}' in fields:
+                return f'{said}; a field of the config is set by --config.{name}=…'
+            return f'{said}{nearest(name, [*self._shown, *fields])}\n{self._list()}'
+        return f'{said}{nearest(name, self._shown)}\n{self._list()}'
+
+    def _refused(self, message: str) -> str:
+        """absl's message about a value in our words."""
+        match = re.match(r'flag --(\w+)=(.*?): (.*)', message, re.S)
+        if not match:
+            return ' '.join(message.split())
+        name, value, reason = match.groups()
+        parser = self._flags[name].parser if name in self._flags else None
+        if isinstance(parser, flags.EnumParser):
+            choices = list(parser.enum_values)
+            reason = f'must be one of {", ".join(choices)}{nearest(value, choices)}'
+        elif parser is not None and parser.syntactic_help:
+            reason = f'must be {parser.syntactic_help}'
+        return f'--{name}={shortened(value)}: {reason}; {self._meaning.get(name, "")}'
 
 
 # ---- configs --------------------------------------------------------------------------------------
@@ -88,30 +277,53 @@ def load_module(path: str) -> Any:
     return module
 
 
-def load_config(path: str) -> Config:
-    """The config of 'configs/name.py' or 'configs/name.py:variant'.
+def config_names(folder: str = '') -> list[str]:
+    """The config files of a folder; by default the names that --config understands from here."""
+    if folder:
+        return sorted(glob.glob(os.path.join(glob.escape(folder), '*.py')))
+    folders = [Path('configs'), *([SHIPPED] if SHIPPED else [])]
+    found = {path.stem for place in folders for path in place.glob('*.py')}
+    return sorted(found - {'__init__'})
+
+
+def find_config(name: str) -> str:
+    """The file of a config: a path, or a bare name in configs/ here or among the shipped ones.
+
+    Raises:
+        UserError: there is none; with the nearest.
+    """
+    bare = name.isidentifier()
+    folders = ([Path('configs'), *([SHIPPED] if SHIPPED else [])]) if bare else [Path()]
+    file = f'{name}.py' if bare else name
+    for folder in folders:
+        if os.path.isfile(folder / file):
+            return str(folder / file)
+    known = [] if bare else config_names(os.path.dirname(name))
+    known = known or config_names()
+    what = 'config of this name' if bare else 'such file'
+    raise UserError(
+        f'--config={shortened(name)}: there is no {what}{nearest(name, known)}.\n'
+        f'Configs: {", ".join(known[:40]) or "none"}; a config of your own is given as a file, '
+        'DIR/NAME.py'
+    )
+
+
+def load_config(name: str) -> Config:
+    """The config of 'name', 'name:variant', 'folder/name.py' or 'folder/name.py:variant'.
 
     Raises:
         UserError: no such file or variant, or it does not return a Config.
     """
-    filename, _, variant = path.partition(':')
-    if not os.path.isfile(filename):
-        known = sorted(
-            glob.glob(os.path.join(os.path.dirname(filename) or '.', '*.py'))
-            or glob.glob('configs/*.py')
-        )
-        known = [name for name in known if not name.endswith('__init__.py')]
-        hint = nearest(filename, known)
-        listed = ', '.join(known[:20]) or 'none here; call it from the root of the project'
-        raise UserError(f'--config={path}: there is no file {filename}{hint}.\nConfigs: {listed}')
+    filename, _, variant = name.partition(':')
+    filename = find_config(filename)
     module = load_module(filename)
     get_config = getattr(module, 'get_config', None)
     if get_config is None:
-        raise UserError(f'--config={path}: {filename} has no function get_config(variant)')
+        raise UserError(f'--config={name}: {filename} has no function get_config(variant)')
     try:
         takes = len(inspect.signature(get_config).parameters)
         if variant and not takes:
-            raise UserError(f'--config={path}: {filename} has no variants')
+            raise UserError(f'--config={shortened(name)}: {filename} has no variants')
         config = get_config(variant) if takes else get_config()
     except (KeyError, ValueError) as error:
         names = [name for name in getattr(module, 'VARIANTS', ()) if name]
@@ -119,58 +331,65 @@ def load_config(path: str) -> Config:
             f'; variants: {", ".join(names)}{nearest(variant, names)}' if names else f' ({error})'
         )
         raise UserError(
-            f'--config={path}: {filename} has no variant {variant!r}{allowed}'
+            f'--config={shortened(name)}: {filename} has no variant {shortened(variant)!r}{allowed}'
         ) from None
     if not isinstance(config, Config):
         raise UserError(
-            f'--config={path}: get_config returned {type(config).__name__}, not a jaxdl.core.config.Config'
+            f'--config={name}: get_config returned {type(config).__name__}, not a jaxdl.core.config.Config'
         )
     return config
 
 
+def _split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """(the other words, the (path, text) of all --config.FIELD=VALUE); text is None without '='."""
+    rest, overrides = [], []
+    waiting = list(reversed(words))
+    while waiting:
+        word = waiting.pop()
+        match = re.match(r'--?(no)?config\.([^=]+)(?:=(.*))?$', word, re.S)
+        if not match:
+            rest.append(word)
+            continue
+        no, path, text = match.groups()
+        if text is None and no:
+            text = 'false'
+        elif text is None and waiting and not waiting[-1].startswith('-'):
+            text = waiting.pop()
+        overrides.append((path, text))
+    return rest, overrides
+
+
 def overrides_in(argv: Sequence[str]) -> list[tuple[str, str | None]]:
     """The (path, text) pairs of all --config.FIELD=VALUE words; text is None without a '='."""
-    found = []
-    words = list(argv[1:])
-    for index, word in enumerate(words):
-        match = re.match(r'--?(no)?config\.([^=]+)(?:=(.*))?$', word, re.S)
-        if match:
-            text = match.group(3)
-            if text is None and index + 1 < len(words) and not words[index + 1].startswith('-'):
-                text = words[index + 1]
-            found.append((match.group(2), text))
-    return found
+    return _split(argv[1:])[1]
 
 
 def check_path(config: Config, path: str) -> None:
     """Raises UserError unless 'a.b.c' is a field of the config that can be set."""
     node: Any = config
     walked = 'config'
+    said = f'--config.{shortened(path)}'
     steps = re.findall(r'([^.\[\]]+)|\[(\d+)\]', path)
     for position, (name, index) in enumerate(steps):
         last = position == len(steps) - 1
         if index:
             if not isinstance(node, tuple | list) or int(index) >= len(node):
                 size = len(node) if isinstance(node, tuple | list) else 0
-                raise UserError(
-                    f'--config.{path}: {walked} has {size} items, there is no [{index}]'
-                )
+                raise UserError(f'{said}: {walked} has {size} items, there is no [{index}]')
             node, walked = node[int(index)], f'{walked}[{index}]'
             continue
         names = [field.name for field in config_lib.fields(node)]
         if name not in names:
             if not names:
-                raise UserError(
-                    f'--config.{path}: {walked} is a {type(node).__name__} and has no fields'
-                )
-            inner = [
-                p.removeprefix('config.')
-                for p, *_ in config_lib.describe(config)
-                if p.endswith('.' + name)
-            ]
-            hint = f'; did you mean {inner[0]!r}?' if inner else nearest(name, names)
+                raise UserError(f'{said}: {walked} is a {type(node).__name__} and has no fields')
+            # A field further down may be meant: lr is optimizer.learning_rate.
+            paths = [p.removeprefix('config.') for p, *_ in config_lib.describe(config)]
+            deep = {p.rpartition('.')[2]: p for p in reversed(paths)}
+            found = name if name in deep else closest(name, names) or closest(name, deep)
+            meant = found if found in names else deep.get(found, '')
             raise UserError(
-                f'--config.{path}: {type(node).__name__} has no field {name!r}{hint}\n'
+                f'{said}: {type(node).__name__} has no field {shortened(name)!r}'
+                f'{f"; did you mean {meant!r}?" if meant else ""}\n'
                 f'Fields of {walked}: {", ".join(names)}'
             )
         value = getattr(node, name)
@@ -179,7 +398,7 @@ def check_path(config: Config, path: str) -> None:
             or (isinstance(value, tuple) and any(config_lib.fields(item) for item in value))
         ):
             raise UserError(
-                f'--config.{path}: is a {type(value).__name__} and cannot be set as a whole; '
+                f'{said}: is a {type(value).__name__} and cannot be set as a whole; '
                 'set its fields, or edit the config file'
             )
         node, walked = value, f'{walked}.{name}'
@@ -192,6 +411,7 @@ def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]])
         UserError: a field does not exist, or a value has the wrong type.
     """
     from ml_collections import config_flags
+    from ml_collections.config_flags import config_path
 
     if not overrides:
         return config
@@ -208,100 +428,27 @@ def apply_overrides(config: Config, overrides: Sequence[tuple[str, str | None]])
         values(words)
         return holder.value
     except flags.IllegalFlagValueError as error:
-        path, text = _blamed(str(error), overrides)
-        kind = _type_at(config, path)
+        path, text = next(
+            (item for item in overrides if f'config.{item[0]}' in str(error)), overrides[0]
+        )
+        kind = config_lib.type_name(config_path.get_type(path, config, normalize=False))
         raise UserError(
-            f'--config.{path}={text}: must be {kind}; the config has {_value_at(config, path)!r}'
+            f'--config.{path}={shortened(str(text))}: must be {kind}; '
+            f'the config has {config_path.get_value(path, config)!r}'
         ) from None
     except (KeyError, TypeError, ValueError, flags.Error) as error:
-        raise UserError(_flag_message(error)) from None  # type: ignore[arg-type]
+        raise UserError(' '.join(str(error).split())) from None
 
 
-def _blamed(message: str, overrides: Sequence[tuple[str, str | None]]) -> tuple[str, str | None]:
-    for path, text in overrides:
-        if f'config.{path}' in message:
-            return path, text
-    return overrides[0]
-
-
-def _value_at(config: Config, path: str) -> Any:
-    from ml_collections.config_flags import config_path
-
-    return config_path.get_value(path, config)
-
-
-def _type_at(config: Config, path: str) -> str:
-    from ml_collections.config_flags import config_path
-
-    return config_lib.type_name(config_path.get_type(path, config, normalize=False))
-
-
-def parse_config(argv: Sequence[str], usage: str) -> Config:
-    """Parses absl flags and the config with its overrides; checks the whole tree.
-
-    Raises:
-        UserError: with the flag, what is allowed and the fix.
-    """
-    words = list(argv)
-    wants_help = any(w in ('--help', '-h', '-help', '--helpfull', '--helpshort') for w in words[1:])
-    path = _config_word(words)
-    if wants_help:
-        print(usage.strip())
-        if path:
-            print_fields(load_config(path))
-        else:
-            print(f'\nConfigs: {", ".join(sorted(glob.glob("configs/*.py")))}')
-            print('Add --config=configs/NAME.py to list its fields with types and meanings.')
-        raise SystemExit(0)
-    if not path:
-        raise UserError(
-            f'--config is missing, for example --config=configs/digits_cnn.py\n'
-            f'Configs: {", ".join(sorted(glob.glob("configs/*.py"))) or "none here"}'
-        )
-    config = load_config(path)
-    overrides = overrides_in(words)
-    rest, skip = [words[0]], False
-    for index, word in enumerate(words[1:], 1):
-        if skip:
-            skip = False
-            continue
-        if re.match(r'--?(no)?config\.', word):
-            if re.match(r'--?noconfig\.', word):
-                overrides = [
-                    (p, 'false') if word.endswith(p) and t is None else (p, t) for p, t in overrides
-                ]
-            follows = words[index + 1] if index + 1 < len(words) else '-'
-            skip = '=' not in word and not follows.startswith('-')
-        else:
-            rest.append(word)
-    try:
-        left = flags.FLAGS(rest)
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(_unknown_flag(error.flagname, config)) from None
-    if len(left) > 1:
-        raise UserError(
-            f'{left[1]!r} is not a flag; overrides are written --config.FIELD=VALUE (see --help)'
-        )
-    config = apply_overrides(config, overrides)
-    config_lib.check(config)
-    return config
-
-
-def _unknown_flag(name: str, config: Config) -> str:
-    paths = [path for path, *_ in config_lib.describe(config)]
-    if f'config.{name}' in paths:
-        return f'--{name}: there is no such flag; a field of the config is set by --config.{name}=…'
-    return f'--{name}: there is no such flag{nearest(name, [*paths, *flags.FLAGS])}'
-
-
-def _config_word(words: Sequence[str]) -> str:
-    path = ''
+def config_word(words: Sequence[str]) -> str:
+    """The value of --config in a command line, or ''."""
+    name = ''
     for index, word in enumerate(words):
         if re.match(r'--?config=', word):
-            path = word.partition('=')[2]
+            name = word.partition('=')[2]
         elif word in ('--config', '-config') and index + 1 < len(words):
-            path = words[index + 1]
-    return path
+            name = words[index + 1]
+    return name
 
 
 def print_fields(config: Config) -> None:
@@ -314,28 +461,3 @@ def print_fields(config: Config) -> None:
         print(f'  --{path:<{width}} {shown}')
         if meaning:
             print(f'      {meaning}')
-
-
-def default_workdir(argv: Sequence[str]) -> str:
-    """runs/NAME[-VARIANT][,FIELD=VALUE…]: the same command finds the same folder again."""
-    filename, _, variant = _config_word(argv).partition(':')
-    name = os.path.splitext(os.path.basename(filename))[0] + (f'-{variant}' if variant else '')
-    parts = [
-        f'{path}={text}'
-        for path, text in sorted(overrides_in(argv), key=lambda item: item[0])
-        if not config_lib.may_change(f'config.{path}')
-    ]
-    label = ','.join([name, *(re.sub(r'[^\w.=,+-]', '_', part) for part in parts)])
-    if len(label) > 120:
-        label = f'{label[:100]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}'
-    return os.path.join('runs', label)
-
-
-def summary(metrics: dict[str, Any], workdir: str) -> str:
-    """One line: the evaluation's results, and where the run is."""
-    shown = [
-        f'{name.removeprefix("eval/")} {value:.4f}'
-        for name, value in metrics.items()
-        if name.startswith('eval/') and isinstance(value, float) and not name.endswith('/examples')
-    ]
-    return f'done: {", ".join(shown) or "no evaluation sets"}; run folder {workdir}'

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdl.api import facts_of
+
 
 @dataclasses.dataclass
 class Constant:
@@ -99,6 +101,7 @@ class Optimizer:
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('learning_rate', 'weight_decay', 'clip_norm')
+    decay_first: ClassVar[bool] = False  # weight decay is part of the gradient
 
     learning_rate: float = 1e-3
     schedule: Any = dataclasses.field(default_factory=Cosine)
@@ -127,18 +130,26 @@ class Optimizer:
         """
         return self.learning_rate * self.schedule((step + 0.5) / steps)
 
+    def for_model(self, model: Any) -> 'Optimizer':
+        """This optimizer with what `model` says of its parameters; most need nothing of it.
+
+        Raises ValueError where it needs something that the model does not say.
+        """
+        del model
+        return self
+
     def direction(self) -> optax.GradientTransformation:
         """The update before the learning rate; subclasses give theirs."""
         raise TypeError(f'{type(self).__name__} gives no direction')
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The whole update as an optax transformation, for a run of `steps`."""
-        parts = []
-        if not _off(self.clip_norm):
-            parts.append(optax.clip_by_global_norm(self.clip_norm))
-        parts.append(self.direction())
+        parts = [self.direction()]
         if not _off(self.weight_decay):
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask=self.decays))
+            decay = optax.add_decayed_weights(self.weight_decay, mask=self.decays)
+            parts.insert(0 if self.decay_first else 1, decay)
+        if not _off(self.clip_norm):
+            parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
         parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
         return optax.chain(*parts)
 
@@ -171,6 +182,8 @@ class Sgd(Optimizer):
         moment_dtype: dtype of the velocity; empty: that of the parameter.
     """
 
+    decay_first: ClassVar[bool] = True
+
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True
@@ -184,17 +197,11 @@ class Sgd(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError('nesterov=True is unused when momentum=0; set nesterov=False')
 
-    def build(self, steps):
-        parts = []
-        if not _off(self.clip_norm):
-            parts.append(optax.clip_by_global_norm(self.clip_norm))
-        if not _off(self.weight_decay):
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask=self.decays))
-        if self.momentum:
-            kind = self.moment_dtype or None
-            parts.append(optax.trace(self.momentum, nesterov=self.nesterov, accumulator_dtype=kind))
-        parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
-        return optax.chain(*parts)
+    def direction(self):
+        if not self.momentum:
+            return optax.identity()
+        kind = self.moment_dtype or None
+        return optax.trace(self.momentum, nesterov=self.nesterov, accumulator_dtype=kind)
 
 
 @dataclasses.dataclass
@@ -250,16 +257,16 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass
 class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz for matrices, Adam for all else.
+    """Nesterov momentum orthogonalised by Newton-Schulz for hidden matrices, Adam for all else.
 
-    Matrices are the parameters with at least two dimensions whose path does not match `adam`; a
-    convolution kernel counts as the matrix [height * width * in, out]. Source:
-    https://kellerjordan.github.io/posts/muon/
+    A convolution's kernel counts as the matrix [height * width * in, out]. Source: Keller Jordan,
+    https://kellerjordan.github.io/posts/muon/, whose momentum is not corrected for its start (that
+    of optax.contrib.muon is, so its second step already goes elsewhere).
 
     Attributes:
         momentum: decay of the momentum.
         adam_ratio: learning rate of the Adam part, relative to learning_rate.
-        adam: patterns of parameter paths that Adam updates although they are matrices.
+        matrices: which parameters are orthogonalised, as in jaxdl.api.Model; (): those that the model names.
         b1: Adam's decay of the first moment.
         b2: Adam's decay of the second moment.
     """
@@ -269,7 +276,7 @@ class Muon(Optimizer):
     learning_rate: float = 0.02
     momentum: float = 0.95
     adam_ratio: float = 0.15
-    adam: tuple[str, ...] = (r'embed', r'(^|/)head/', r'logits')
+    matrices: tuple = ()
     b1: float = 0.9
     b2: float = 0.95
 
@@ -278,61 +285,73 @@ class Muon(Optimizer):
         _check_betas(self)
         if not 0 <= self.momentum < 1:
             raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+        for pair in self.matrices:
+            try:
+                pattern, axes = pair
+                re.compile(pattern)
+                if axes not in (0, 1):
+                    raise ValueError(f'{axes!r} axes that count layers')
+            except (TypeError, ValueError, re.error) as error:
+                raise ValueError(
+                    f'matrices: {pair!r} is no pair (pattern of a path, 0; 1 if stacked): {error}'
+                ) from None
+
+    def for_model(self, model):
+        matrices = self.matrices or facts_of(model).matrices
+        if not matrices:
+            raise ValueError(
+                f'Muon: {type(model).__name__} does not say which of its parameters are hidden '
+                'matrices; give optimizer.matrices or the model its `matrices` (jaxdl.api.Model)'
+            )
+        return dataclasses.replace(self, matrices=matrices)
 
     def direction(self):
-        patterns = [re.compile(p) for p in self.adam]
-
-        def label(path, param):
-            name = path_name(path)
-            matrix = param.ndim >= 2 and not any(p.search(name) for p in patterns)
-            return 'muon' if matrix else 'adam'
-
-        def labels(params):
-            return jax.tree_util.tree_map_with_path(label, params)
-
-        def dimensions(params):
-            # A kernel's last axis is its output; the axes of a stack of layers are not known here,
-            # so a scanned stack is orthogonalised per layer only through `stacked` paths.
-            return jax.tree_util.tree_map_with_path(_matrix_axes, params)
-
         muon = optax.chain(
-            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions),
-            optax.GradientTransformation(lambda _: optax.EmptyState(), _scale_by_shape),
+            optax.trace(self.momentum, nesterov=True),
+            optax.scale(1 - self.momentum),  # the source averages gradients, a trace adds them up
+            optax.GradientTransformation(lambda _: optax.EmptyState(), self._orthogonalised),
         )
         adam = optax.chain(
             optax.scale_by_adam(b1=self.b1, b2=self.b2), optax.scale(self.adam_ratio)
         )
-        return optax.multi_transform({'muon': muon, 'adam': adam}, labels)
+        return optax.multi_transform({'muon': muon, 'adam': adam}, self.labels)
+
+    def _layer_axes(self, path: tuple) -> int | None:
+        """How many first axes of a parameter count layers; None: it is no hidden matrix."""
+        name = path_name(path)
+        return next((axes for pattern, axes in self.matrices if re.search(pattern, name)), None)
+
+    def labels(self, params: Any) -> Any:
+        """A tree of 'muon' and 'adam': which part updates each parameter."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: 'adam' if self._layer_axes(path) is None else 'muon', params
+        )
+
+    def _orthogonalised(self, updates, state, params=None):
+        del params
+
+        def one(path, update):
+            layers = update.shape[: self._layer_axes(path)]
+            matrix = update.reshape(*layers, -1, update.shape[-1])
+            rows, columns = matrix.shape[-2:]
+            # The factor keeps the size of the outputs' change independent of the layer's shape.
+            return orthogonal(matrix).reshape(update.shape) * max(1, columns / rows) ** 0.5
+
+        return jax.tree_util.tree_map_with_path(one, updates), state
 
 
-def _matrix_axes(path, param):
-    if isinstance(param, optax.MaskedNode) or getattr(param, 'ndim', 0) < 2:
-        return None
-    first = 1 if param.ndim >= 3 and is_stacked(path) else 0
-    return optax.contrib.MuonDimensionNumbers(
-        reduction_axis=tuple(range(first, param.ndim - 1)), output_axis=param.ndim - 1
-    )
+def orthogonal(matrix: jax.Array) -> jax.Array:
+    """A matrix [..., rows, columns] with its singular values brought near 1, by Newton-Schulz.
 
-
-def is_stacked(path: tuple) -> bool:
-    """Whether a parameter belongs to a scanned stack of layers (axis 0 counts the layers)."""
-    return bool(re.search(r'(^|/)(layers|stack|blocks)(/|$)', path_name(path)))
-
-
-def _scale_by_shape(updates, state, params=None):
-    # max(1, out / in) ** 0.5 keeps the update's size independent of a layer's shape.
-    del params
-
-    def scale(path, update):
-        axes = _matrix_axes(path, update)
-        if axes is None:
-            return update
-        reduced = axes.reduction_axis
-        assert isinstance(reduced, tuple) and isinstance(axes.output_axis, int)
-        rows = math.prod(update.shape[a] for a in reduced)
-        return update * max(1.0, update.shape[axes.output_axis] / rows) ** 0.5
-
-    return jax.tree_util.tree_map_with_path(scale, updates), state
+    Five turns of a polynomial that ends between about 0.7 and 1.2 (Keller Jordan's coefficients).
+    """
+    high = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if high else matrix
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if high else x
 
 
 def _check_moment_dtype(optimizer):

@@ -182,7 +182,8 @@ class Steps:
 
     def _rest(self, config: Config, params: Any, model_state: Any) -> tuple[Any, Any]:
         ema = {'params': params, 'model_state': model_state} if config.ema else None
-        return config.optimizer.build(config.steps).init(params), jax.tree.map(jnp.copy, ema)
+        optimizer = config.optimizer.for_model(config.model).build(config.steps)
+        return optimizer.init(params), jax.tree.map(jnp.copy, ema)
 
     # ---- training ----
 
@@ -284,7 +285,7 @@ class Steps:
         sizes = _squares(grads)
         grad_norm = jnp.sqrt(sum(sizes))
 
-        optimizer = config.optimizer.build(config.steps)
+        optimizer = config.optimizer.for_model(config.model).build(config.steps)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -340,8 +341,9 @@ class Steps:
         ]
 
     def _averaged(self, config, step, ema, params, model_state):
-        # Young averages forget faster, or the random start would linger (decay from 1/2 upwards).
-        decay = jnp.minimum(config.ema, (2.0 + step) / (4.0 + step))
+        # The average looks back over a share of the run so far, so that it is as fresh in a short
+        # run as in a long one, and has forgotten the random start (cf. arXiv:2312.02696, 3.1).
+        decay = 1.0 - 1.0 / jnp.maximum(config.ema * (step + 1.0), 1.0)
         return jax.tree.map(
             lambda mean, new: (mean * decay + new * (1 - decay)).astype(mean.dtype),
             ema,

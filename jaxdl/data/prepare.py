@@ -1,4 +1,4 @@
-"""python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]: prepare and check a data set.
+"""Prepares and checks a data set, for `jaxdl prepare`.
 
 Without --from the original files are downloaded; with it they are taken from DIR, as downloaded by
 hand. A set that is prepared already is checked. For other TFDS data sets --from is the folder with
@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -23,7 +24,7 @@ import numpy as np
 from jaxdl.data import store
 from jaxdl.data.images.catalogue import IMAGE_SETS
 from jaxdl.data.images.originals import Check, ImageSet
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, shortened
 
 
 def prepare(name: str, root: pathlib.Path, source: pathlib.Path | None = None) -> str:
@@ -37,6 +38,14 @@ def prepare(name: str, root: pathlib.Path, source: pathlib.Path | None = None) -
         raise UserError(f'--from={source}: {what}')
     if name in IMAGE_SETS:
         return prepare_image_set(IMAGE_SETS[name], root, source)
+    letters = {re.sub(r'[\W_]', '', known): known for known in IMAGE_SETS}
+    meant = letters.get(re.sub(r'[\W_]', '', name.lower()), '')
+    if meant or not re.fullmatch(r'(\w+:)?\w+([/:].+)?', name):
+        hint = f'; did you mean {meant!r}?' if meant else nearest(name, IMAGE_SETS)
+        raise UserError(
+            f'{shortened(name)}: no such data set{hint}; jaxdl itself prepares '
+            f'{", ".join(IMAGE_SETS)}, and others under their names in TFDS'
+        )
     return prepare_official(name, root, source)
 
 
@@ -116,10 +125,20 @@ def official_builder(name: str, root: pathlib.Path) -> Any:
     except registered.DatasetNotFoundError:
         known = {*IMAGE_SETS, *tfds.list_builders(with_community_datasets=False)}
         hint = nearest(name, known) or f'; jaxdl itself prepares {", ".join(IMAGE_SETS)}'
-        raise UserError(f'{name}: no such data set, neither here nor in TFDS{hint}') from None
+        raise UserError(
+            f'{shortened(name)}: no such data set, neither here nor in TFDS{hint}'
+        ) from None
     except (ValueError, AssertionError) as error:  # no such configuration or version
         reason = ' '.join(str(error).split())
         raise UserError(f'{name}: TFDS knows the name but not the rest: {reason[:300]}') from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever TFDS meets in a damaged description of the set
+        folder = root / name.split(':')[0]
+        raise UserError(
+            f'{folder}: its description cannot be read ({type(error).__name__}); remove it, then: '
+            f'{store.prepare_command(name, root)}'
+        ) from None
 
 
 @contextlib.contextmanager
@@ -284,46 +303,3 @@ def _summary(spec: ImageSet, counts: dict[str, int], folder: pathlib.Path, repor
         f'{spec.name} {spec.version}: {numbers} images of {shape}, {classes} classes; '
         f'{report}; {size:.1f} MB in {folder}'
     )
-
-
-def main(argv: list[str]) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for a mistake of the user."""
-    from absl import flags
-
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        'from', '', 'Folder with the original files; empty: download them.', flag_values=values
-    )
-    flags.DEFINE_string(
-        'data_dir',
-        '',
-        'Where prepared data sets are kept; empty: $JAXDL_DATA or ~/.cache/jaxdl/data.',
-        flag_values=values,
-    )
-    flags.DEFINE_bool('help', False, 'Show this help.', short_name='h', flag_values=values)
-    values.set_gnu_getopt(True)  # flags may follow NAME
-    names = ', '.join(IMAGE_SETS)
-    try:
-        try:
-            words = values(argv)[1:]
-        except flags.Error as error:
-            raise UserError(str(error)) from None
-        if values['help'].value:
-            print(f'{__doc__}\nPrepared by jaxdl itself: {names}.\n')
-            for name in ('from', 'data_dir'):
-                print(f'  --{name}: {values[name].help}')
-            return 0
-        if len(words) != 1:
-            raise UserError(
-                f'give one data set, not {words or "none"}: {names}, or a TFDS name\n'
-                'usage: python -m jaxdl prepare NAME [--from=DIR] [--data_dir=DIR]'
-            )
-        given = values['from'].value
-        source = pathlib.Path(given).expanduser() if given else None
-        print(prepare(words[0], store.data_dir(values['data_dir'].value or ''), source))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return UserError.exit_code
-    except KeyboardInterrupt:
-        return 1
-    return 0

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from jaxdl.api import Source
 from jaxdl.data import store
 from jaxdl.data.arrays import ArraySource, slices
+from jaxdl.data.images.pictures import TARGETS, NotUnderstoodError, open_picture, picture_array
 from jaxdl.data.splits import resolve
 from jaxdl.errors import UserError, nearest
 
@@ -22,11 +24,18 @@ _CHUNK = 256  # rows a thread decodes at a time
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The features that are kept: for each its shape and dtype; images may be resized to fit."""
+    """The features that are kept.
+
+    Attributes:
+        shapes: of each feature.
+        dtypes: of each feature.
+        pictures: those that are encoded pictures, with what is done to them: 'resized' to fit,
+            'mask' of class numbers, or nothing ('').
+    """
 
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, np.dtype]
-    resized: frozenset[str] = frozenset()
+    pictures: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def row_bytes(self) -> int:
@@ -43,10 +52,18 @@ class Layout:
     def write(self, out: dict[str, np.ndarray], place: int, example: dict[str, Any]) -> None:
         """Writes one decoded example into row `place`."""
         for name, array in out.items():
-            value = example[name]
-            if name in self.resized:
-                value = resize(np.asarray(value), self.shapes[name])
+            value, kind = example[name], self.pictures.get(name)
+            if kind is not None and isinstance(value, bytes):
+                value = self._picture(value, name, kind)
+            elif kind == 'resized':  # data that tfds.testing.mock_data makes up
+                value = fitted(Image.fromarray(value.squeeze()), self.shapes[name])
             array[place] = value
+
+    def _picture(self, data: bytes, name: str, kind: str) -> np.ndarray:
+        shape = self.shapes[name]
+        if kind == 'resized':
+            return fitted(open_picture(data, shape[-1]), shape)
+        return picture_array(data, shape, self.dtypes[name], mask=kind == 'mask')
 
 
 def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, dataset: str) -> Layout:
@@ -63,7 +80,7 @@ def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, datase
             f'{dataset} has no feature {unknown[0]!r}, it has {", ".join(features)}'
             f'{nearest(unknown[0], features)}'
         )
-    shapes, dtypes, resized, varying = {}, {}, set(), {}
+    shapes, dtypes, pictures, varying = {}, {}, {}, {}
     for name in wanted or features:
         feature = features[name]
         info = feature.get_tensor_info()
@@ -71,16 +88,26 @@ def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, datase
             varying[name] = 'nested'
             continue
         dtype, shape = np.dtype(info.np_dtype), tuple(info.shape)
-        if dtype.kind not in 'biuf' or isinstance(feature, tfds.features.Text):
+        image = isinstance(feature, tfds.features.Image)
+        if image and shape[-1] not in (None, *TARGETS):
+            varying[name] = f'a picture of {shape[-1]} channels'
+        elif image and dtype == np.uint16 and shape[-1] != 1:
+            varying[name] = 'a picture of 16 bits in several channels'
+        elif dtype.kind not in 'biuf' or isinstance(feature, tfds.features.Text):
             varying[name] = 'text'
         elif None not in shape:
             label = isinstance(feature, tfds.features.ClassLabel)
             shapes[name], dtypes[name] = shape, np.dtype(np.int32) if label else dtype
-        elif not isinstance(feature, tfds.features.Image) or dtype != np.uint8:
+            # Floats are stored as four bytes a pixel, which TFDS puts together.
+            if image and dtype != np.float32:
+                pictures[name] = 'mask' if isinstance(feature, tfds.features.LabeledImage) else ''
+        elif not image or dtype != np.uint8:
             varying[name] = f'of shape {shape}'
+        elif isinstance(feature, tfds.features.LabeledImage):
+            varying[name] = 'a mask that varies in size'
         elif image_size:
             shapes[name], dtypes[name] = (image_size, image_size, shape[-1] or 3), dtype
-            resized.add(name)
+            pictures[name] = 'resized'
         else:
             raise UserError(
                 f'{dataset}: {name!r} varies in size {shape}; '
@@ -90,30 +117,21 @@ def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, datase
     if bad or not shapes:
         bad = bad or next(iter(varying))
         raise UserError(f'{dataset}: feature {bad!r} is {varying[bad]} and fits no array')
-    if image_size and not resized:
+    if image_size and 'resized' not in pictures.values():
         raise UserError(
             f'image_size={image_size}: is for images that vary in size; those of {dataset} do not; '
             'leave it at 0'
         )
-    return Layout(shapes, dtypes, frozenset(resized))
+    return Layout(shapes, dtypes, pictures)
 
 
-def resize(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Scales the shorter side of uint8 [h, w] or [h, w, c] to shape[0] and cuts out the middle.
-
-    One channel becomes three where `shape` has three.
-    """
-    from PIL import Image
-
-    side, channels = shape[0], shape[2]
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    picture = Image.fromarray(image).convert('L' if channels == 1 else 'RGBA'[:channels])
+def fitted(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    """Scales the shorter side of a picture to shape[0] and cuts out the middle: uint8 of `shape`."""
     width, height = picture.size
     shorter = min(width, height)
     left, top = (width - shorter) // 2, (height - shorter) // 2
     picture = picture.crop((left, top, left + shorter, top + shorter))
-    picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    picture = picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(shape)
 
 
@@ -188,21 +206,15 @@ class RecordSource(Source):
         yield 'read', read
         texts = raw.__getitems__(wanted)
 
-        def decode() -> tuple[int, int]:
-            for text in texts:
-                features.deserialize_example_np(text)
-            return len(wanted), sum(map(len, texts))
-
-        yield 'decode', decode
-        examples = [features.deserialize_example_np(text) for text in texts]
         out = self._layout.empty(len(wanted))
 
-        def transform() -> tuple[int, int]:
-            for place, example in enumerate(examples):
+        def decode() -> tuple[int, int]:
+            for place, text in enumerate(texts):
+                example = features.deserialize_example_np(text, decoders=self._records.decoders)
                 self._layout.write(out, place, example)
             return len(wanted), sum(array.nbytes for array in out.values())
 
-        yield 'transform', transform
+        yield 'decode', decode
 
     def _failure(self, ids: list[int], error: Exception) -> UserError:
         """Finds the row that cannot be read, and its file."""
@@ -215,10 +227,13 @@ class RecordSource(Source):
         else:
             row = ids[0]
         reason = str(error).strip().splitlines()
+        # What is whole and not understood says itself what to do (see pictures.py).
+        damaged = not isinstance(error, NotUnderstoodError)
         return UserError(
             f'{self._dataset}: example {row} in {self._file(row)} cannot be read: '
-            f'{reason[0] if reason else type(error).__name__}\n'
-            'the file is damaged; remove its folder and prepare the data set again'
+            f'{reason[0] if reason else type(error).__name__}'
+            + '\nthe file is damaged; remove its folder and prepare the data set again'
+            * damaged
         )
 
     def _file(self, row: int) -> str:
@@ -279,14 +294,18 @@ def open_source(
     Up to `in_memory_bytes` it is decoded once, and the arrays are stored beside the shards; larger
     sets stay on disk. `command` is what prepares the set, for messages.
     """
+    import tensorflow_datasets as tfds
+
     layout = layout_of(builder.info.features, features, image_size, dataset=dataset)
     shards = {name: split.shard_lengths for name, split in builder.info.splits.items()}
     # Without any split (mocked data) there is nothing to check the expression against.
     ranges = resolve(expression, shards, dataset=dataset) if shards else []
 
+    skipped = {name: tfds.decode.SkipDecoding() for name in layout.pictures}
+
     def read(part: str) -> RecordSource:
         try:
-            records = builder.as_data_source(part)
+            records = builder.as_data_source(part, decoders=skipped if shards else None)
         except NotImplementedError:
             raise UserError(
                 f'{dataset}: {builder.data_dir} is in a format without random access; remove it '
@@ -313,8 +332,13 @@ def stored_or_decoded(
 ) -> dict[str, np.ndarray]:
     """Returns a whole split from the arrays stored beside its shards, decoding and storing it if new."""
     key = split
-    if layout.resized:
-        key += f'-{max(layout.shapes[name][0] for name in layout.resized)}px'
+    if layout.pictures:  # the word tells them from arrays that TFDS decoded, in earlier revisions
+        key += '-pictures'
+    resized = [
+        layout.shapes[name][0] for name, kind in layout.pictures.items() if kind == 'resized'
+    ]
+    if resized:
+        key += f'-{max(resized)}px'
     with contextlib.suppress(store.Damaged):
         stored = store.read_split(folder, key)
         if stored is not None and set(layout.shapes) <= set(stored.arrays):

@@ -8,17 +8,17 @@ the sizes of the shards and the checksums of the arrays, so that a later start o
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from jaxdl import files
+from jaxdl.data.cached import Damaged, read_array, read_object, write_array, write_object
 from jaxdl.errors import UserError
 
 FOLDER = 'jaxdl'
@@ -34,14 +34,18 @@ _CANNOT_WRITE = {
 }
 
 
-class Damaged(UserError):
-    """A prepared file is missing, has another size or other bytes than when it was prepared."""
+class DamagedShard(Damaged):
+    """A shard, which holds the examples themselves, is missing or has another size."""
 
 
 def data_dir(given: str = '') -> pathlib.Path:
-    """Returns `given`, else $JAXDL_DATA, else ~/.cache/jaxdl/data, as an absolute path."""
-    chosen = given or os.environ.get('JAXDL_DATA') or '~/.cache/jaxdl/data'
-    return pathlib.Path(os.path.abspath(os.path.expanduser(chosen)))
+    """Returns `given`, else $JAXDL_DATA, else data in the cache folder, as an absolute path.
+
+    Raises UserError where there is none of these.
+    """
+    if chosen := given or os.environ.get('JAXDL_DATA'):
+        return files.needed_cache_folder(chosen)
+    return files.needed_cache_folder() / 'data'
 
 
 def image_set_folder(root: pathlib.Path, name: str, version: str) -> pathlib.Path:
@@ -75,42 +79,29 @@ class StoredSplit:
     def load(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Reads the arrays, all if no names are given; raises Damaged where one changed."""
         chosen = self.arrays if names is None else names
-        return {name: self._load(self.arrays[name]) for name in chosen}
-
-    def _load(self, entry: dict) -> np.ndarray:
-        path = self.folder / FOLDER / entry['file']
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise Damaged(f'{path}: cannot be read ({error})') from None
-        if list(array.shape) != entry['shape'] or array.dtype.str != entry['dtype']:
-            raise Damaged(
-                f'{path}: holds {array.dtype.str} {list(array.shape)}, not what was stored'
-            )
-        if checksum(array) != entry['crc32']:
-            raise Damaged(f'{path}: its bytes changed since it was written')
-        return array
+        place = self.folder / FOLDER
+        return {n: read_array(place / self.arrays[n]['file'], self.arrays[n]) for n in chosen}
 
 
 def read_split(folder: pathlib.Path, key: str) -> StoredSplit | None:
-    """Returns what is stored of a split, None if nothing is; raises Damaged if a shard changed."""
+    """Returns what is stored of a split, None if nothing is; raises Damaged where it changed."""
     path = folder / FOLDER / f'{key}.json'
     try:
-        entry = json.loads(path.read_text())
+        entry = read_object(path)
         stored = StoredSplit(
             folder, tuple(entry['shard_lengths']), dict(entry['shards']), dict(entry['arrays'])
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f'{path}: cannot be read ({error})') from None
     for name, size in stored.shards.items():
         shard = folder / name
         found = shard.stat().st_size if shard.is_file() else None
         if found is None:
-            raise Damaged(f'{shard}: is missing')
+            raise DamagedShard(f'{shard}: is missing')
         if found != size:
-            raise Damaged(f'{shard}: has {found} bytes, {size} were written')
+            raise DamagedShard(f'{shard}: has {found} bytes, {size} were written')
     return stored
 
 
@@ -128,25 +119,13 @@ def write_split(
     """
     key = key or split
     place = folder / FOLDER
-    place.mkdir(exist_ok=True)
     entries = {}
     for name, array in arrays.items():
-        array = np.ascontiguousarray(array)
         file = f'{key}.{name}.npy'
-        with _replacing(place / file) as stream:
-            np.save(stream, array, allow_pickle=False)
-        entries[name] = {
-            'file': file,
-            'dtype': array.dtype.str,
-            'shape': list(array.shape),
-            'crc32': checksum(array),
-        }
+        entries[name] = {'file': file, **write_array(place / file, array)}
     shards = {path.name: path.stat().st_size for path in shard_files(folder, split)}
-    text = json.dumps(
-        {'shard_lengths': list(shard_lengths), 'shards': shards, 'arrays': entries}, indent=1
-    )
-    with _replacing(place / f'{key}.json') as stream:
-        stream.write(text.encode())
+    content = {'shard_lengths': list(shard_lengths), 'shards': shards, 'arrays': entries}
+    write_object(place / f'{key}.json', content)
 
 
 def shard_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
@@ -198,39 +177,13 @@ def publish(prepared: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator:
-    """A binary file that takes the place of `path` only when it was written completely."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f'.{path.name}-', dir=path.parent)
-    try:
-        with os.fdopen(descriptor, 'wb') as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-@contextlib.contextmanager
 def _locked(path: pathlib.Path, name: str) -> Iterator[None]:
-    """Holds an exclusive lock that the system releases even if the process is killed."""
+    """Holds the lock of a data set; where another process has it, says so and waits."""
+    lock = files.Lock(path)
+    if not lock.take():
+        print(f'{name}: another process prepares it; waiting', file=sys.stderr)
+        lock.take(wait=True)
     try:
-        import fcntl
-    except ImportError:  # Windows: no lock; the rename at the end still happens at once
         yield
-        return
-    with path.open('w') as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f'{name}: another process prepares it; waiting', file=sys.stderr)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def checksum(array: np.ndarray) -> int:
-    """CRC-32 of an array's bytes."""
-    return zlib.crc32(array.reshape(-1).view(np.uint8).data)
+    finally:
+        lock.release()

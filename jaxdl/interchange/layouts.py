@@ -1,6 +1,7 @@
 """Which tensor of Hugging Face's BERT, GPT-2 and ViT holds which parameter of ours."""
 
 import dataclasses
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,45 @@ from jaxdl.models.stack import Transformer
 from jaxdl.models.transformer import TransformerLM
 from jaxdl.models.vit import ViT
 
-ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new', 'relu': 'relu'}
+# Our activations by the names of theirs; the first of each is the one that is written.
+ACTIVATIONS = {
+    'gelu': ('gelu', 'gelu_python'),
+    'gelu_tanh': (
+        'gelu_new',
+        'gelu_pytorch_tanh',
+        'gelu_python_tanh',
+        'gelu_fast',
+        'gelu_accurate',
+    ),
+    'relu': ('relu',),
+}
+
+# Fields that do not change what a model computes from its inputs: names, rates of dropout and
+# initialisation (the config of the run has its own), what else is returned, how text is generated.
+HARMLESS = frozenset(
+    """
+    _name_or_path name_or_path architectures transformers_version dtype torch_dtype
+    output_attentions output_hidden_states output_past return_dict use_return_dict torchscript
+    use_cache chunk_size_feed_forward gradient_checkpointing _attn_implementation_autoset
+    label2id problem_type finetuning_task task_specific_params
+    initializer_range initializer_factor classifier_dropout
+    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id
+    decoder_start_token_id prefix tokenizer_class tie_encoder_decoder
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
+    temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
+)
+# Fields that do change it, with the one value that is implemented here. It is their default too.
+FIXED = {
+    'is_decoder': False,
+    'is_encoder_decoder': False,
+    'add_cross_attention': False,
+    'cross_attention_hidden_size': None,
+    'pruned_heads': {},
+}
 
 
 @dataclasses.dataclass
@@ -21,8 +60,9 @@ class Entry:
     Attributes:
         there: its name in Hugging Face's layout.
         here: paths of our parameters, side by side on the last axis if several.
-        kind: 'copy', 'linear' (transposed), 'patches' (OIHW there, HWIO here), 'batched' (one more
-            first axis there), 'token' (two more) or 'vocab' (rows past the vocabulary are ours only).
+        kind: 'copy', 'linear' (transposed), 'patches' (OIHW there, HWIO here), 'token' (two more
+            first axes there), 'places' (the class token's position and the grid of the patches', one
+            below the other there) or 'vocab' (rows past the vocabulary are ours only).
         head: part of a head that a fine-tuned model may lack.
     """
 
@@ -31,27 +71,47 @@ class Entry:
     kind: str = 'copy'
     head: bool = False
 
-    def to_here(self, value: np.ndarray, rows: int) -> list[np.ndarray]:
+    def shape_there(self, ours: list[Any], vocab: int) -> tuple[int, ...]:
+        """The shape of the tensor there; `ours` are the parameters, or their shapes."""
+        shape = list(ours[0].shape)
+        if self.kind == 'places':
+            _, (rows, columns, width) = (one.shape for one in ours)
+            return (1, 1 + rows * columns, width)
+        shape[-1] *= len(ours)
+        if self.kind == 'linear':
+            return tuple(shape[::-1])
+        if self.kind == 'patches':
+            return (shape[3], shape[2], shape[0], shape[1])
+        if self.kind == 'vocab':
+            return (vocab, *shape[1:])
+        return (1, 1, *shape) if self.kind == 'token' else tuple(shape)
+
+    def to_here(self, value: np.ndarray, ours: list[Any]) -> list[np.ndarray]:
+        """Our parameters, of the shapes of `ours`, from the tensor there."""
+        if self.kind == 'places':
+            return [value[0, 0], value[0, 1:].reshape(ours[1].shape)]
         if self.kind == 'linear':
             value = value.T
         elif self.kind == 'patches':
             value = value.transpose(2, 3, 1, 0)
-        elif self.kind == 'batched':
-            value = value[0]
         elif self.kind == 'token':
             value = value[0, 0]
         elif self.kind == 'vocab':
+            rows = ours[0].shape[0]
             value = np.pad(value, [(0, rows - len(value))] + [(0, 0)] * (value.ndim - 1))
         return [np.ascontiguousarray(part) for part in np.split(value, len(self.here), axis=-1)]
 
     def to_there(self, values: list[np.ndarray], vocab: int) -> np.ndarray:
+        """The tensor there from our parameters."""
+        if self.kind == 'places':
+            values = [
+                np.concatenate([values[0][None], values[1].reshape(-1, len(values[0]))])[None]
+            ]
         value = values[0] if len(values) == 1 else np.concatenate(values, axis=-1)
         if self.kind == 'linear':
             value = value.T
         elif self.kind == 'patches':
             value = value.transpose(3, 2, 0, 1)
-        elif self.kind == 'batched':
-            value = value[None]
         elif self.kind == 'token':
             value = value[None, None]
         elif self.kind == 'vocab':
@@ -60,13 +120,15 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Layout:
+class Format:
     """How one of our models looks in Hugging Face's layout.
 
     Attributes:
         entries: every tensor.
         config: its config.json.
-        decisive: keys of the config that change what the model computes but no tensor's shape.
+        defaults: what a field of `config` means where a config.json lacks it.
+        fixed: further fields with the one value that is implemented here, which is their default.
+        harmless: further fields that change nothing that a model computes.
         prefix: what all names of the body begin with; checkpoints of the bare body lack it.
         ignored: pattern of names that hold nothing of this model: buffers and heads for other tasks.
         tied: {name: name of the tensor that it repeats}.
@@ -74,14 +136,59 @@ class Layout:
 
     entries: list[Entry]
     config: dict[str, Any]
-    decisive: tuple[str, ...]
+    defaults: dict[str, Any]
+    fixed: dict[str, Any]
+    harmless: frozenset[str]
     prefix: str
     ignored: str
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def check(self, found: dict[str, Any], *, new_head: bool = False) -> None:
+        """Raises ValueError where the fields of a config.json, or their defaults, ask for another model.
 
-def layout(model: Any) -> Layout:
-    """Returns the layout of `model`.
+        A field that is not known is refused too: whether it matters nobody here can tell. With
+        `new_head` the labels may be others.
+        """
+        harmless = HARMLESS | self.harmless
+        if new_head or 'id2label' not in self.config:
+            harmless |= {'id2label', 'num_labels'}
+        ours = {key: value for key, value in self.config.items() if key not in harmless}
+        fixed = {**FIXED, **self.fixed}
+        kind = found.get('model_type')
+        if kind != ours['model_type']:
+            raise ValueError(
+                f'it describes a model of type {kind!r}, here is {ours["model_type"]!r}'
+            )
+        for key, value in {**self.defaults, **found}.items():
+            if key in harmless:
+                continue
+            if key not in ours and key not in fixed:
+                raise ValueError(f'{key}={reprlib.repr(value)}: this field is not known here')
+            here = ours[key] if key in ours else fixed[key]
+            if not _same(key, value, here, self.config):
+                missing = '' if key in found else ' (its default, the file does not say)'
+                raise ValueError(f'{key}={reprlib.repr(value)}{missing}: here it is {here!r}')
+
+
+def _same(key: str, there: Any, here: Any, config: dict[str, Any]) -> bool:
+    """Whether two values of a field mean the same."""
+    if key in ('hidden_act', 'activation_function'):
+        return any(there in names and here in names for names in ACTIVATIONS.values())
+    if key == 'n_inner' and there is None:
+        return here == 4 * config['n_embd']
+    if key == 'id2label':
+        return isinstance(there, dict) and len(there) == len(here)
+    if key in ('patch_size', 'image_size'):
+        return _pair(there) == _pair(here)
+    return type(there) in (type(here), int, float) and there == here
+
+
+def _pair(size: Any) -> Any:
+    return list(size) if isinstance(size, list | tuple) else [size, size]
+
+
+def layout(model: Any, params: dict[str, Any] | None = None) -> Format:
+    """Returns the layout of `model`; `params`, or their shapes, by path tell a ViT's size of images.
 
     Raises:
         UserError: Hugging Face's architecture cannot express the model.
@@ -91,7 +198,7 @@ def layout(model: Any) -> Layout:
     if isinstance(model, TransformerLM):
         return _gpt2(model)
     if isinstance(model, ViT):
-        return _vit(model)
+        return _vit(model, params or {})
     raise UserError(
         f'{type(model).__name__} has no layout at Hugging Face; allowed: Bert, BertClassifier, '
         "TransformerLM of GPT-2's shape, ViT"
@@ -132,7 +239,7 @@ def _linear(there: str, here: str, **kind) -> list[Entry]:
     ]
 
 
-def _bert(model: Bert | BertClassifier) -> Layout:
+def _bert(model: Bert | BertClassifier) -> Format:
     _require(model, 'BERT', pre_norm=False)
     entries = [
         Entry('bert.embeddings.word_embeddings.weight', ('bert/tokens/embedding',), 'vocab'),
@@ -164,11 +271,11 @@ def _bert(model: Bert | BertClassifier) -> Layout:
             'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight',
             'cls.predictions.decoder.bias': 'cls.predictions.bias',
         }
-        ignored, name, extra = r'classifier\.', 'BertForPreTraining', {}
+        ignored, name, labels = r'classifier\.', 'BertForPreTraining', {}
     else:
         entries += _linear('classifier', 'head', head=True)
         ignored, name = r'cls\.', 'BertForSequenceClassification'
-        extra = _labels(model.num_classes)
+        labels = _labels(model.num_classes)
     config = {
         'architectures': [name],
         'model_type': 'bert',
@@ -177,7 +284,7 @@ def _bert(model: Bert | BertClassifier) -> Layout:
         'num_hidden_layers': model.layers,
         'num_attention_heads': model.heads,
         'intermediate_size': model.hidden,
-        'hidden_act': ACTIVATIONS[model.activation],
+        'hidden_act': ACTIVATIONS[model.activation][0],
         'layer_norm_eps': model.norm_epsilon,
         'max_position_embeddings': model.max_length,
         'type_vocab_size': model.token_types,
@@ -185,14 +292,42 @@ def _bert(model: Bert | BertClassifier) -> Layout:
         'attention_probs_dropout_prob': 0.0,
         'initializer_range': model.init_std,
         'tie_word_embeddings': True,
-        **extra,
+        **labels,
     }
-    decisive = ('num_attention_heads', 'hidden_act', 'layer_norm_eps')
-    ignored = rf'{ignored}|bert\.embeddings\.position_ids$'
-    return Layout(entries, config, decisive, 'bert.', ignored, tied)
+    return Format(
+        entries,
+        config,
+        defaults={
+            'vocab_size': 30522,
+            'hidden_size': 768,
+            'num_hidden_layers': 12,
+            'num_attention_heads': 12,
+            'intermediate_size': 3072,
+            'hidden_act': 'gelu',
+            'max_position_embeddings': 512,
+            'type_vocab_size': 2,
+            'layer_norm_eps': 1e-12,
+            'tie_word_embeddings': True,
+            'id2label': _labels(2)['id2label'],
+        },
+        fixed={
+            'position_embedding_type': 'absolute',
+            'directionality': 'bidi',
+            'num_labels': len(labels.get('id2label', ())),
+        },
+        harmless=frozenset(
+            """
+            hidden_dropout_prob attention_probs_dropout_prob pooler_fc_size pooler_type
+            pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+            """.split()
+        ),
+        prefix='bert.',
+        ignored=rf'{ignored}|bert\.embeddings\.position_ids$',
+        tied=tied,
+    )
 
 
-def _gpt2(model: TransformerLM) -> Layout:
+def _gpt2(model: TransformerLM) -> Format:
     _require(model, 'GPT-2', pre_norm=True, tied=True, softcap=0.0)
     entries = [
         Entry('transformer.wte.weight', ('embed/tokens/embedding',), 'vocab'),
@@ -223,7 +358,7 @@ def _gpt2(model: TransformerLM) -> Layout:
         'n_head': model.heads,
         'n_inner': model.hidden,
         'n_positions': model.max_length,
-        'activation_function': ACTIVATIONS[model.activation],
+        'activation_function': ACTIVATIONS[model.activation][0],
         'layer_norm_epsilon': model.norm_epsilon,
         'embd_pdrop': model.dropout,
         'resid_pdrop': model.dropout,
@@ -233,21 +368,48 @@ def _gpt2(model: TransformerLM) -> Layout:
         'bos_token_id': end,
         'eos_token_id': end,
     }
-    return Layout(
+    return Format(
         entries,
         config,
-        ('n_head', 'activation_function', 'layer_norm_epsilon'),
-        'transformer.',
-        r'.*\.attn\.(masked_)?bias$',
-        {'lm_head.weight': 'transformer.wte.weight'},
+        defaults={
+            'vocab_size': 50257,
+            'n_embd': 768,
+            'n_layer': 12,
+            'n_head': 12,
+            'n_inner': None,
+            'n_positions': 1024,
+            'activation_function': 'gelu_new',
+            'layer_norm_epsilon': 1e-5,
+            'tie_word_embeddings': True,
+        },
+        fixed={
+            'scale_attn_weights': True,
+            'scale_attn_by_inverse_layer_idx': False,
+            # Other names of the fields above, and of the number of positions in early files.
+            'hidden_size': model.width,
+            'num_hidden_layers': model.layers,
+            'num_attention_heads': model.heads,
+            'max_position_embeddings': model.max_length,
+            'n_ctx': model.max_length,
+        },
+        # reorder_and_upcast_attn changes the order of the operations and their precision alone.
+        harmless=frozenset(
+            """
+            embd_pdrop resid_pdrop attn_pdrop summary_type summary_use_proj summary_activation
+            summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn
+            """.split()
+        ),
+        prefix='transformer.',
+        ignored=r'.*\.attn\.(masked_)?bias$',
+        tied={'lm_head.weight': 'transformer.wte.weight'},
     )
 
 
-def _vit(model: ViT) -> Layout:
+def _vit(model: ViT, params: dict[str, Any]) -> Format:
     _require(model, 'ViT', pre_norm=True, pooling='class')
     entries = [
         Entry('vit.embeddings.cls_token', ('class_token',), 'token'),
-        Entry('vit.embeddings.position_embeddings', ('positions',), 'batched'),
+        Entry('vit.embeddings.position_embeddings', ('class_position', 'positions'), 'places'),
         Entry('vit.embeddings.patch_embeddings.projection.weight', ('patches/kernel',), 'patches'),
         Entry('vit.embeddings.patch_embeddings.projection.bias', ('patches/bias',)),
     ]
@@ -271,7 +433,7 @@ def _vit(model: ViT) -> Layout:
         'num_hidden_layers': model.layers,
         'num_attention_heads': model.heads,
         'intermediate_size': model.hidden,
-        'hidden_act': ACTIVATIONS[model.activation],
+        'hidden_act': ACTIVATIONS[model.activation][0],
         'layer_norm_eps': model.norm_epsilon,
         'patch_size': model.patch,
         'hidden_dropout_prob': model.dropout,
@@ -280,8 +442,38 @@ def _vit(model: ViT) -> Layout:
         'qkv_bias': True,
         **_labels(model.num_classes),
     }
-    decisive = ('num_attention_heads', 'hidden_act', 'layer_norm_eps')
-    return Layout(entries, config, decisive, 'vit.', r'vit\.pooler\.')
+    if params:
+        rows, columns, _ = params['positions'].shape
+        size = [rows * model.patch, columns * model.patch]
+        config['image_size'] = size[0] if rows == columns else size
+        config['num_channels'] = params['patches/kernel'].shape[2]
+    return Format(
+        entries,
+        config,
+        defaults={
+            'hidden_size': 768,
+            'num_hidden_layers': 12,
+            'num_attention_heads': 12,
+            'intermediate_size': 3072,
+            'hidden_act': 'gelu',
+            'layer_norm_eps': 1e-12,
+            'patch_size': 16,
+            'qkv_bias': True,
+            'image_size': 224,
+            'num_channels': 3,
+            'id2label': _labels(2)['id2label'],
+        },
+        fixed={'head_dim': model.channels, 'num_labels': model.num_classes},
+        # Of parts that are not taken over, the pooler and the decoder of masked images.
+        harmless=frozenset(
+            """
+            hidden_dropout_prob attention_probs_dropout_prob encoder_stride pooler_output_size
+            pooler_act tie_word_embeddings
+            """.split()
+        ),
+        prefix='vit.',
+        ignored=r'vit\.pooler\.',
+    )
 
 
 def _labels(classes: int) -> dict[str, Any]:

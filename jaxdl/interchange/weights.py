@@ -1,14 +1,5 @@
-"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT as config.json + model.safetensors.
+"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT as config.json + model.safetensors."""
 
-python -m jaxdl interchange --from_hf=DIR|FILE --config=configs/NAME.py --workdir=RUN [--new_head]
-python -m jaxdl interchange --workdir=RUN --to_hf=DIR
-
-The first makes the run folder RUN at step 0 with the weights of DIR: training it fine-tunes them,
-and other runs can start from it. --new_head keeps the config's own fresh head where DIR has none or
-one for other classes. The second writes the newest good checkpoint of RUN for others to load.
-"""
-
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,19 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxdl.core import flags as cli
+from jaxdl import files
 from jaxdl.errors import UserError
-from jaxdl.interchange.layouts import Entry, Layout, layout
+from jaxdl.interchange.layouts import Format, layout
 from jaxdl.models.stack import stack_layers, unstack_layers
-from jaxdl.models.vit import ViT
-from jaxdl.run import runtime
-
-SAME = (
-    {'gelu_new', 'gelu_pytorch_tanh', 'gelu_fast'},
-    {'gelu', 'gelu_python'},
-)
+from jaxdl.record.terminal import warn
 
 
 def from_hf(
@@ -46,15 +31,15 @@ def from_hf(
     Raises:
         UserError: tensors are missing, unexpected or of other shapes; the message lists them.
     """
-    there = layout(model)
+    expected = flatten_dict(unstack_layers(like), sep='/')
+    there = layout(model, expected)
     tensors = {_usual_name(name, there): value for name, value in tensors.items()}
     known = {entry.there for entry in there.entries} | set(there.tied)
-    expected = _flatten(unstack_layers(like))
     unexpected = [n for n in tensors if n not in known and not re.match(there.ignored, n)]
     missing, wrong, found = [], [], {}
     for entry in there.entries:
         ours = [expected[path] for path in entry.here]
-        shape = _shape_there(entry, ours, model)
+        shape = entry.shape_there(ours, getattr(model, 'vocab', 0))
         value = tensors.get(entry.there)
         if value is None or tuple(value.shape) != shape:
             if entry.head and new_head:
@@ -64,7 +49,7 @@ def from_hf(
             else:
                 wrong.append(f'{entry.there} {list(value.shape)} there, {list(shape)} here')
             continue
-        parts = entry.to_here(np.asarray(value, np.float32), ours[0].shape[0])
+        parts = entry.to_here(np.asarray(value, np.float32), ours)
         found |= dict(zip(entry.here, parts, strict=True))
     for name, original in there.tied.items():
         if name in tensors and original in tensors:
@@ -79,55 +64,53 @@ def from_hf(
                 different=wrong,
             )
         )
-    params = _unflatten(found)
+    params = unflatten_dict(found, sep='/')
     return stack_layers(params) if getattr(model, 'scan_layers', False) else params
 
 
 def to_hf(params: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns ({name: float32 array}, config.json) of `params` in Hugging Face's layout."""
-    there = layout(model)
-    ours = _flatten(unstack_layers(jax.device_get(params)))
+    ours = flatten_dict(unstack_layers(jax.device_get(params)), sep='/')
+    there = layout(model, ours)
     tensors = {
         entry.there: entry.to_there([ours[p] for p in entry.here], getattr(model, 'vocab', 0))
         for entry in there.entries
     }
-    config = {**there.config, 'dtype': 'float32'}
-    if isinstance(model, ViT):
-        patches = len(ours['positions']) - 1
-        side = round(patches**0.5)
-        if side * side != patches:
-            raise UserError(
-                f'{patches} patches are no square; ViT at Hugging Face has square images'
-            )
-        config['image_size'] = side * model.patch
-        config['num_channels'] = ours['patches/kernel'].shape[2]
-    return tensors, config
+    return tensors, {**there.config, 'dtype': 'float32'}
 
 
 def load(source: str | os.PathLike, model: Any, like: Any, *, new_head: bool = False) -> dict:
     """Returns the parameters of `model` from a folder (config.json, safetensors) or a .safetensors file.
 
-    Arguments and errors are those of from_hf; a config.json that contradicts the model is one too.
+    Arguments and errors are those of from_hf. The config.json in the folder, or beside the file, is
+    read too; one that asks for another model than `model`, or for what is not known, is an error.
     """
     path = Path(source)
-    config = path / 'config.json'
-    if config.is_file():
-        _check_config(json.loads(config.read_text()), model, str(config))
+    config = (path if path.is_dir() else path.parent) / 'config.json'
+    there = layout(model, flatten_dict(unstack_layers(like), sep='/'))
+    if config.exists():
+        try:
+            there.check(files.read_object(config), new_head=new_head)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'{config}: {error}; such weights would not compute the same as '
+                f'{type(model).__name__} of the config'
+            ) from None
+    elif path.exists():
+        warn(f'there is no {config}: whether these weights belong to such a model is not checked')
     return from_hf(read_tensors(path), model, like, new_head=new_head)
 
 
 def save(folder: str | os.PathLike, params: Any, model: Any) -> None:
     """Writes config.json and model.safetensors into `folder`, from where Hugging Face loads them."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialized
 
     tensors, config = to_hf(params, model)
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / 'model.safetensors.part'
-        save_file(tensors, part, metadata={'format': 'pt'})
-        (folder / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
-        os.replace(part, folder / 'model.safetensors')
+        files.write_json(folder / 'config.json', config)
+        data = serialized(tensors, metadata={'format': 'pt'})
+        files.write_bytes(folder / 'model.safetensors', data)
     except OSError as error:
         raise UserError(
             f'{folder}: {error.strerror or error}; give a folder that can be written'
@@ -142,8 +125,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if path.is_dir():
         index = path / 'model.safetensors.index.json'
         if index.is_file():
-            files = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-            parts = [path / name for name in files]
+            parts = [path / name for name in _parts(index)]
         else:
             parts = [path / 'model.safetensors']
     else:
@@ -161,7 +143,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _usual_name(name: str, there: Layout) -> str:
+def _parts(index: Path) -> list[str]:
+    """The names of the files that an index of parts names, all in its own folder."""
+    try:
+        names = set(files.read_object(index)['weight_map'].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f'{index} is no index of parts: {error}') from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f'{index}: {name!r} is no file in its folder')
+    return sorted(names)
+
+
+def _usual_name(name: str, there: Format) -> str:
     """The current name: early checkpoints say gamma and beta, those of the bare body have no prefix."""
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     name = re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)
@@ -172,35 +166,6 @@ def _usual_name(name: str, there: Layout) -> str:
     return name
 
 
-def _shape_there(entry: Entry, ours: list[Any], model: Any) -> tuple[int, ...]:
-    shape = list(ours[0].shape)
-    shape[-1] *= len(ours)
-    if entry.kind == 'linear':
-        return tuple(shape[::-1])
-    if entry.kind == 'patches':
-        return (shape[3], shape[2], shape[0], shape[1])
-    if entry.kind == 'vocab':
-        return (model.vocab, *shape[1:])
-    return (1,) * {'batched': 1, 'token': 2}.get(entry.kind, 0) + tuple(shape)
-
-
-def _check_config(found: dict, model: Any, where: str) -> None:
-    wanted = layout(model)
-    if found.get('model_type') != wanted.config['model_type']:
-        raise UserError(
-            f'{where} describes a model of type {found.get("model_type")!r}; '
-            f'{type(model).__name__} here is a {wanted.config["model_type"]!r}'
-        )
-    for key in wanted.decisive:
-        there, here = found.get(key), wanted.config[key]
-        same = any(there in group and here in group for group in SAME)
-        if there is not None and there != here and not same:
-            raise UserError(
-                f'{where}: {key} is {there!r}, the model here has {here!r}; '
-                'the tensors would fit, the results would not'
-            )
-
-
 def _table(model: str, **lists: list[str]) -> str:
     counts = ', '.join(f'{len(rows)} {name}' for name, rows in lists.items() if rows)
     lines = [f'the tensors do not fit {model}: {counts}']
@@ -209,25 +174,6 @@ def _table(model: str, **lists: list[str]) -> str:
         if len(rows) > 4:
             lines.append(f'  {name:<11} … and {len(rows) - 4} more')
     return '\n'.join(lines)
-
-
-def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        path = f'{prefix}{name}'
-        flat |= _flatten(value, f'{path}/') if isinstance(value, Mapping) else {path: value}
-    return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict:
-    tree: dict = {}
-    for path, value in flat.items():
-        *parents, name = path.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 # ---- command ------------------------------------------------------------------------------------
@@ -284,34 +230,3 @@ def export_run(workdir: str, folder: str) -> int:
     params = run.state.params if run.state.ema is None else run.state.ema['params']
     save(folder, params, run.config.model)
     return run.step
-
-
-def main(argv):
-    runtime.prepare_process()
-    flags.DEFINE_string('from_hf', '', "a folder or .safetensors file in Hugging Face's layout")
-    flags.DEFINE_string('to_hf', '', 'the folder to write config.json and model.safetensors to')
-    flags.DEFINE_string('config', '', 'configs/NAME.py[:variant] of the run to make')
-    flags.DEFINE_string('workdir', '', 'the folder of the run')
-    flags.DEFINE_boolean(
-        'new_head', False, 'keep a fresh head where the weights have no fitting one'
-    )
-    importing = any(re.match(r'--?config', word) for word in argv[1:])
-    if importing:
-        config = cli.parse_config(argv, __doc__ or '')
-    else:
-        cli.parse_flags(argv, __doc__ or '', required=('workdir',))
-    values = flags.FLAGS
-    if not values.workdir:
-        raise UserError('--workdir is missing: the folder of the run')
-    if bool(values.from_hf) == bool(values.to_hf):
-        raise UserError('give one of --from_hf=DIR (with --config=…) and --to_hf=DIR')
-    if values.from_hf:
-        if not importing:
-            raise UserError(
-                '--config is missing: --from_hf makes a run, so it needs the config of one'
-            )
-        import_run(config, values.workdir, values.from_hf, new_head=values.new_head)
-        print(f'{values.from_hf} is now step 0 of the run {values.workdir}')
-    else:
-        step = export_run(values.workdir, values.to_hf)
-        print(f'step {step} of {values.workdir} is now in {values.to_hf}')

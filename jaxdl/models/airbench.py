@@ -1,5 +1,7 @@
 """A fast network for CIFAR-10, after airbench (Jordan 2024, arXiv:2404.00498)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,8 @@ class Airbench(Model, nn.Module):
             or 6 (and both shifted by a pixel up-left and down-right) views.
         dtype: compute precision, float32 or bfloat16.
     """
+
+    matrices: ClassVar[tuple] = ((r'^group\d_\d_conv/kernel$', 0),)
 
     widths: tuple[int, ...] = (64, 256, 256)
     convs: int = 2

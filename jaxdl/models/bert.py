@@ -1,5 +1,8 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805): encoder, pre-training heads, classifier."""
 
+import dataclasses
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,19 +11,22 @@ from jaxdl.api import Limits
 from jaxdl.models.attention import ACTIVATIONS, LayerNorm
 from jaxdl.models.layers import Dense, Dropout, check_positive
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
-from jaxdl.models.stack import Stack, Transformer
-from jaxdl.models.transformer import check_vocab, enter
+from jaxdl.models.stack import MATRICES, Stack
+from jaxdl.models.transformer import TokenTransformer, enter
 
 
-class BertShape(Transformer):
+class BertShape(TokenTransformer):
     """BERT's shape; the defaults are BERT-base.
 
     Attributes:
-        vocab: number of tokens.
-        vocab_multiple: the table gets `vocab` rows rounded up to this; padding never counts.
-        max_length: longest sequence, the rows of learned positions.
         token_types: kinds of token, such as first and second sentence.
     """
+
+    matrices: ClassVar[tuple] = (
+        *MATRICES,
+        (r'^bert/pooler/kernel$', 0),
+        (r'^transform/kernel$', 0),
+    )
 
     width: int = 768
     layers: int = 12
@@ -31,18 +37,11 @@ class BertShape(Transformer):
     dropout: float = 0.1
     init_std: float = 0.02
     vocab: int = 30522
-    vocab_multiple: int = 1
     max_length: int = 512
     token_types: int = 2
 
-    def limits(self) -> Limits:
-        return Limits(
-            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
-        )
-
     def check(self):
         super().check()
-        check_vocab(self)
         check_positive(token_types=self.token_types)
         if self.positions != 'learned' or self.norm != 'layer':
             raise ValueError(
@@ -165,11 +164,7 @@ class BertClassifier(BertShape):
     num_classes: int = 2
 
     def limits(self) -> Limits:
-        return Limits(
-            vocab=self.vocab,
-            length=self.max_length if self.positions == 'learned' else None,
-            classes=self.num_classes,
-        )
+        return dataclasses.replace(super().limits(), classes=self.num_classes)
 
     def check(self):
         super().check()

@@ -35,6 +35,10 @@ class Cnn(Model, nn.Module):
         (r'(^|/)classifier/kernel$', ('tensor', 'fsdp')),
     )
     splits: ClassVar[tuple[str, ...]] = ('tensor',)
+    matrices: ClassVar[tuple] = (
+        (r'^(?!stage0_0_)stage\d+_\d+_conv/kernel$', 0),
+        (r'^hidden/kernel$', 0),
+    )
 
     channels: tuple[int, ...] = (32, 64, 128)
     convs: int = 1

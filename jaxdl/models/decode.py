@@ -64,9 +64,11 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 def choose(logits: jax.Array, rng: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns one token [rows] per row of `logits` [rows, vocab]."""
-    if sampling.temperature == 0:
+    if sampling.temperature < jnp.finfo(jnp.float32).tiny:  # which a device takes for 0
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
+    logits = logits.astype(jnp.float32)
+    # Differences from the largest, or a small temperature would make several of them infinite.
+    logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:

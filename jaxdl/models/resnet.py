@@ -44,6 +44,7 @@ class ResNet(Model, nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    matrices: ClassVar[tuple] = ((r'^stage\d+_block\d+/\w+_conv/kernel$', 0),)
 
     depth: int = 20
     width: int = 0
@@ -201,6 +202,7 @@ class WideResNet(Model, nn.Module):
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
+    matrices: ClassVar[tuple] = ((r'^stage\d+_block\d+_\w+_conv/kernel$', 0),)
 
     depth: int = 16
     widen: int = 4

@@ -13,6 +13,7 @@ from jaxdl.models.layers import Dense, Dropout, check_dtype, check_positive, che
 from jaxdl.models.lm_head import SHARDING, DeferredLogits, Embedding, Head, padded_vocab
 
 CELLS = ('lstm', 'gru')
+MATRICES = ((r'^recurrent/\w+/(input|hidden)_kernel$', 0),)
 
 
 def orthogonal_gates(gates: int):
@@ -186,6 +187,7 @@ class RnnLM(Model, nn.Module):
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
     sharding: ClassVar[tuple] = SHARDING
     splits: ClassVar[tuple[str, ...]] = ('tensor',)
+    matrices: ClassVar[tuple] = MATRICES
 
     vocab: int = 256
     vocab_multiple: int = 1
@@ -281,6 +283,7 @@ class RnnClassifier(Model, nn.Module):
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
     sharding: ClassVar[tuple] = SHARDING
     splits: ClassVar[tuple[str, ...]] = ('tensor',)
+    matrices: ClassVar[tuple] = MATRICES
 
     num_classes: int = 2
     vocab: int = 256

@@ -6,14 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.api import Limits
 from jaxdl.models.layers import Dropout
 from jaxdl.models.lm_head import DeferredLogits, Head
-from jaxdl.models.stack import Cache, Stack, Transformer
-from jaxdl.models.transformer import TokenInput, check_vocab, enter
+from jaxdl.models.stack import Cache, Stack
+from jaxdl.models.transformer import TokenInput, TokenTransformer, enter
 
 
-class Seq2Seq(Transformer):
+class Seq2Seq(TokenTransformer):
     """Maps a source sequence to a target sequence; one vocabulary and one table serve both and the head.
 
     The defaults are the paper's base model. `pre_norm=True` trains without a long warm-up.
@@ -21,9 +20,6 @@ class Seq2Seq(Transformer):
     Attributes:
         layers: blocks of the encoder.
         decoder_layers: blocks of the decoder; 0: `layers`.
-        vocab: number of tokens.
-        vocab_multiple: the table gets `vocab` rows rounded up to this; padding never counts.
-        max_length: longest sequence of learned positions.
         scale_embedding: multiply token vectors by sqrt(width).
         softcap: logits x become softcap·tanh(x / softcap); 0: off.
         head_chunks: 0: return logits; n: return DeferredLogits with the loss in n parts, for large vocabularies.
@@ -38,22 +34,9 @@ class Seq2Seq(Transformer):
     dropout: float = 0.1
     decoder_layers: int = 0
     vocab: int = 37000
-    vocab_multiple: int = 1
-    max_length: int = 1024
     scale_embedding: bool = True
     softcap: float = 0.0
     head_chunks: int = 0
-
-    def limits(self) -> Limits:
-        return Limits(
-            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
-        )
-
-    def check(self):
-        super().check()
-        check_vocab(self)
-        if self.decoder_layers < 0:
-            raise ValueError(f'decoder_layers={self.decoder_layers}: must be at least 0')
 
     @nn.compact
     def __call__(

@@ -62,6 +62,10 @@ SHARDING = (
 )
 
 
+_KERNELS = r'(query|key|value|out|gate|up|down)/kernel$'
+MATRICES = ((rf'/layer_\d+/(.*/)?{_KERNELS}', 0), (rf'/layers/(.*/)?{_KERNELS}', 1))
+
+
 class Transformer(Model, nn.Module):
     """What every Transformer here, and every part of one, is told about its shape.
 
@@ -90,6 +94,7 @@ class Transformer(Model, nn.Module):
     scalars: ClassVar[tuple[str, ...]] = ('dropout',)
     sharding: ClassVar[tuple] = SHARDING
     splits: ClassVar[tuple[str, ...]] = ('tensor', 'pipe', 'context')
+    matrices: ClassVar[tuple] = MATRICES
 
     width: int = 384
     layers: int = 6
@@ -180,7 +185,7 @@ class Transformer(Model, nn.Module):
         )
 
 
-class Block(Transformer):
+class TransformerBlock(Transformer):
     """Attention, optional cross attention and MLP, each with its norm and residual connection.
 
     Attributes:
@@ -344,7 +349,10 @@ class Stack(Transformer):
     @nn.compact
     def __call__(self, x: jax.Array, routing: Routing, cache: Cache | None = None):
         """Returns (x [batch, time, width], `cache` with the keys and values of these tokens)."""
-        block, options = Block, {**self.shape(), 'causal': self.causal, 'cross': self.cross}
+        block, options = (
+            TransformerBlock,
+            {**self.shape(), 'causal': self.causal, 'cross': self.cross},
+        )
         split = layout.ways(layout.axes('heads')[0])
         if self.heads % split:
             raise ValueError(f'heads={self.heads}: must be a multiple of mesh.tensor={split}')
@@ -359,7 +367,7 @@ class Stack(Transformer):
                     f'layers={self.layers}: must be a multiple of mesh.pipe={pipeline.stages()}'
                 )
             if cache is None and not self.is_initializing():
-                return self._pipelined(Block(**options, parent=None), x, routing), None
+                return self._pipelined(TransformerBlock(**options, parent=None), x, routing), None
         if self.remat != 'none':
             # Inside a scan common subexpressions cannot be merged anyway, and the barrier costs.
             policy = remat_policy(self.remat)
@@ -385,7 +393,7 @@ class Stack(Transformer):
             x = self.make_norm('final_norm')(x)
         return x, None if cache is None else cache.replace(layers=past)
 
-    def _pipelined(self, block: Block, x: jax.Array, routing: Routing) -> jax.Array:
+    def _pipelined(self, block: TransformerBlock, x: jax.Array, routing: Routing) -> jax.Array:
         """The scanned layers as a pipeline; the parameters are those of the scan."""
 
         def layer(params, x, routing, key):

@@ -6,24 +6,46 @@ import jax.numpy as jnp
 
 from jaxdl.api import Limits
 from jaxdl.models.attention import Routing, segment_positions, sinusoidal
-from jaxdl.models.layers import Dropout
+from jaxdl.models.layers import Dropout, check_positive
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
 from jaxdl.models.stack import Cache, Stack, Transformer
 
 
-class TokenInput(Transformer):
-    """Token embeddings plus positions: what enters a stack.
+class TokenTransformer(Transformer):
+    """A Transformer that reads tokens.
 
     Attributes:
         vocab: number of tokens.
-        vocab_multiple: the table has `vocab` rows rounded up to this.
-        max_length: longest sequence, the rows of learned positions.
-        scale_embedding: multiply token vectors by sqrt(width), as in Vaswani et al. 2017.
+        vocab_multiple: embedding and head get `vocab` rounded up to this; padding never counts.
+        max_length: longest sequence of learned positions.
     """
 
     vocab: int = 256
     vocab_multiple: int = 1
     max_length: int = 1024
+
+    def limits(self) -> Limits:
+        return Limits(
+            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
+        )
+
+    def check(self):
+        super().check()
+        check_positive(
+            vocab=self.vocab, vocab_multiple=self.vocab_multiple, max_length=self.max_length
+        )
+        for name in ('softcap', 'head_chunks', 'decoder_layers'):
+            if getattr(self, name, 0) < 0:
+                raise ValueError(f'{name}={getattr(self, name)}: must be at least 0')
+
+
+class TokenInput(TokenTransformer):
+    """Token embeddings plus positions: what enters a stack.
+
+    Attributes:
+        scale_embedding: multiply token vectors by sqrt(width), as in Vaswani et al. 2017.
+    """
+
     scale_embedding: bool = False
 
     def setup(self):
@@ -58,33 +80,18 @@ class TokenInput(Transformer):
         return self.tokens.embedding
 
 
-class TransformerLM(Transformer):
+class TransformerLM(TokenTransformer):
     """A decoder-only language model; the defaults are GPT-2's architecture at a small size.
 
     Attributes:
-        vocab: number of tokens.
-        vocab_multiple: embedding and head get `vocab` rounded up to this; padding never counts.
-        max_length: longest sequence of learned positions.
         tied: the head uses the embedding table.
         softcap: logits x become softcap·tanh(x / softcap); 0: off.
         head_chunks: 0: return logits; n: return DeferredLogits with the loss in n parts, for large vocabularies.
     """
 
-    vocab: int = 256
-    vocab_multiple: int = 1
-    max_length: int = 1024
     tied: bool = True
     softcap: float = 0.0
     head_chunks: int = 0
-
-    def limits(self) -> Limits:
-        return Limits(
-            vocab=self.vocab, length=self.max_length if self.positions == 'learned' else None
-        )
-
-    def check(self):
-        super().check()
-        check_vocab(self)
 
     @nn.compact
     def __call__(
@@ -142,16 +149,6 @@ class TransformerLM(Transformer):
                 'ask for fewer tokens'
             )
         return Cache.zeros(self, batch, length)
-
-
-def check_vocab(model) -> None:
-    """Raises ValueError for wrong vocabulary fields of a language model."""
-    for name in ('vocab', 'vocab_multiple', 'max_length'):
-        if getattr(model, name) < 1:
-            raise ValueError(f'{name}={getattr(model, name)}: must be at least 1')
-    for name in ('softcap', 'head_chunks'):
-        if getattr(model, name, 0) < 0:
-            raise ValueError(f'{name}={getattr(model, name)}: must be at least 0')
 
 
 def enter(

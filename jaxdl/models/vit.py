@@ -13,7 +13,7 @@ from jaxdl.models.stack import Stack, Transformer
 class ViT(Transformer):
     """Classifies images cut into patches; the defaults are ViT-Ti/16.
 
-    `positions` is 'learned', a table with one row per patch and one for the class token.
+    `positions` is 'learned': a vector for each patch of the grid and one for the class token.
 
     Attributes:
         num_classes: number of classes.
@@ -58,15 +58,16 @@ class ViT(Transformer):
             dtype=self.dtype,
             name='patches',
         )(images)
-        x = x.reshape(batch, -1, self.width)
+        # A grid, so that images of another shape with as many patches do not fit by accident.
+        places = self.param('positions', nn.initializers.normal(0.02), x.shape[1:], jnp.float32)
+        x = (x + places.astype(x.dtype)).reshape(batch, -1, self.width)
         if self.pooling == 'class':
             first = self.param('class_token', nn.initializers.zeros, (self.width,), jnp.float32)
-            first = jnp.broadcast_to(first.astype(x.dtype), (batch, 1, self.width))
+            place = self.param(
+                'class_position', nn.initializers.normal(0.02), (self.width,), jnp.float32
+            )
+            first = jnp.broadcast_to((first + place).astype(x.dtype), (batch, 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
-        places = self.param(
-            'positions', nn.initializers.normal(0.02), (x.shape[1], self.width), jnp.float32
-        )
-        x = x + places.astype(x.dtype)
         x = Dropout(shape['dropout'])(x, train=train)
         x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
         x, _ = Stack(name='encoder', **shape)(x, Routing())

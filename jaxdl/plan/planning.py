@@ -293,7 +293,7 @@ def _unit(example: dict[str, Any]) -> tuple[str, int]:
     return ('images' if 'image' in shapes else 'examples'), 1
 
 
-def _kernels(read: kernels_lib.Program) -> tuple[tuple[str, str, str, int, float], ...]:
+def _kernels(read: kernels_lib.Schedule) -> tuple[tuple[str, str, str, int, float], ...]:
     number: dict[tuple[str, str, str], int] = collections.defaultdict(int)
     work: dict[tuple[str, str, str], float] = collections.defaultdict(float)
     for kernel, times in read.kernels():

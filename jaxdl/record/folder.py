@@ -31,6 +31,7 @@ class Workdir:
         self.samples = self.path / 'samples.jsonl'
         self.checkpoints = self.path / 'checkpoints'
         self.tensorboard = self.path / 'tensorboard'
+        self.gallery = self.path / 'samples'
         self._lock = Lock(self.path / '.lock')
         self._prints: dict[str, str] | None = None
 
@@ -110,9 +111,13 @@ class Workdir:
         self.check_data(known, self._fingerprint(config.data))
 
     def check_data(self, known: dict[str, str], found: dict[str, str]) -> None:
-        """Raises UserError where fingerprints of data differ; nothing is `known`: nothing differs."""
+        """Raises UserError where fingerprints of data differ; '' is one that cannot be told."""
         names = known.keys() | found.keys() if known else set()
-        changed = sorted(name for name in names if known.get(name) != found.get(name))
+        changed = []
+        for name in sorted(names):
+            old, now = known.get(name), found.get(name)
+            if old != now and '' not in (old, now):
+                changed.append(name)
         if changed:
             raise UserError(
                 f'--workdir={self.path} holds a run on other data: {", ".join(changed)} had other '
@@ -121,8 +126,8 @@ class Workdir:
             )
 
     def _fingerprint(self, data: DataSet) -> dict[str, str]:
-        """Read once: the files may be large."""
-        if self._prints is None:
+        """Read once, since the files may be large, but for what cannot be told yet."""
+        if self._prints is None or '' in self._prints.values():
             self._prints = data.fingerprint()
         return self._prints
 

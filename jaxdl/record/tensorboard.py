@@ -1,4 +1,4 @@
-"""TensorBoard event files, written and read without TensorFlow.
+"""TensorBoard event files, written without TensorFlow, and cut where a run goes back.
 
 An event file is a row of records [length uint64, its masked CRC-32C, bytes, their masked CRC-32C],
 each record a protocol buffer `Event`. The few fields that are needed are encoded here by hand:
@@ -9,18 +9,17 @@ https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/e
 """
 
 import contextlib
-import io
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxdl import files
 from jaxdl.record.terminal import warn
 
 # The last bytes of a file, in which the checksums of contents are checked.
@@ -43,7 +42,7 @@ class TensorBoard:
         self.folder = Path(folder)
         self.failed = False
         self._file: BinaryIO | None = None
-        self._latest: dict[str, int] = {}  # the newest step of each tag
+        self._latest: dict[bytes, int] = {}  # the newest step of each tag
         self._restart: int | None = None
         self.truncate(last_step)
 
@@ -51,9 +50,9 @@ class TensorBoard:
         """Writes numbers; not-finite ones too, which TensorBoard shows as triangles."""
         self._write(step, {tag: _simple_value(float(value)) for tag, value in values.items()})
 
-    def image(self, step: int, tag: str, image: np.ndarray) -> None:
-        """Writes a uint8 image [height, width, 1 or 3]."""
-        self._write(step, {tag: _image(np.asarray(image))})
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        """Writes a PNG file, grey or RGB."""
+        self._write(step, {tag: _image(png)})
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Writes a text, which TensorBoard shows as Markdown."""
@@ -80,22 +79,23 @@ class TensorBoard:
     def _write(self, step: int, values: dict[str, bytes]) -> None:
         if not values:
             return
+        coded = {tag.encode(): value for tag, value in values.items()}
         with self._guard():
-            again = {tag for tag in values if self._latest.get(tag, -1) >= step}
+            again = {tag for tag in coded if self._latest.get(tag, -1) >= step}
             if again:
                 self._cut(lambda s, tag: not (tag in again and s >= step))
-            summary = b''.join(
-                _field(1, _field(1, tag.encode()) + value) for tag, value in values.items()
+            # An event a value, so that one of them can be cut out without being written anew.
+            self._append(
+                b''.join(_event(step, _summary(tag, value)) for tag, value in coded.items())
             )
-            self._append(_event(step, _field(5, summary)))
-            self._latest.update(dict.fromkeys(values, step))
+            self._latest.update(dict.fromkeys(coded, step))
 
-    def _append(self, event: bytes) -> None:
+    def _append(self, records: bytes) -> None:
         if self._file is None:
             self._file = self._create()
         start = self._file.tell()
         try:
-            _write_all(self._file, _record(event))
+            _write_all(self._file, records)
         except OSError:
             # Half a record would hide all that follow it, so the next write starts a new file
             # if this end cannot be removed.
@@ -115,18 +115,18 @@ class TensorBoard:
         name = f'events.out.tfevents.{stamp:017.6f}.{socket.gethostname()}.{os.getpid()}'
         file = open(self.folder / name, 'xb', buffering=0)
         try:
-            _write_all(file, _record(_event(0, _field(3, b'brain.Event:2'))))
+            _write_all(file, _event(0, _field(3, b'brain.Event:2')))
             if self._restart is not None:
                 # A TensorBoard that is already showing the run drops what it read past this step.
                 session = _field(7, b'\x08\x01')  # SessionLog(status=START)
-                _write_all(file, _record(_event(self._restart, session)))
+                _write_all(file, _event(self._restart, session))
                 self._restart = None
         except OSError:
             file.close()
             raise
         return file
 
-    def _cut(self, keep: Callable[[int, str], bool]) -> bool:
+    def _cut(self, keep: Callable[[int, bytes], bool]) -> bool:
         """Removes the values for which keep(step, tag) is False, and torn ends, from the files.
 
         Returns whether there were such values.
@@ -137,26 +137,19 @@ class TensorBoard:
         for path in event_files(self.folder):
             data = path.read_bytes()
             kept = []
-            for event in _events(data):
-                dropped = [v for v in event.values if not keep(event.step, v.tag)]
-                stays = [v for v in event.values if keep(event.step, v.tag)]
-                for value in stays:
-                    self._latest[value.tag] = max(self._latest.get(value.tag, -1), event.step)
-                if not dropped:
-                    kept.append(event.record)
-                elif stays:
-                    summary = b''.join(_field(1, value.data) for value in stays)
-                    kept.append(_record(_event(event.step, _field(5, summary), event.time)))
-                cut = cut or bool(dropped)
+            for record, step, tag in _records(data):
+                if tag and not keep(step, tag):
+                    cut = True
+                    continue
+                kept.append(record)
+                if tag:
+                    self._latest[tag] = max(self._latest.get(tag, -1), step)
             new = b''.join(kept)
-            if new == data:
-                continue
-            if data.startswith(new):
-                os.truncate(path, len(new))
-            else:
-                temporary = path.with_name(f'.{os.getpid()}.tmp')
-                temporary.write_bytes(new)
-                os.replace(temporary, path)
+            if len(new) < len(data):
+                if data.startswith(new):
+                    os.truncate(path, len(new))  # also possible on a full disk
+                else:
+                    files.write_bytes(path, new)
         return cut
 
     @contextlib.contextmanager
@@ -192,104 +185,31 @@ def _stamp(path: Path) -> float:
         return 0.0
 
 
-# ---- reading ------------------------------------------------------------------------------------
+# ---- reading what this module wrote -------------------------------------------------------------
 
 
-@dataclass
-class Value:
-    """One tagged value of an event: a number, a PNG image or a text (the others are None)."""
-
-    tag: str = ''
-    number: float | None = None
-    png: bytes | None = None
-    text: str | None = None
-    data: bytes = b''
-
-
-@dataclass
-class Event:
-    """One record of an event file."""
-
-    step: int = 0
-    time: float = 0.0
-    values: list[Value] = field(default_factory=list)
-    record: bytes = b''
-
-
-def read_events(folder: str | os.PathLike) -> Iterator[Event]:
-    """Yields the events of all files in a folder; each file up to its first broken record."""
-    for path in event_files(folder):
-        yield from _events(path.read_bytes())
-
-
-def _events(data: bytes) -> Iterator[Event]:
+def _records(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+    """(record, step, tag) of each event up to the first broken one; the tag is b'' of no value."""
     place = 0
     while place + 16 <= len(data):
         (length,) = struct.unpack_from('<Q', data, place)
         end = place + 12 + length + 4
-        if end > len(data) or _masked_crc(data[place : place + 8]) != _number(data, place + 8):
+        if end > len(data) or _checksum(data[place : place + 8]) != data[place + 8 : place + 12]:
             return
         body = data[place + 12 : end - 4]
         # What a crash damages is the end; checking pictures in pure Python takes 0.1 s a megabyte.
-        if end > len(data) - _CHECKED and _masked_crc(body) != _number(data, end - 4):
+        if end > len(data) - _CHECKED and _checksum(body) != data[end - 4 : end]:
             return
         try:
-            event = _decode_event(body)
-        except (IndexError, struct.error):
+            step, after = _read_varint(body, 10)  # the wall time and a key are before it
+            size = 0
+            if body[after] == 5 << 3 | 2:  # Event.summary
+                for _ in range(3):  # into the summary, its value, the value's tag
+                    size, after = _read_varint(body, after + 1)
+        except IndexError:
             return
-        event.record = data[place:end]
-        yield event
+        yield data[place:end], step, body[after : after + size]
         place = end
-
-
-def _number(data: bytes, place: int) -> int:
-    return struct.unpack_from('<I', data, place)[0]
-
-
-def _decode_event(data: bytes) -> Event:
-    event = Event()
-    for number, value in _fields(data):
-        if number == 1:
-            event.time = struct.unpack('<d', value)[0]
-        elif number == 2:
-            event.step = value
-        elif number == 5:
-            event.values = [_decode_value(v) for n, v in _fields(value) if n == 1]
-    return event
-
-
-def _decode_value(data: bytes) -> Value:
-    value = Value(data=data)
-    for number, content in _fields(data):
-        if number == 1:
-            value.tag = content.decode(errors='replace')
-        elif number == 2:
-            value.number = struct.unpack('<f', content)[0]
-        elif number == 4:
-            value.png = next((c for n, c in _fields(content) if n == 4), None)
-        elif number == 8:
-            texts = [c.decode(errors='replace') for n, c in _fields(content) if n == 8]
-            value.text = '\n'.join(texts) if texts else None
-    return value
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The (field number, raw value) pairs of an encoded protocol buffer."""
-    place = 0
-    while place < len(data):
-        key, place = _read_varint(data, place)
-        kind = key & 7
-        if kind == 0:
-            value, place = _read_varint(data, place)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-            value, place = data[place : place + size], place + size
-        elif kind == 2:
-            size, place = _read_varint(data, place)
-            value, place = data[place : place + size], place + size
-        else:
-            return
-        yield key >> 3, value
 
 
 def _read_varint(data: bytes, place: int) -> tuple[int, int]:
@@ -319,30 +239,29 @@ def _field(number: int, content: bytes) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
-def _event(step: int, content: bytes, moment: float | None = None) -> bytes:
-    wall = struct.pack('<d', time.time() if moment is None else moment)
-    return b'\x09' + wall + b'\x10' + _varint(step) + content
+def _event(step: int, content: bytes) -> bytes:
+    """The record of an event."""
+    data = b'\x09' + struct.pack('<d', time.time()) + b'\x10' + _varint(step) + content
+    length = struct.pack('<Q', len(data))
+    return length + _checksum(length) + data + _checksum(data)
+
+
+def _summary(tag: bytes, value: bytes) -> bytes:
+    return _field(5, _field(1, _field(1, tag) + value))
 
 
 def _simple_value(value: float) -> bytes:
     return b'\x15' + np.float32(value).tobytes()
 
 
-def _image(image: np.ndarray) -> bytes:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(
-            f'image must be uint8 [height, width, 1 or 3], not {image.dtype} {image.shape}'
-        )
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, 'PNG')
-    height, width, channels = image.shape
+def _image(png: bytes) -> bytes:
+    width, height = struct.unpack_from('>II', png, 16)
+    channels = {0: 1, 2: 3}[png[25]]  # PNG's colour types: grey, RGB
     sizes = b''.join(
         bytes([number << 3]) + _varint(size)
         for number, size in ((1, height), (2, width), (3, channels))
     )
-    return _field(4, sizes + _field(4, buffer.getvalue()))
+    return _field(4, sizes + _field(4, png))
 
 
 def _text(text: str) -> bytes:
@@ -350,23 +269,6 @@ def _text(text: str) -> bytes:
     shape = _field(2, _field(2, b'\x08\x01'))
     tensor = b'\x08\x07' + shape + _field(8, text.encode())
     return _field(8, tensor) + _field(9, _field(1, _field(1, b'text')))
-
-
-def _record(data: bytes) -> bytes:
-    length = struct.pack('<Q', len(data))
-    return b''.join(
-        [
-            length,
-            struct.pack('<I', _masked_crc(length)),
-            data,
-            struct.pack('<I', _masked_crc(data)),
-        ]
-    )
-
-
-def _masked_crc(data: bytes) -> int:
-    crc = _crc32c(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _make_table() -> list[int]:
@@ -381,9 +283,11 @@ def _make_table() -> list[int]:
 _TABLE = _make_table()
 
 
-def _crc32c(data: bytes) -> int:
+def _checksum(data: bytes) -> bytes:
+    """The masked CRC-32C, four bytes."""
     table = _TABLE
     crc = 0xFFFFFFFF
     for byte in data:
         crc = table[(crc ^ byte) & 255] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
+    crc ^= 0xFFFFFFFF
+    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -10,6 +10,8 @@ from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.folder import Workdir
+from jaxdl.record.gallery import Gallery
+from jaxdl.record.pictures import encode_png
 from jaxdl.record.samples import SamplesFile
 
 
@@ -29,7 +31,7 @@ class Result:
 
 
 class Record:
-    """config.json, run.json, metrics.jsonl, TensorBoard, samples.jsonl of one run.
+    """config.json, run.json, metrics.jsonl, TensorBoard, samples/, samples.jsonl of one run.
 
     Args:
         place: the run's folder.
@@ -80,7 +82,8 @@ class Record:
         if self.chief:
             self.file = logs.MetricsFile(self.place.metrics, last_step=step)
             self.tensorboard = logs.TensorBoard(self.place.tensorboard, last_step=step)
-            self._open = [self.file, self.tensorboard]
+            self.gallery = Gallery(self.place.gallery, last_step=step)
+            self._open = [self.file, self.tensorboard, self.gallery]
             if self.sample_ids:
                 self.samples = SamplesFile(self.place.samples, last_step=step)
                 self._open.append(self.samples)
@@ -98,7 +101,9 @@ class Record:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         if self.chief:
-            self.tensorboard.image(step, name, image)
+            png = encode_png(image)
+            self.tensorboard.image(step, name, png)
+            self.gallery.picture(step, name, png)
 
     def results(self, step: int, found: dict, generated: Any, class_names: Sequence[str]) -> None:
         """The pictures and texts of an evaluation: confusion matrices, what the model wrote."""
@@ -110,6 +115,7 @@ class Record:
         if generated is not None:
             for name, text in generated.texts.items():
                 self.tensorboard.text(step, f'eval/{name}', text)
+                self.gallery.text(step, f'eval/{name}', text)
             if generated.notes:
                 self.note(scores=generated.notes)
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from jaxdl.report.data import Group, drawn
+from jaxdl.report.data import Group, drawn, is_share
 
 # Okabe and Ito's colours, which people with any kind of colour blindness tell apart, without the
 # yellow that vanishes on white. https://jfly.uni-koeln.de/color/
@@ -31,6 +34,7 @@ INK, MUTED, GRID = '#24292e', '#5f6873', '#dfe3e8'
 ON_COLOUR, INK_ON = '#fefefe', '#101112'
 _POINTS = 240
 _WIDTH, _HEIGHT = 6.2, 3.3  # inches of a plot with its labels, without title and legend
+_SECTIONS = ('Curves', 'Optimizer', 'Speed', 'Energy')
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Line:
 
 @dataclass
 class Panel:
-    """One plot.
+    """One plot of values over steps.
 
     Attributes:
         title: the plot's heading.
@@ -66,8 +70,6 @@ class Panel:
         lines: the curves.
         section: the part of the page it belongs to.
         own_legend: the lines are parts of one run, named in the plot itself.
-        log: whether the vertical axis is logarithmic; None: where the values ask for it.
-        x_label: what the horizontal axis counts.
     """
 
     title: str
@@ -75,8 +77,6 @@ class Panel:
     lines: list[Line] = field(default_factory=list)
     section: str = 'Curves'
     own_legend: bool = False
-    log: bool | None = None
-    x_label: str = 'step'
 
 
 def colour(style: int) -> str:
@@ -97,24 +97,24 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     taken = {'overview', 'wall_time', 'index'}
     for key in sorted(keys, key=_rank):
         kind, _, rest = key.partition('/')
-        subject = _subject(key)
         shared = len(groups) == 1 and kind in ('train', 'eval')
-        title = subject if shared else key
-        panel = found.get(title)
+        subject = _subject(key) if shared else key
+        panel = found.get(subject)
         if panel is None:
-            name = re.sub(r'[^\w.-]+', '_', title)
+            name = file_name(subject)
             while name.lower() in taken:
                 name += '_'
             taken.add(name.lower())
-            panel = found[title] = Panel(_words(title), name, section=_section(key))
-            panel.own_legend = shared
+            title = _words(subject) + (' (%)' if is_share(key) else '')
+            panel = found[subject] = Panel(title, name, section=_section(key), own_legend=shared)
         for index, group in enumerate(groups):
             steps, values, deviation = group.curve(key)
             if not len(steps):
                 continue
-            line = Line(group.name, steps, values, style=index)
+            scale = 100 if is_share(key) else 1
+            line = Line(group.name, steps, scale * values, style=index)
             if deviation is not None:
-                line.low, line.high = values - deviation, values + deviation
+                line.low, line.high = line.y - scale * deviation, line.y + scale * deviation
             line.marker = len(steps) <= 40 and len(groups) <= 8
             if shared:
                 line.label = 'train' if kind == 'train' else _words(rest.rpartition('/')[0])
@@ -132,14 +132,17 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     return result
 
 
+def file_name(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r'[^\w.-]+', '_', text)[:100]
+
+
 def _subject(key: str) -> str:
     return re.sub(r'(^ema_|_ema$)', '', key.rpartition('/')[2]) or key
 
 
 def _words(name: str) -> str:
-    name = re.sub(
-        r'^(train|eval|perf|energy)/', lambda m: m[1] + ' ' if m[1] == 'train' else '', name
-    )
+    name = re.sub(r'^(eval|perf|energy)/', '', name)
     return name.replace('/', ' ').replace('_per_s', '/s').replace('_', ' ').strip()
 
 
@@ -147,16 +150,14 @@ def _section(key: str) -> str:
     kind, _, rest = key.partition('/')
     if kind in ('perf', 'energy'):
         return 'Speed' if kind == 'perf' else 'Energy'
-    if rest in ('learning_rate', 'grad_norm') or rest.endswith('_norm'):
-        return 'Optimizer'
-    return 'Curves'
+    return 'Optimizer' if rest == 'learning_rate' or rest.endswith('_norm') else 'Curves'
 
 
 def _rank(key: str) -> tuple:
     kind, _, rest = key.partition('/')
     subject = _subject(key)
     return (
-        ('Curves', 'Optimizer', 'Speed', 'Energy').index(_section(key)),
+        _SECTIONS.index(_section(key)),
         {'loss': 0, 'accuracy': 1}.get(subject, 2),
         subject,
         {'train': 0, 'eval': 1}.get(kind, 2),
@@ -183,9 +184,7 @@ def _thinned(line: Line) -> Line:
 
 def is_log(panel: Panel) -> bool:
     """Whether a logarithmic axis shows more: positive values over a wide range."""
-    if panel.log is not None:
-        return panel.log
-    if re.search(r'learning rate|/s$|time', panel.title):
+    if re.search(r'learning rate|/s$|time|%', panel.title):
         return False
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in panel.lines])
     if not len(values) or values.min() <= 0:
@@ -199,16 +198,13 @@ def limits(panel: Panel) -> tuple[float, float] | None:
     lows, highs = [], []
     for line in panel.lines:
         values = line.y[np.isfinite(line.y)]
-        if is_log(panel):
-            values = values[values > 0]
         if not len(values):
             continue
-        lows.append(np.quantile(values, 0.03) if len(values) > 60 else values.min())
-        highs.append(np.quantile(values, 0.97) if len(values) > 60 else values.max())
         # The end of a curve is what it is drawn for.
         tail = values[-max(1, len(values) // 5) :]
-        lows.append(tail.min())
-        highs.append(tail.max())
+        inner = np.quantile(values, [0.03, 0.97]) if len(values) > 60 else values
+        lows.append(min(inner.min(), tail.min()))
+        highs.append(max(inner.max(), tail.max()))
     if not lows:
         return None
     low, high = float(min(lows)), float(max(highs))
@@ -216,82 +212,100 @@ def limits(panel: Panel) -> tuple[float, float] | None:
         gap = max((math.log(high) - math.log(low)) * 0.06, 0.05)
         return low * math.exp(-gap), high * math.exp(gap)
     gap = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return (low - gap if low < 0 or low > gap else 0.0 if low >= 0 else low), high + gap
+    return (low - gap if low < 0 or low > gap else 0.0), high + gap
 
 
-def draw(panel: Panel, *, legend: bool) -> Any:
-    """The matplotlib Figure of a panel; `legend` adds its title and names the curves beside it."""
+def draw(panel: Panel, *, legend: bool) -> Figure:
+    """The figure of a panel; `legend` adds its title and names the curves beside it."""
     named = legend and not panel.own_legend and len(panel.lines) > 1
+    extra = legend_width([line.label for line in panel.lines]) if named else 0
     top = 0.12 + 0.3 * legend + 0.25 * panel.own_legend
-    figure = new_figure(_WIDTH + (_legend_width(panel.lines) if named else 0), _HEIGHT + top)
-    axes = _place(figure, 0, 0, _WIDTH, _HEIGHT)
+    figure = Figure((_WIDTH + extra, _HEIGHT + top))
+    axes = place(figure, left=0.62, bottom=0.55, right=0.13 + extra, top=top)
     plot(axes, panel)
     if legend:
-        _title(axes, panel)
+        set_title(axes, panel.title, pad=25 if panel.own_legend else 8)
     if named:
-        _legend_beside(figure, axes, _WIDTH)
+        legend_beside(axes)
     return figure
 
 
-def overview(chosen: Sequence[Panel]) -> Any:
+def overview(chosen: Sequence[Panel]) -> Figure:
     """Up to four panels in one picture, for a note or a mail."""
     chosen = chosen[:4]
     columns, rows = min(len(chosen), 2), -(-len(chosen) // 2)
     lines = max((p.lines for p in chosen if not p.own_legend), key=len, default=[])
-    extra = _legend_width(lines) if len(lines) > 1 else 0
+    extra = legend_width([line.label for line in lines]) if len(lines) > 1 else 0
     height = _HEIGHT + 0.7
-    figure = new_figure(_WIDTH * columns + extra, height * rows)
+    figure = Figure((_WIDTH * columns + extra, height * rows))
     for index, panel in enumerate(chosen):
-        left, bottom = _WIDTH * (index % 2), height * (rows - 1 - index // 2)
-        axes = _place(figure, left, bottom, _WIDTH, _HEIGHT)
+        column, row = index % 2, index // 2
+        axes = place(
+            figure, left=0.62 + _WIDTH * column, bottom=0.55 + height * (rows - 1 - row),
+            right=0.13 + extra + _WIDTH * (columns - 1 - column), top=0.7 + height * row,
+        )  # fmt: skip
         plot(axes, panel)
-        _title(axes, panel)
+        set_title(axes, panel.title, pad=25 if panel.own_legend else 8)
         if extra and panel.lines is lines:
-            _legend_beside(figure, axes, _WIDTH * columns)
+            legend_beside(axes, left=_WIDTH * columns)
     return figure
 
 
-def new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height))
-
-
-def _place(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes whose labels fit into a box given in inches; matplotlib's own layout takes far longer."""
-    whole_width, whole_height = figure.get_size_inches()
-    box = (left + 0.62, bottom + 0.55, width - 0.75, height - 0.55)
-    return figure.add_axes(
-        (box[0] / whole_width, box[1] / whole_height, box[2] / whole_width, box[3] / whole_height)
-    )
-
-
-def _title(axes: Any, panel: Panel) -> None:
-    axes.set_title(panel.title, loc='left', color=INK, pad=25 if panel.own_legend else 8, x=0)
+def place(figure: Figure, *, left: float, bottom: float, right: float, top: float) -> Any:
+    """Axes with margins in inches; matplotlib's own layout takes far longer."""
+    width, height = figure.get_size_inches()
+    size = ((width - left - right) / width, (height - bottom - top) / height)
+    axes = figure.add_axes((left / width, bottom / height, *size))
+    for side in ('top', 'right', 'left'):
+        axes.spines[side].set_visible(False)
+    axes.spines['bottom'].set_color(MUTED)
+    axes.grid(axis='y', color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which='both', colors=MUTED, labelsize=9, length=0, pad=5)
+    axes.xaxis.label.set_color(MUTED)
+    axes.patch.set_alpha(0)
+    axes.margins(x=0.01)
+    return axes
 
 
-def _legend_width(lines: Sequence[Line]) -> float:
-    longest = max((len(line.label) for line in lines), default=0)
-    return -(-len(lines) // 20) * min(0.55 + 0.075 * longest, 5.0)
+def set_title(axes: Any, text: str, *, pad: float = 8) -> None:
+    width = axes.get_position().width * axes.figure.get_size_inches()[0]
+    axes.set_title(shorten(text, int(width * 11)), loc='left', color=INK, fontsize=11, pad=pad)
 
 
-def _legend_beside(figure: Any, axes: Any, left: float) -> None:
+def legend_width(labels: Sequence[str]) -> float:
+    """Inches that `legend_beside` needs."""
+    longest = max(len(shorten(label, 60)) for label in labels)
+    return -(-len(labels) // 20) * min(0.7 + 0.085 * longest, 5.4)
+
+
+def legend_beside(axes: Any, *, left: float | None = None, title: str = '') -> None:
+    """Names the curves to the right of the axes, or `left` inches from the figure's edge."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, [shorten(label, 60) for label in labels],
-        loc='center left', bbox_to_anchor=(left / figure.get_size_inches()[0], 0.5),
-        ncols=-(-len(labels) // 20), frameon=False, fontsize=8 if len(labels) > 12 else 9,
-        labelcolor=INK, handlelength=2.6, columnspacing=1.2,
+    edge = axes.get_position().x1 + 0.01
+    if left is not None:
+        edge = left / axes.figure.get_size_inches()[0]
+    legend = axes.figure.legend(
+        handles, [shorten(label, 60) for label in labels], title=title,
+        loc='center left', bbox_to_anchor=(edge, 0.5), ncols=-(-len(labels) // 20),
+        frameon=False, fontsize=8 if len(labels) > 12 else 9, labelcolor=INK,
+        handlelength=2.6, columnspacing=1.2, alignment='left', title_fontsize=9,
+    )  # fmt: skip
+    legend.get_title().set_color(MUTED)
+
+
+def legend_above(axes: Any, columns: int, **options: Any) -> None:
+    """Names what is drawn in a row over the axes."""
+    axes.legend(
+        loc='lower left', bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, fontsize=9,
+        labelcolor=INK, borderaxespad=0.2, **options,
     )  # fmt: skip
 
 
 def plot(axes: Any, panel: Panel) -> None:
     """Draws a panel's curves into matplotlib axes."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-
-    dress(axes)
+    width = 1.8 if len(panel.lines) <= 8 else 1.3
     for line in panel.lines:
-        width = 1.8 if len(panel.lines) <= 8 else 1.3
         if line.low is not None and line.high is not None:
             axes.fill_between(
                 line.x, line.low, line.high, color=colour(line.style), alpha=0.16, linewidth=0,
@@ -302,39 +316,34 @@ def plot(axes: Any, panel: Panel) -> None:
             linewidth=width, label=line.label, gid=f'line-{line.style}',
             marker='o' if line.marker else None, markersize=3,
         )  # fmt: skip
-    axes.set_xlabel(panel.x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=panel.x_label == 'step'))
+    set_scales(axes, panel)
+    if panel.own_legend:
+        legend_above(axes, 3, handlelength=1.6)
+
+
+def set_scales(axes: Any, panel: Panel) -> None:
+    """Ranges, scales and ticks of axes that hold the lines of a panel."""
+    axes.set_xlabel('step')
     start, end = axes.get_xlim()
-    if 0 <= min(line.x[0] for line in panel.lines) and start < end / 5:
+    if 0 <= min(line.x[0] for line in panel.lines) and start < end / 2:
         axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x, end)))
+    number_axis(axes.xaxis, integer=True, largest=end)
     bounds = limits(panel)
     if is_log(panel):
         axes.set_yscale('log')
         decades = math.log10(bounds[1] / bounds[0]) if bounds else 1
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ''))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+    number_axis(axes.yaxis)
     if bounds and bounds[0] < bounds[1]:
         axes.set_ylim(*bounds)
-    if panel.own_legend:
-        axes.legend(
-            loc='lower left', bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9,
-            labelcolor=INK, borderaxespad=0.2, handlelength=1.6,
-        )  # fmt: skip
 
 
-def dress(axes) -> None:
-    for side in ('top', 'right', 'left'):
-        axes.spines[side].set_visible(False)
-    axes.spines['bottom'].set_color(MUTED)
-    axes.grid(axis='y', color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=9, length=0, pad=5)
-    axes.tick_params(which='minor', length=0)
-    axes.xaxis.label.set_color(MUTED)
-    axes.patch.set_alpha(0)
-    axes.margins(x=0.01)
+def number_axis(axis: Any, *, integer: bool = False, largest: float | None = None) -> None:
+    """Numbers at the ticks as `short` writes them; `integer`: ticks at whole numbers only."""
+    if integer:
+        axis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value, largest)))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ''))
 
 
 def short(value: float, largest: float | None = None) -> str:
@@ -350,97 +359,93 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f'{text[: length // 2 - 1]}…{text[-length // 2 :]}'
 
 
-def time_figure(shares: Sequence[tuple[str, dict[str, float]]]) -> Any:
-    """Horizontal bars of where each run's wall time went: [(run, {activity: seconds})]."""
-
-    totals: dict[str, float] = {}
-    for _, seconds in shares:
-        for name, value in seconds.items():
-            totals[name] = totals.get(name, 0.0) + value / max(sum(seconds.values()), 1e-9)
-    order = sorted(totals, key=lambda name: -totals[name])
-    if len(order) > len(COLOURS):  # a colour each; what is left is small
-        order = order[: len(COLOURS) - 1]
-        shares = [
-            (run, {name: seconds.get(name, 0.0) for name in order}
-             | {'rest': sum(v for name, v in seconds.items() if name not in order)})
-            for run, seconds in shares
-        ]  # fmt: skip
-        order.append('rest')
-    names = [shorten(name, 44) for name, _ in shares]
-    left, height = 0.2 + 0.085 * max(map(len, names)), 0.34 * len(shares)
-    figure = new_figure(left + 8.2, height + 1.0)
-    axes = figure.add_axes(
-        (left / (left + 8.2), 0.6 / (height + 1.0), 8.0 / (left + 8.2), height / (height + 1.0))
-    )
-    dress(axes)
-    axes.grid(visible=False)
-    for row, (_, seconds) in enumerate(shares):
-        start, total = 0.0, max(sum(seconds.values()), 1e-9)
-        for index, name in enumerate(order):
-            share = 100 * seconds.get(name, 0.0) / total
-            look: dict[str, Any] = {'color': colour(index), 'edgecolor': 'none'}
-            axes.barh(row, share, left=start, height=0.62, label=name if row == 0 else None, **look)
-            if share >= 6:
-                axes.text(
-                    start + share / 2, row, f'{share:.0f} %', ha='center', va='center',
-                    fontsize=8, color=ON_COLOUR if index % len(COLOURS) in (0, 1, 2, 6) else INK_ON,
-                )  # fmt: skip
-            start += share
-    axes.set_yticks(range(len(shares)), names)
-    axes.tick_params(axis='y', labelcolor=INK)
-    axes.set_ylim(len(shares) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel('% of the wall time')
-    axes.spines['bottom'].set_visible(False)
-    axes.legend(
-        loc='lower left', bbox_to_anchor=(0, 1.0), ncols=8, frameon=False, fontsize=9,
-        labelcolor=INK, borderaxespad=0.2, handlelength=1, columnspacing=1.4,
-    )  # fmt: skip
+def bars(rows: Sequence[tuple[str, float]]) -> Figure:
+    """Horizontal bars of [(name, share between 0 and 1)]."""
+    figure, axes = _bar_figure([name for name, _ in rows], 5.6, 'share of the variance')
+    drawn = axes.barh(range(len(rows)), [share for _, share in rows], 0.6, color=COLOURS[0])
+    texts = [f'{100 * share:.0f} %' for _, share in rows]
+    axes.bar_label(drawn, texts, fontsize=9, color=INK, padding=4)
+    axes.set_xlim(0, 1.15)
     return figure
+
+
+def time_figure(shares: Sequence[tuple[str, dict[str, float]]]) -> Figure:
+    """Horizontal bars of where each run's wall time went: [(run, {activity: seconds})]."""
+    activities = list(dict.fromkeys(name for _, seconds in shares for name in seconds))
+    table = np.array([[seconds.get(name, 0.0) for name in activities] for _, seconds in shares])
+    table /= table.sum(1, keepdims=True)
+    order = np.argsort(-table.sum(0), kind='stable')
+    names, table = [activities[index] for index in order], table[:, order]
+    if len(names) > len(COLOURS):  # a colour each; what is left is small
+        most = len(COLOURS) - 1
+        names[most:] = ['rest']
+        table = np.column_stack([table[:, :most], table[:, most:].sum(1)])
+    figure, axes = _bar_figure([run for run, _ in shares], 8.2, 'share of the wall time')
+    starts = table.cumsum(1) - table
+    for index, name in enumerate(names):
+        part = table[:, index]
+        drawn = axes.barh(
+            range(len(part)), part, 0.62, left=starts[:, index], color=colour(index), label=name
+        )
+        axes.bar_label(
+            drawn, [f'{100 * share:.0f} %' if share >= 0.06 else '' for share in part],
+            label_type='center', fontsize=8,
+            color=ON_COLOUR if index in (0, 1, 2, 6) else INK_ON,
+        )  # fmt: skip
+    axes.set_xlim(0, 1)
+    legend_above(axes, 8, handlelength=1, columnspacing=1.4)
+    return figure
+
+
+def _bar_figure(names: Sequence[str], width: float, label: str) -> tuple[Figure, Any]:
+    names = [shorten(name, 44) for name in names]
+    left = 0.2 + 0.085 * max(map(len, names))
+    figure = Figure((left + width, 0.34 * len(names) + 0.7))
+    axes = place(figure, left=left, bottom=0.35, right=0.1, top=0.35)
+    axes.grid(visible=False)
+    axes.spines['bottom'].set_visible(False)
+    axes.set_xticks([])
+    axes.set_xlabel(label)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis='y', labelcolor=INK)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    return figure, axes
 
 
 # ---- saving -------------------------------------------------------------------------------------
 
 
-def save_png(figure: Any, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=160, facecolor='white')
 
 
-def to_svg(figure: Any, prefix: str) -> str:
+def to_svg(figure: Figure, prefix: str) -> str:
     """The figure as an <svg> element with real text whose colours are the page's variables.
 
     `prefix` makes the ids unique on a page.
     """
-    import matplotlib
-
     buffer = io.StringIO()
     with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': prefix}):
         figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
     text = buffer.getvalue()
     text = text[text.index('<svg') :]
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
-    text = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', text, flags=re.S)
     text = re.sub(
-        r'\swidth="[^"]*"\sheight="[^"]*"|\sheight="[^"]*"\sviewBox', _sizeless, text, count=1
+        r'<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>', '', text, flags=re.S
     )
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"|\sversion="1.1"', '', text)
+    box = re.search(r'viewBox="[^"]*"', text)
+    text = re.sub(r'^<svg[^>]*>', f'<svg {box[0] if box else ""}>', text)
     text = text.replace('xlink:href="#', 'href="#')
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'url\(#', f'url(#{prefix}-', text)
-    text = text.replace('href="#', f'href="#{prefix}-')
+    text = re.sub(r'(url\(|href=")#', rf'\1#{prefix}-', text)
     text = re.sub(r'font-family: [^;"]*', 'font-family: var(--font)', text)
-    for value, name in ((INK, 'ink'), (MUTED, 'muted'), (GRID, 'grid'), (ON_COLOUR, 'on')):
+    names = {INK: 'ink', MUTED: 'muted', GRID: 'grid', ON_COLOUR: 'on'}
+    names |= {value: f'c{index}' for index, value in enumerate(COLOURS)}
+    for value, name in names.items():
         text = text.replace(value, f'var(--{name})')
-    for index, value in enumerate(COLOURS):
-        text = text.replace(value, f'var(--c{index})')
     return text.strip()
 
 
-def _sizeless(match: re.Match) -> str:
-    return ' viewBox' if match[0].endswith('viewBox') else ''
-
-
-def readings(panel: Panel, figure: Any) -> dict[str, Any]:
+def readings(panel: Panel, figure: Figure) -> dict[str, Any]:
     """What a page needs to show values under the pointer: the plot's place, its axes, the points."""
     axes = figure.axes[0]
     box = axes.get_position()

@@ -1,99 +1,141 @@
 """The part of a report that is about a sweep: its trials, its curves, what mattered, the best point."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from jaxdl.errors import UserError
 from jaxdl.record.terminal import duration, number
-from jaxdl.report import page as html
-from jaxdl.report import sweep_plots as plots
-from jaxdl.report.data import Run
-from jaxdl.report.plots import to_svg
-from jaxdl.report.sweep_plots import Data, axis_value
-from jaxdl.sweeps.spec import short, shown, text
+from jaxdl.report import page, plots
+from jaxdl.report import sweep_plots as draw
+from jaxdl.report.data import Run, is_share, mismatch, read_object, shown
+from jaxdl.report.page import Cell, parts
+from jaxdl.report.sweep_plots import Axis, Data
+from jaxdl.sweeps import spec
 
 FEWEST = 6  # points from which importance is estimated
 MOST_AXES = 8  # hyper-parameters that are drawn
 MOST_CURVES = 300
 
+_NUMBER, _COUNT = (float, None), (int, None)
+# The kinds of what is used of results.json.
+_POINT = {
+    'varied': {}, 'trials': [str], 'values': [float], 'mean': _NUMBER, 'deviation': _NUMBER,
+}  # fmt: skip
+_RESULTS = {
+    'metric': str, 'mode': str, 'wall': float, 'joules': _NUMBER,
+    'best': ({'varied': {}, 'trials': [str], 'mean': float, 'deviation': _NUMBER, 'command': str}, None),
+    'points': [_POINT],
+    'trials': [{
+        'id': str, 'workdir': str, 'varied': {}, 'seed': _COUNT, 'status': str, 'reason': str,
+        'value': _NUMBER, 'value_step': _COUNT, 'step': _COUNT, 'steps': int, 'attempts': int,
+        'seconds': _NUMBER, 'joules': _NUMBER,
+    }],
+}  # fmt: skip
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results.json of the sweep in `folder`; None of another folder or before the first trial.
+
+    Raises:
+        UserError: it cannot be read or is damaged.
+    """
+    path = folder / 'results.json'
+    if not path.exists():
+        return None
+    results = read_object(path)
+    if wrong := mismatch(results, _RESULTS):
+        raise UserError(f'{path}: {wrong.removeprefix("it.")} is not what a sweep writes')
+    return results if results['trials'] else None
+
 
 def arrange(folder: Path, results: dict[str, Any], runs: Sequence[Run]) -> Data:
     """What is drawn of a sweep's results.json and the runs under it."""
     by_folder = {item.folder.resolve(): item for item in runs}
-    trials = results['trials']
+    trials, metric = results['trials'], results['metric']
     curves = {}
     for trial in trials:
         found = by_folder.get((folder / trial['workdir']).resolve())
         if found is not None:
             curves[trial['id']] = found
     fields = list(dict.fromkeys(field for trial in trials for field in trial['varied']))
-    names = [short(field) for field in fields]
-    axes = []
-    for field, name in zip(fields, names, strict=True):
-        values = [axis_value(field, trial) for trial in trials]
-        if len(set(values)) > 1:
-            axes.append(plots.axis(field, field if names.count(name) > 1 else name, values))
-    sign = 1 if results['mode'] == 'max' else -1
-    return Data(results['metric'], sign, axes, trials, results['points'], curves)
+    names = [spec.short(field) for field in fields]
+    axes = [
+        Axis(field, field if names.count(name) > 1 else name, [*trials, *results['points']])
+        for field, name in zip(fields, names, strict=True)
+    ]
+    scale = 100 if is_share(metric) else 1
+    done = [
+        {**p, 'mean': scale * p['mean'], 'deviation': scale * (p['deviation'] or 0.0)}
+        for p in results['points']
+        if p['mean'] is not None
+    ]
+    return Data(
+        metric, metric + (' (%)' if scale > 1 else ''), 1 if results['mode'] == 'max' else -1,
+        scale, [axis for axis in axes if len(axis.values) > 1], trials, results['points'], done,
+        curves,
+    )  # fmt: skip
 
 
 def sections(
-    folder: Path, results: dict[str, Any], runs: Sequence[Run]
-) -> tuple[list[html.Section], dict[str, Any]]:
+    folder: Path, results: dict[str, Any], runs: Sequence[Run], prefix: str
+) -> tuple[page.Sections, dict[str, Any]]:
     """(the sections of the page, {name of a PNG file: figure}) of the sweep in `folder`.
 
     Args:
         folder: the sweep's.
         results: its results.json.
         runs: the runs of the report; those of the sweep are found among them.
+        prefix: begins the ids on the page.
     """
     data = arrange(folder, results, runs)
-    found = [html.Section('Sweep', _cards(results) + _best(results) + _points(data))]
-    found.append(html.Section('Trials', _trials(data)))
+    found: page.Sections = [
+        ('Sweep', page.joined(_cards(results), _best(results), _points(data))),
+        ('Trials', _trials(data)),
+    ]
     figures: dict[str, Any] = {}
-    drawn = data.axes[:MOST_AXES]
+    axes = data.axes[:MOST_AXES]
 
     def add(title: str, note: str, made: dict[str, Any]) -> None:
-        if not made:
-            return
-        figures.update({f'sweep_{name}': figure for name, figure in made.items()})
-        prefix = folder.resolve().name  # ids must differ from those of another sweep's plots
-        body = f'<p class="note">{html.escape(note)}</p>' + ''.join(
-            f'<figure class="sweep{" wide" * (name == "parallel")}">{to_svg(figure, f"{prefix}-{name}")}</figure>'
-            for name, figure in made.items()
-        )
-        found.append(html.Section(title, f'<div class="sweeps">{body}</div>'))
+        if made:
+            figures.update({f'sweep_{name}': figure for name, figure in made.items()})
+            drawn = [(name, page.svg(figure, f'{prefix}-{name}')) for name, figure in made.items()]
+            found.append((title, parts.sweep_plots(note, drawn)))
 
-    curves = [t for t in data.trials if t['id'] in data.curves][:MOST_CURVES]
+    def each(make: Callable[[Axis], Any], name: str) -> dict[str, Any]:
+        return {f'{name}_{axis.safe}': make(axis) for axis in axes}
+
+    curves = [trial for trial in data.trials if trial['id'] in data.curves][:MOST_CURVES]
     add(
         'Learning curves',
-        f'{data.metric} of every trial, coloured by each hyper-parameter in turn.',
-        {f'curves_{axis.safe}': plots.curves(data, curves, axis) for axis in drawn},
+        f'{data.label} of every trial, coloured by each hyper-parameter in turn.',
+        each(lambda axis: draw.curves(data, curves, axis), 'curves'),
     )
-    done = [p for p in data.points if p['mean'] is not None]
-    if drawn and len(done) > 1:
+    if axes and len(data.done) > 1:
         add(
             'Parallel coordinates',
-            f'A line is a point of the sweep, coloured by {data.metric} (mean over seeds).',
-            {'parallel': plots.parallel(data, done, drawn)},
+            f'A line is a point of the sweep, coloured by {data.label} (mean over seeds).',
+            {'parallel': draw.parallel(data, axes)},
         )
         add(
             'Each hyper-parameter',
-            'Dots: points with one standard deviation over their seeds. Line: the best point at each value.',
-            {f'against_{axis.safe}': plots.against(data, done, axis) for axis in drawn},
+            'Dots: points with one standard deviation over their seeds. '
+            'Line: the best point at each value.',
+            each(lambda axis: draw.against(data, axis), 'against'),
         )
     shares = importance(data)
     if shares:
         add(
             'Importance',
             f'Share of the variance of {data.metric} that a hyper-parameter explains (fANOVA over '
-            f'{len(done)} points). It says nothing about values that were not tried.',
+            f'{len(data.done)} points). It says nothing about values that were not tried.',
             {'importance': plots.bars(shares)},
         )
-    elif drawn:
-        note = f'Importance is estimated from {FEWEST} points on; {len(done)} have a value.'
-        found.append(html.Section('Importance', f'<p class="note">{note}</p>'))
+    elif axes:
+        note = f'Importance is estimated from {FEWEST} points on; {len(data.done)} have a value.'
+        found.append(('Importance', parts.note(note)))
     return found, figures
 
 
@@ -102,12 +144,9 @@ def importance(data: Data) -> list[tuple[str, float]]:
 
     By Optuna's functional ANOVA over a random forest (Hutter et al., 2014).
     """
-    done = [p for p in data.points if p['mean'] is not None]
-    if len(done) < FEWEST or not data.axes:
-        return []
-    values = {axis.field: [data.value(p, axis) for p in done] for axis in data.axes}
+    values = {axis.field: [axis.value(point) for point in data.done] for axis in data.axes}
     axes = [axis for axis in data.axes if len(set(values[axis.field])) > 1]
-    if len({p['mean'] for p in done}) < 2 or not axes:
+    if len(data.done) < FEWEST or len({p['mean'] for p in data.done}) < 2 or not axes:
         return []
     if len(axes) == 1:
         return [(axes[0].name, 1.0)]
@@ -121,13 +160,11 @@ def importance(data: Data) -> list[tuple[str, float]]:
             kind = optuna.distributions.FloatDistribution
             kinds[axis.field] = kind(float(min(tried)), float(max(tried)), log=axis.log)
         else:
-            choices = tuple(dict.fromkeys(map(str, tried)))
-            kinds[axis.field] = optuna.distributions.CategoricalDistribution(choices)
+            kind = optuna.distributions.CategoricalDistribution
+            kinds[axis.field] = kind(tuple(dict.fromkeys(tried)))
     study = optuna.create_study()
-    for index, point in enumerate(done):
-        params = {
-            axis.field: (float if axis.numeric else str)(values[axis.field][index]) for axis in axes
-        }
+    for index, point in enumerate(data.done):
+        params = {axis.field: values[axis.field][index] for axis in axes}
         study.add_trial(
             optuna.trial.create_trial(params=params, distributions=kinds, value=point['mean'])
         )
@@ -140,92 +177,85 @@ def importance(data: Data) -> list[tuple[str, float]]:
 # ---- tables -------------------------------------------------------------------------------------
 
 
-def _cards(results: dict[str, Any]) -> str:
-    counts, best = results['counts'], results['best']
-    total = sum(counts.values())
-    others = ', '.join(f'{n} {k.replace("_", " ")}' for k, n in counts.items() if k != 'finished')
-    values = [('finished', f'{counts.get("finished", 0)} / {total}', others or 'all trials')]
+def _cards(results: dict[str, Any]) -> Markup:
+    statuses = [trial['status'] for trial in results['trials']]
+    finished = statuses.count('finished')
+    others = ', '.join(
+        f'{statuses.count(name)} {name.replace("_", " ")}'
+        for name in dict.fromkeys(statuses)
+        if name != 'finished'
+    )
+    values = [('finished', f'{finished} / {len(statuses)}', others or 'all trials')]
+    best, metric = results['best'], results['metric']
     if best:
-        seeds = len(best['trials'])
-        remark = f'± {number(best["deviation"])} over {seeds} seeds' if best['deviation'] else ''
-        values.append((f'best {results["metric"]}', number(best['mean']), remark))
+        spread = f'± {shown(metric, best["deviation"])} over {len(best["trials"])} seeds'
+        remark = spread if best['deviation'] else ''
+        values.append((f'best {metric}', shown(metric, best['mean']), remark))
     values.append(('time', duration(results['wall']), 'of all processes together'))
     if results['joules'] is not None:
         values.append(('energy', f'{number(results["joules"] / 1000)} kJ', 'where measured'))
-    return html.cards(values)
+    return parts.cards(values)
 
 
-def _best(results: dict[str, Any]) -> str:
+def _best(results: dict[str, Any]) -> Markup:
     best = results['best']
     if not best:
-        return '<p class="note">No trial has finished yet.</p>'
-    label = (
-        ', '.join(f'{k} = {shown(k, v)}' for k, v in best['varied'].items()) or 'the base config'
-    )
-    return (
-        f'<h3>Best: {html.escape(label)} (trials {html.escape(", ".join(best["trials"]))})</h3>'
-        + html.command(best['command'])
-    )
+        return parts.note('No trial has finished yet.')
+    values = ', '.join(f'{k} = {spec.shown(k, v)}' for k, v in best['varied'].items())
+    label = f'Best: {values or "the base config"} (trials {", ".join(best["trials"])})'
+    return page.joined(parts.heading(label), parts.command(best['command']))
 
 
-def _points(data: Data) -> str:
+def _points(data: Data) -> Markup:
     """The points, the best first, with the spread over seeds; only where there are several seeds."""
-    if all(len(p['trials']) == 1 for p in data.points):
-        return ''
+    if all(len(point['trials']) == 1 for point in data.points):
+        return Markup('')
     head = ['rank', *(axis.name for axis in data.axes), data.metric, '± over seeds', 'seeds']
-    rows = []
-    for rank, point in enumerate(data.points, 1):
-        mean, deviation = point['mean'], point['deviation']
-        row: list[Any] = [html.Cell(str(rank), rank)]
-        row += [_parameter(data.value(point, axis)) for axis in data.axes]
-        row.append(html.Cell(number(mean) if mean is not None else '–', mean))
-        row.append(html.Cell(number(deviation) if deviation is not None else '–', deviation))
-        row.append(
-            html.Cell(f'{len(point["values"])} / {len(point["trials"])}', len(point['values']))
-        )
-        rows.append(row)
-    return '<h3>Points, the best first</h3>' + html.table(head, rows)
+    rows = [
+        [
+            rank,
+            *(_parameter(axis, point) for axis in data.axes),
+            _metric(data, point['mean']),
+            _metric(data, point['deviation']),
+            Cell(f'{len(point["values"])} / {len(point["trials"])}', len(point['values'])),
+        ]
+        for rank, point in enumerate(data.points, 1)
+    ]
+    return page.joined(parts.heading('Points, the best first'), page.table(head, rows))
 
 
-def _trials(data: Data) -> str:
+def _trials(data: Data) -> Markup:
     seeds = any(trial['seed'] is not None for trial in data.trials)
     energy = any(trial['joules'] is not None for trial in data.trials)
     head = ['trial', *(axis.name for axis in data.axes), *(['seed'] if seeds else [])]
     head += ['status', data.metric, 'at step', 'steps', 'seconds', *(['joules'] if energy else [])]
     head.append('attempts')
-    values = [t['value'] for t in data.trials if t['value'] is not None]
-    top = max(values, key=lambda v: data.sign * v) if values else math.nan
+    values = [trial['value'] for trial in data.trials if trial['value'] is not None]
+    top = max(values, key=lambda value: data.sign * value, default=None)
     rows = []
     for trial in data.trials:
-        row: list[Any] = [html.Cell(trial['id'], trial['id'])]
-        row += [_parameter(data.value(trial, axis)) for axis in data.axes]
-        if seeds:
-            row.append(trial['seed'])
-        status = html.escape(trial['status'])
-        row.append(
-            html.Cell(
-                f'<span class="status {status}">{status.replace("_", " ")}</span>',
-                trial['status'],
-                markup=True,
-                title=trial['reason'],
-            )
-        )
-        value = trial['value']
-        shown = number(value) if value is not None else '–'
-        if value == top:
-            shown = f'<span class="good">{shown}</span>'
-        row.append(html.Cell(shown, value, markup=True))
-        row.append(trial['value_step'])
-        row.append(html.Cell(f'{trial["step"] or 0:,} / {trial["steps"]:,}', trial['step'] or 0))
-        for name in ('seconds', *(['joules'] if energy else [])):
-            amount = trial[name]
-            row.append(html.Cell(f'{amount:,.1f}' if amount is not None else '–', amount))
-        row.append(trial['attempts'])
-        rows.append(row)
-    return html.table(head, rows, trials=[trial['id'] for trial in data.trials])
+        status, value, step = trial['status'], trial['value'], trial['step'] or 0
+        rows.append([
+            trial['id'],
+            *(_parameter(axis, trial) for axis in data.axes),
+            *([trial['seed']] if seeds else []),
+            Cell(status.replace('_', ' '), status, title=trial['reason'], look=f'status {status}'),
+            _metric(data, value, look='good' if value is not None and value == top else ''),
+            trial['value_step'],
+            Cell(f'{step:,} / {trial["steps"]:,}', step),
+            *(
+                Cell('–' if trial[name] is None else f'{trial[name]:,.1f}', trial[name])
+                for name in ('seconds', *(['joules'] if energy else []))
+            ),
+            trial['attempts'],
+        ])  # fmt: skip
+    return page.table(head, rows, tie='trial', ties=[trial['id'] for trial in data.trials])
 
 
-def _parameter(value: Any) -> Any:
-    if isinstance(value, str):
-        return html.Cell(value, value)
-    return html.Cell(text(value), value)
+def _metric(data: Data, value: float | None, look: str = '') -> Cell:
+    return Cell(shown(data.metric, value) or '–', value, look=look)
+
+
+def _parameter(axis: Axis, item: dict[str, Any]) -> Cell:
+    value = axis.value(item)
+    return Cell(spec.text(value), value)

@@ -3,229 +3,194 @@
 What belongs to a trial carries the id 'trial-ID' in the SVG, so that the page can bring it out.
 """
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdl.report.data import Run
-from jaxdl.report.plots import (
-    COLOURS,
-    GRID,
-    INK,
-    MUTED,
-    ON_COLOUR,
-    Line,
-    Panel,
-    dress,
-    limits,
-    new_figure,
-    short,
-    shorten,
-)
-from jaxdl.sweeps.spec import shown
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, to_hex
+from matplotlib.figure import Figure
+
+from jaxdl.report import plots
+from jaxdl.report.data import Run, mismatch
+from jaxdl.report.plots import COLOURS, INK, MUTED, ON_COLOUR, Line, Panel, short, shorten
+from jaxdl.sweeps import spec
 
 # From low to high, of a lightness that shows on white and on black.
-_RAMP = ('#3f6fd1', '#1f9aa8', '#4aa564', '#d9a21b', '#d5502b')
-_WIDTH, _HEIGHT = 6.6, 3.7
-_LEGEND = 8  # values that are named one by one; more are shown by a scale
-
+_RAMP = LinearSegmentedColormap.from_list(
+    'ramp', ('#3f6fd1', '#1f9aa8', '#4aa564', '#d9a21b', '#d5502b')
+)
+_WIDTH, _HEIGHT = 5.6, 3.7
+_NAMED = 8  # values that are named one by one; more are shown by a scale
+_MARKS = np.linspace(0, 1, 5)
 
 UNSET = '(base)'  # what a point without this field has: the config's own value
 
 
-@dataclass
 class Axis:
     """One hyper-parameter.
 
-    Attributes:
+    Args:
         field: its path in the config.
         name: what is written at the axis.
+        items: the trials or points.
+
+    Attributes:
         values: the different values, in order.
         numeric: all of them are numbers.
+        whole: all of them are whole numbers.
         log: they are drawn on a logarithmic scale.
-        safe: the name as part of a file name.
+        safe: the path as part of a file name.
     """
 
-    field: str
-    name: str
-    values: list[Any]
-    numeric: bool
-    log: bool
-    safe: str
+    def __init__(self, field: str, name: str, items: Sequence[dict[str, Any]]):
+        self.field, self.name, self.safe = field, name, plots.file_name(field)
+        given = [item['varied'].get(field, UNSET) for item in items]
+        self.numeric = not any(mismatch(value, float) for value in given)
+        texts = [spec.shown(field, value) for value in given]
+        self.values: list[Any] = sorted(set(given)) if self.numeric else list(dict.fromkeys(texts))
+        self.whole = all(type(value) is int for value in given)
+        ends = self.values if self.numeric else range(len(self.values))
+        low, high = float(ends[0]), float(ends[-1])
+        self.log = low > 0 and high / low >= 8
+        self._norm = (LogNorm if self.log else Normalize)(low, high)
+
+    def value(self, item: dict[str, Any]) -> Any:
+        """The value in a trial or a point: a number if all are, else text."""
+        value = item['varied'].get(self.field, UNSET)
+        return value if self.numeric else spec.shown(self.field, value)
 
     def place(self, value: Any) -> float:
         """Where a value lies between 0 and 1."""
-        if not self.numeric:
-            return self.values.index(value) / max(1, len(self.values) - 1)
-        low, high = float(self.values[0]), float(self.values[-1])
-        if self.log:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
+        return float(self._norm(float(value if self.numeric else self.values.index(value))))
+
+    def marks(self) -> list[Any]:
+        """Values to write at an axis: all of them, or five over the range."""
+        if self.named:
+            return self.values
+        low, high = self.values[0], self.values[-1]
+        marks = [float(f'{mark:.3g}') for mark in self._norm.inverse(_MARKS)]
+        return [min(max(round(m) if self.whole else m, low), high) for m in marks]
+
+    @property
+    def named(self) -> bool:
+        """Whether its values are named one by one; else a scale shows them."""
+        return not self.numeric or len(self.values) <= _NAMED
+
+    def labels(self) -> list[str]:
+        return [shorten(str(value), 24) for value in self.values]
+
+    def colour(self, value: Any) -> str:
+        if self.numeric:
+            return to_hex(_RAMP(self.place(value)))
+        return COLOURS[self.values.index(value) % len(COLOURS)]
 
 
 @dataclass
 class Data:
-    """A sweep's results.json, arranged for drawing.
+    """A sweep's results.json, arranged for drawing; a metric in percent is a percentage here.
 
     Attributes:
         metric: the metric's name.
+        label: the same with its unit.
         sign: 1 if more is better, else -1.
+        scale: 100 for a metric in percent, else 1.
         axes: the hyper-parameters with more than one value.
         trials: results.json's trials.
         points: results.json's points.
+        done: those that have a mean, with the unit of `label`.
         curves: {trial id: its Run}.
     """
 
     metric: str
+    label: str
     sign: int
+    scale: int
     axes: list[Axis]
     trials: list[dict[str, Any]]
     points: list[dict[str, Any]]
+    done: list[dict[str, Any]]
     curves: dict[str, Run]
 
-    def value(self, item: dict[str, Any], axis: Axis) -> Any:
-        """The value of a hyper-parameter in a trial or a point."""
-        value = axis_value(axis.field, item)
-        return value if axis.numeric else str(value)
 
-
-def axis_value(field: str, item: dict[str, Any]) -> Any:
-    """The value of a field in a trial or a point: numbers stay, everything else is text."""
-    value = item['varied'].get(field, UNSET)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    return shown(field, value)
-
-
-def axis(path: str, name: str, values: Sequence[Any]) -> Axis:
-    """The axis of these values of a hyper-parameter."""
-    numeric = all(not isinstance(value, str) for value in values)
-    different: list[Any] = sorted(set(values)) if numeric else list(dict.fromkeys(map(str, values)))
-    log = numeric and different[0] > 0 and different[-1] / different[0] >= 8
-    return Axis(path, name, different, numeric, log, re.sub(r'[^\w.-]+', '_', path))
-
-
-def ramp(share: float) -> str:
-    """A colour of the scale, for 0 … 1."""
-    from matplotlib.colors import LinearSegmentedColormap, to_hex
-
-    return to_hex(LinearSegmentedColormap.from_list('ramp', _RAMP)(min(1.0, max(0.0, share))))
-
-
-def _colour(axis: Axis, value: Any) -> str:
-    if axis.numeric:
-        return ramp(axis.place(value))
-    return COLOURS[axis.values.index(value) % len(COLOURS)]
-
-
-def _axes(figure: Any, left: float, bottom: float, right: float, top: float) -> Any:
-    width, height = figure.get_size_inches()
-    size = ((width - left - right) / width, (height - bottom - top) / height)
-    return figure.add_axes((left / width, bottom / height, *size))
-
-
-def _number_axis(axes: Any, which: str) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    getattr(axes, f'{which}axis').set_major_formatter(FuncFormatter(lambda v, _: short(v)))
-    getattr(axes, f'{which}axis').set_minor_formatter(FuncFormatter(lambda *_: ''))
-
-
-def _scale(figure: Any, axes: Any, low: float, high: float, log: bool, label: str) -> None:
-    """A bar beside the plot that says which colour is which value."""
-    box = axes.get_position()
-    bar = figure.add_axes((box.x1 + 0.02, box.y0, 0.018, box.height))
-    steps = 60
-    for index in range(steps):
-        bar.axhspan(index / steps, (index + 1) / steps, color=ramp(index / (steps - 1)), lw=0)
-    bar.set_xticks([])
-    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
-    values = [low * (high / low) ** m if log else low + m * (high - low) for m in marks]
-    bar.set_yticks(marks, [short(float(f'{value:.3g}')) for value in values])
-    bar.yaxis.tick_right()
-    bar.tick_params(colors=MUTED, labelsize=8, length=0)
-    for side in bar.spines.values():
-        side.set_visible(False)
-    bar.set_title(shorten(label, 22), fontsize=9, color=MUTED, loc='left')
-
-
-def curves(data: Data, trials: Sequence[dict[str, Any]], axis: Axis) -> Any:
+def curves(data: Data, trials: Sequence[dict[str, Any]], axis: Axis) -> Figure:
     """The metric over the steps of every trial, coloured by one hyper-parameter."""
-    named = not axis.numeric or len(axis.values) <= _LEGEND
-    figure = new_figure(_WIDTH, _HEIGHT)
-    axes = _axes(figure, 0.62, 0.55, 1.15, 0.35)
-    dress(axes)
+    # As much room in each of these plots, so that their axes are of one size.
+    legends = [[*other.labels(), other.name] for other in data.axes if other.named]
+    extra = max([1.2, *map(plots.legend_width, legends)])
+    figure = Figure((_WIDTH + extra, _HEIGHT))
+    axes = plots.place(figure, left=0.62, bottom=0.55, right=0.13 + extra, top=0.35)
     lines = []
     for trial in trials:
         steps, values = data.curves[trial['id']].series(data.metric)
-        if not len(steps):
-            continue
-        lines.append(Line(trial['id'], steps, values))
-        axes.plot(
-            steps, values, color=_colour(axis, data.value(trial, axis)), linewidth=1.2, alpha=0.85,
-            marker='o' if len(steps) == 1 else None, markersize=3, gid=f'trial-{trial["id"]}',
-        )  # fmt: skip
-    bounds = limits(Panel(data.metric, 'curves', lines, log=False)) if lines else None
-    if bounds and bounds[0] < bounds[1]:
-        axes.set_ylim(*bounds)
-    axes.set_xlabel('step')
-    _number_axis(axes, 'x')
-    _number_axis(axes, 'y')
-    axes.set_title(f'{data.metric} by {axis.name}', loc='left', color=INK, fontsize=11)
-    if named:
-        for value in axis.values:
-            label = shorten(value, 16) if isinstance(value, str) else short(value)
-            axes.plot([], [], color=_colour(axis, value), label=label, linewidth=2.4)
-        legend = axes.legend(
-            loc='upper left', bbox_to_anchor=(1.01, 1.02), frameon=False, fontsize=8.5,
-            labelcolor=INK, title=shorten(axis.name, 20), handlelength=1.2,
-        )  # fmt: skip
-        legend.get_title().set_color(MUTED)
-        legend.get_title().set_fontsize(9)
+        if len(steps):
+            lines.append(Line(trial['id'], steps, data.scale * values))
+            axes.plot(
+                steps, lines[-1].y, color=axis.colour(axis.value(trial)), linewidth=1.2,
+                alpha=0.85, marker='o' if len(steps) == 1 else None, markersize=3,
+                gid=f'trial-{trial["id"]}',
+            )  # fmt: skip
+    if lines:
+        plots.set_scales(axes, Panel(data.label, 'curves', lines))
+    plots.set_title(axes, f'{data.label} by {axis.name}')
+    if axis.named:
+        for value, label in zip(axis.values, axis.labels(), strict=True):
+            axes.plot([], [], color=axis.colour(value), label=label, linewidth=2.4)
+        plots.legend_beside(axes, title=axis.name)
     else:
-        _scale(figure, axes, float(axis.values[0]), float(axis.values[-1]), axis.log, axis.name)
+        _scale_beside(axes, axis)
     return figure
 
 
-def parallel(data: Data, points: Sequence[dict[str, Any]], drawn: Sequence[Axis]) -> Any:
+def _scale_beside(axes: Any, axis: Axis) -> None:
+    """A bar beside the plot that says which colour is which value."""
+    box = axes.get_position()
+    bar = axes.figure.add_axes((box.x1 + 0.02, box.y0, 0.018, box.height))
+    bar.imshow(np.linspace(0, 1, 60)[:, None], cmap=_RAMP, aspect='auto', origin='lower',
+               extent=(0, 1, 0, 1))  # fmt: skip
+    bar.set_xticks([])
+    bar.set_yticks([axis.place(mark) for mark in axis.marks()], map(short, axis.marks()))
+    bar.yaxis.tick_right()
+    bar.tick_params(colors=MUTED, labelsize=8, length=0)
+    bar.set_frame_on(False)
+    bar.set_title(shorten(axis.name, 16), fontsize=9, color=MUTED, loc='left')
+
+
+def parallel(data: Data, drawn: Sequence[Axis]) -> Figure:
     """Parallel coordinates: an upright axis a hyper-parameter, the last one is the metric."""
-    means = [p['mean'] for p in points]
+    means = [point['mean'] for point in data.done]
     low, high = min(means), max(means)
-    figure = new_figure(max(10.0, 2.0 * len(drawn) + 2.4), 4.0)
-    axes = _axes(figure, 0.7, 0.35, 1.0, 0.6)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.set_yticks([])
-    axes.patch.set_alpha(0)
+    figure = Figure((max(10.0, 2.0 * len(drawn) + 2.4), 4.0))
+    axes = plots.place(figure, left=0.7, bottom=0.35, right=1.0, top=0.6)
+    axes.spines['bottom'].set_visible(False)
+    axes.grid(visible=False)
     last = len(drawn)
 
     def share(mean: float) -> float:
         return (mean - low) / (high - low) if high > low else 0.5
 
     # The best are drawn last, on top; the better end of the metric's scale is the warm one.
-    for point in sorted(points, key=lambda p: data.sign * p['mean']):
-        heights = [axis.place(data.value(point, axis)) for axis in drawn]
+    for point in sorted(data.done, key=lambda p: data.sign * p['mean']):
+        heights = [axis.place(axis.value(point)) for axis in drawn]
         good = share(point['mean']) if data.sign > 0 else 1 - share(point['mean'])
         axes.plot(
-            range(last + 1), [*heights, share(point['mean'])], color=ramp(good), alpha=0.8,
-            linewidth=0.8 + 1.6 * good**3, gid=f'trial-{"-".join(point["trials"])}',
+            range(last + 1), [*heights, share(point['mean'])], color=to_hex(_RAMP(good)),
+            alpha=0.8, linewidth=0.8 + 1.6 * good**3, gid=f'trial-{"-".join(point["trials"])}',
         )  # fmt: skip
     behind: dict[str, Any] = dict(facecolor=ON_COLOUR, edgecolor='none', alpha=0.75, pad=1)
     for index, axis in enumerate(drawn):
         axes.axvline(index, color=MUTED, linewidth=1)
-        for value in axis.values if len(axis.values) <= 7 else _marks(axis):
-            label = shorten(value, 18) if isinstance(value, str) else short(value)
+        for value in axis.marks():
             axes.text(
-                index - 0.03, axis.place(value), label, ha='right', va='center', fontsize=8,
-                color=MUTED, zorder=6, bbox=behind,
+                index - 0.03, axis.place(value), _tick(value), ha='right', va='center',
+                fontsize=8, color=MUTED, zorder=6, bbox=behind,
             )  # fmt: skip
     axes.axvline(last, color=INK, linewidth=1.4)
-    for mark in (0.0, 0.25, 0.5, 0.75, 1.0) if high > low else (0.5,):
+    for mark in _MARKS if high > low else (0.5,):
         value = float(f'{low + mark * (high - low):.4g}')
         axes.text(last + 0.02, mark, short(value), ha='left', va='center', fontsize=8, color=INK)
-    axes.set_xticks(range(last + 1), [*(axis.name for axis in drawn), data.metric])
+    axes.set_xticks(range(last + 1), [*(shorten(axis.name, 22) for axis in drawn), data.label])
+    axes.set_yticks([])
     axes.xaxis.tick_top()
     axes.tick_params(axis='x', length=0, labelsize=9.5, labelcolor=INK, pad=10)
     axes.set_xlim(-0.1, last + 0.1)
@@ -233,66 +198,41 @@ def parallel(data: Data, points: Sequence[dict[str, Any]], drawn: Sequence[Axis]
     return figure
 
 
-def _marks(axis: Axis) -> list[float]:
-    low, high = float(axis.values[0]), float(axis.values[-1])
-    shares = [index / 4 for index in range(5)]
-    marks = [low * (high / low) ** s if axis.log else low + s * (high - low) for s in shares]
-    return [min(max(float(f'{mark:.3g}'), low), high) for mark in marks]
-
-
-def against(data: Data, points: Sequence[dict[str, Any]], axis: Axis) -> Any:
+def against(data: Data, axis: Axis) -> Figure:
     """The metric over one hyper-parameter: a dot a point with the spread over its seeds."""
-    figure = new_figure(_WIDTH, _HEIGHT)
-    axes = _axes(figure, 0.7, 0.62, 0.2, 0.35)
-    dress(axes)
+    figure = Figure((_WIDTH + 1, _HEIGHT))
+    axes = plots.place(figure, left=0.7, bottom=0.62, right=0.2, top=0.35)
     best: dict[Any, float] = {}
-    for point in points:
-        value, mean = data.value(point, axis), point['mean']
+    for point in data.done:
+        value, mean = axis.value(point), point['mean']
         place = value if axis.numeric else axis.values.index(value)
         axes.errorbar(
-            [place], [mean], yerr=[point['deviation'] or 0.0], color=MUTED, fmt='o', markersize=4,
+            [place], [mean], yerr=[point['deviation']], color=MUTED, fmt='o', markersize=4,
             elinewidth=1, capsize=2.5 if point['deviation'] else 0, alpha=0.75,
         )[0].set_gid(f'trial-{"-".join(point["trials"])}')  # fmt: skip
-        if place not in best or data.sign * mean > data.sign * best[place]:
+        if place not in best or data.sign * (mean - best[place]) > 0:
             best[place] = mean
-    if axis.numeric and len(best) <= 16:
-        places = sorted(best)
-        axes.plot(places, [best[p] for p in places], color=COLOURS[0], linewidth=1.8, zorder=5)
-    elif not axis.numeric:
+    if not axis.numeric:
         for place, mean in best.items():
             axes.plot([place - 0.2, place + 0.2], [mean, mean], color=COLOURS[0], linewidth=2.2)
+        axes.set_xlim(-0.5, len(axis.values) - 0.5)
+    elif len(best) <= 16:
+        places = sorted(best)
+        axes.plot(places, [best[p] for p in places], color=COLOURS[0], linewidth=1.8, zorder=5)
     if axis.log:
         axes.set_xscale('log')
-    if not axis.numeric:
-        axes.set_xticks(range(len(axis.values)), [shorten(str(v), 18) for v in axis.values])
-        axes.set_xlim(-0.5, len(axis.values) - 0.5)
+    if not axis.named:
+        plots.number_axis(axes.xaxis, integer=axis.whole and not axis.log)
     else:
         axes.margins(x=0.05)
-        if len(axis.values) <= 8:
-            axes.set_xticks(axis.values, [short(v) for v in axis.values])
-            axes.set_xticks([], minor=True)
-        else:
-            _number_axis(axes, 'x')
-    _number_axis(axes, 'y')
-    axes.set_xlabel(axis.field)
-    axes.set_title(f'{data.metric} against {axis.name}', loc='left', color=INK, fontsize=11)
+        places = axis.values if axis.numeric else range(len(axis.values))
+        axes.set_xticks(places, map(_tick, axis.values))
+        axes.set_xticks([], minor=True)
+    plots.number_axis(axes.yaxis)
+    axes.set_xlabel(shorten(axis.field, 60))
+    plots.set_title(axes, f'{data.label} against {axis.name}')
     return figure
 
 
-def bars(shares: Sequence[tuple[str, float]]) -> Any:
-    """Horizontal bars of [(name, share between 0 and 1)]."""
-    left, height = 0.3 + 0.09 * max(len(name) for name, _ in shares), 0.36 * len(shares)
-    figure = new_figure(left + 5.0, height + 0.3)
-    axes = _axes(figure, left, 0.15, 0.6, 0.15)
-    dress(axes)
-    axes.grid(visible=False)
-    for row, (_, share) in enumerate(shares):
-        axes.barh(row, share, height=0.6, color=COLOURS[0], edgecolor='none')
-        axes.text(share + 0.01, row, f'{100 * share:.0f} %', va='center', fontsize=9, color=INK)
-    axes.set_yticks(range(len(shares)), [name for name, _ in shares])
-    axes.tick_params(axis='y', labelcolor=INK)
-    axes.set_ylim(len(shares) - 0.5, -0.5)
-    axes.set_xlim(0, 1.05)
-    axes.set_xticks([])
-    axes.spines['bottom'].set_color(GRID)
-    return figure
+def _tick(value: Any) -> str:
+    return shorten(value, 18) if isinstance(value, str) else short(value)

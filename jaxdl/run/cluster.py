@@ -7,6 +7,7 @@ Slurm and Open MPI say it in the environment; otherwise the flags --coordinator,
 
 import dataclasses
 import hashlib
+import ipaddress
 import os
 import re
 import socket
@@ -14,9 +15,9 @@ import sys
 import time
 from collections.abc import Mapping
 
-from absl import flags
-
+from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError
+from jaxdl.run import signals
 
 # Ports that systems hand out last; one is derived from the job, so that jobs do not meet.
 FIRST_PORT, PORTS = 61440, 4096
@@ -59,22 +60,11 @@ class Processes:
             )
 
 
-def define_flags() -> None:
+def define_flags(line: CommandLine) -> None:
     """Defines the flags of a command that can run on several processes."""
-    flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, where all processes meet')
-    flags.DEFINE_integer('processes', None, 'processes of this run; 1: whatever Slurm or MPI say')
-    flags.DEFINE_integer('process', None, 'which of them this is, from 0')
-
-
-def of_flags(environment: Mapping[str, str]) -> Processes | None:
-    """`find` with the flags that were given."""
-    given = flags.FLAGS
-    return find(
-        environment,
-        coordinator=given.coordinator,
-        processes=given.processes,
-        process=given.process,
-    )
+    line.string('coordinator', 'HOST:PORT', 'of process 0, where all processes meet')
+    line.integer('processes', 'processes of this run; 1: whatever Slurm or MPI say', least=1)
+    line.integer('process', 'which of them this is, from 0')
 
 
 def find(
@@ -226,6 +216,7 @@ def join(found: Processes | None, *, timeout: float = 300) -> None:
             process_id=found.index,
             local_device_ids=own_gpus(found, visible_gpus(os.environ)),
             cluster_detection_method='deactivate',
+            coordinator_bind_address=bind_address(found) if found.index == 0 else None,
             initialization_timeout=max(1, int(deadline - time.monotonic())),
         )
     except RuntimeError as error:
@@ -235,9 +226,44 @@ def join(found: Processes | None, *, timeout: float = 300) -> None:
             f'others at {found.coordinator} within {timeout:.0f} s: {first}\n'
             'Start all of them, with the same --coordinator, or give a port that is free'
         ) from None
+    signals.listen_again()
     if found.index > 0:
         sys.stdout.flush()
         sys.stdout = open(os.devnull, 'w')
+
+
+def bind_address(found: Processes) -> str:
+    """Where process 0 listens: on the coordinator's own address alone, where this host has it.
+
+    jax would listen on all addresses. That is left where the name means another address to the
+    other hosts than to this one, as in containers, or with a hosts file that has it at 127.0.1.1.
+    """
+    name, _, port = found.coordinator.rpartition(':')
+    name = name.strip('[]')
+    try:
+        family, *_, address = socket.getaddrinfo(name, int(port), type=socket.SOCK_STREAM)[0]
+        ip = ipaddress.ip_address(address[0])
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address[0], 0))
+        problem = ''
+        if ip.is_loopback and found.local_count != found.count and not _is_loopback(name):
+            problem = f'here it is {ip}'
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        print(
+            f'WARNING: --coordinator={found.coordinator}: {problem}; listening on all addresses',
+            file=sys.stderr,
+        )
+        return f'[::]:{port}'
+    return f'[{ip}]:{port}' if ip.version == 6 else f'{ip}:{port}'
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == 'localhost'
 
 
 def _await_port(found: Processes, deadline: float) -> None:

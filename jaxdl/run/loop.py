@@ -26,6 +26,7 @@ from jaxdl.core.evaluation import Evaluator, check_best
 from jaxdl.core.feed import Feed
 from jaxdl.core.pipeline import CallIds
 from jaxdl.core.program import Program
+from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.record import metrics_file as logs
@@ -97,7 +98,9 @@ def _train(
         config_lib.check(config)
     peers, places = Peers(), [Workdir(workdir) for workdir in workdirs]
     try:
-        with StopRequest() as stop:
+        # Several processes stop together: then a signal is never for one alone.
+        leave = None if jax.process_count() > 1 else lambda reason: None
+        with StopRequest(leave) as stop:
             for config, place in zip(configs, places, strict=True):
                 if place.path.exists():
                     place.check_config(config)
@@ -143,14 +146,15 @@ class Loop:
                 self.mesh = mesh_lib.make_mesh(config.mesh)
             mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, self.mesh)
             with clock('data_setup'):
+                source, sources = config.data.train_source(), config.data.eval_sources()
+                config.data.check_with(config.model, config.task)
                 self.feed = Feed(
-                    config.data.train_source(),
+                    source,
                     config.batch_size,
                     self.mesh,
                     placement=config.placement,
+                    ranges=bounds_of(config),
                 )
-                sources = config.data.eval_sources()
-            config.data.check_with(config.model, config.task)
             self.program = Program(config, self.mesh, self.feed.example, lanes=lanes)
             self.evaluator = Evaluator(self.program, sources)
             for one in configs:
@@ -255,6 +259,8 @@ class Loop:
             lane.account.set_share(1 / len(self.lanes))
             self._begin(lane)
             lane.record.open(lane.step)
+        if self.stop.leave is not None:
+            self.stop.leave = lambda reason: self._end('preempted', reason)
         with self.clock('log'):
             if self.together:
                 print(f'{len(self.lanes)} runs in one program', flush=True)
@@ -280,6 +286,7 @@ class Loop:
             self.progress = logs.Progress(self.config.steps, start=first)
         for lane in self.active:
             lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+        self.stop.leave = None  # from here on there is something to save
         self.stop_agreed = False
         try:
             late = [lane for lane in self.active if lane.unevaluated]

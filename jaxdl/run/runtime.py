@@ -4,10 +4,15 @@ The values were measured; docs/performance.md says with what and what each is wo
 turns all of them off for comparison.
 """
 
-import ctypes
+import io
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+
+from jaxdl import errors
+from jaxdl.errors import UserError
+from jaxdl.run import signals
 
 # XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
 _CPU_FLAGS = {
@@ -37,6 +42,28 @@ _MALLOPT = {
 # over. No function turns the cache of a thread off. Nor is there one that asks for huge pages where
 # the system gives them on request alone: a convolutional step took 245 ms without and 195 with them.
 _TUNABLES = {'glibc.malloc.tcache_count': '0', 'glibc.malloc.hugetlb': '1'}
+
+
+def program(
+    main: Callable[[Sequence[str]], int | None], argv: Sequence[str], *, tuned_heap: bool
+) -> int:
+    """Runs a command as this process; returns its exit code, as `jaxdl.errors.run` gives it.
+
+    From the first line on signals are heard, and nothing that is printed ends it. `tuned_heap`: it
+    trains, so it is started again with what `restart_with_tuned_heap` sets.
+    """
+    signals.block()
+    if tuned_heap:  # before anything heavy is imported: the restart does it all again
+        restart_with_tuned_heap()
+    signals.listen()
+    guard_output()
+    code = errors.run(main, argv)
+    lost = output_error()
+    if lost is not None and code == 0:
+        print(f'error: standard output cannot be written: {lost.strerror}', file=sys.stderr)
+        code = 1
+    signals.command_is_over(code)
+    return code
 
 
 def restart_with_tuned_heap() -> None:
@@ -102,9 +129,81 @@ def make_deterministic(done: dict) -> None:
     done['xla_flags'] = [*done.get('xla_flags', ()), *_add_flags(flags)]
 
 
+def open_devices() -> None:
+    """Opens the devices that JAX_PLATFORMS names, or those that are there.
+
+    Raises:
+        UserError: there are none of that kind.
+    """
+    import jax
+
+    wanted = jax.config.jax_platforms
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        if not wanted:
+            raise
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f'JAX_PLATFORMS={wanted}: this machine, or this installation of jax, has no such device'
+            f'{f" ({reason[0][:200]})" if reason else ""}; unset it, or set JAX_PLATFORMS=cpu'
+        ) from None
+
+
+class _Output(io.FileIO):
+    """Standard output or error that lets the command go on where nobody can take what it writes.
+
+    Attributes:
+        error: what the system said, unless the reader just went away, as `| head` does.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.error = error
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())
+            os.close(nothing)
+            return len(data)
+
+
+def guard_output() -> None:
+    """Makes what is printed survive a closed pipe, a full disk and an encoding of few characters."""
+    for name, number in (('stdout', 1), ('stderr', 2)):
+        old = getattr(sys, name)
+        if old is None:  # closed by who called the command
+            setattr(sys, name, open(os.devnull, 'w'))
+            continue
+        raw = _Output(number, 'w', closefd=False)
+        stream = io.TextIOWrapper(
+            raw if old.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+            encoding=old.encoding,
+            errors='backslashreplace' if number == 2 else 'replace',
+            line_buffering=old.line_buffering,
+            write_through=old.write_through,
+        )
+        setattr(sys, name, stream)
+
+
+def output_error() -> OSError | None:
+    """Why something printed was lost, None where all came through."""
+    try:
+        sys.stdout.flush()
+    except ValueError:  # closed
+        return None
+    buffer = getattr(sys.stdout, 'buffer', None)
+    return getattr(getattr(buffer, 'raw', buffer), 'error', None)
+
+
 def release_heap() -> None:
     """Gives the free pages of the heap back to the system; for after something large, once."""
     if _has_glibc() and not _is_plain():
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -123,6 +222,8 @@ def process_started() -> float:
 def _set_allocator() -> dict | None:
     if not _has_glibc():
         return None
+    import ctypes
+
     mallopt = ctypes.CDLL(None).mallopt
     return {name: value for name, (number, value) in _MALLOPT.items() if mallopt(number, value)}
 
@@ -163,14 +264,18 @@ def _set_compile_cache(done: dict) -> None:
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         done['compile_cache'] = os.environ['JAX_COMPILATION_CACHE_DIR']
         return
-    home = os.environ.get('JAXDL_CACHE') or os.path.join(os.path.expanduser('~'), '.cache', 'jaxdl')
-    folder = os.path.join(home, 'compile')
+    done['compile_cache'] = None
+    from jaxdl import files  # like ctypes: a process that starts itself again does without
+
+    cache = files.cache_folder()
+    if cache is None:
+        return
+    folder = str(cache / 'compile')
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:
-        folder = ''
-    if not folder or not os.access(folder, os.W_OK | os.X_OK):
-        done['compile_cache'] = None
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
         return
     os.environ['JAX_COMPILATION_CACHE_DIR'] = done['compile_cache'] = folder
     _set_default(done, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

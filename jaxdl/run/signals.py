@@ -1,13 +1,19 @@
-"""Signals that ask a run to stop, and a watchdog for a run that hangs."""
+"""Signals that ask a process to stop, and a watchdog for a run that hangs.
 
+The system writes every signal into a pipe at the moment it comes, and a thread reads that: the main
+thread, in which Python would call a handler, may be inside a compiler for minutes.
+"""
+
+import atexit
+import contextlib
 import faulthandler
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -17,31 +23,168 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; a second signal exits at once (75)."""
+    """Remembers that SIGTERM, SIGINT or SIGUSR1 came; a second signal ends the process at once (1).
 
-    def __init__(self):
+    Args:
+        leave: as long as this is not None there is nothing to save: in a process that listens (a
+            command's, not one that calls `train` itself) the first signal already ends it (75),
+            after calling this with the reason.
+    """
+
+    def __init__(self, leave: Callable[[str], None] | None = None):
         self.name = ''
+        self.leave = leave
         self._old: dict = {}
 
     def __enter__(self) -> 'StopRequest':
         if threading.current_thread() is threading.main_thread():
+            if not _requests:
+                _open_pipe()
+            _requests.append(self)
             for number in STOP_SIGNALS:
-                self._old[number] = signal.signal(number, self._handle)
+                self._old[number] = signal.signal(number, _on_signal)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._old.items():
-            # None: it was installed in C (jax.distributed does), and Python cannot put it back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self in _requests:
+            for number, handler in self._old.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            _requests.remove(self)
+            if not _requests:
+                _close_pipe()
 
-    def _handle(self, number, frame):
-        del frame
+    def hear(self, number: int) -> None:
+        """A signal came; called in any thread."""
+        name = signal.Signals(number).name
         if self.name:
-            os.write(2, b'\nsecond signal: stopping at once, without another save\n')
-            os._exit(75)
-        self.name = signal.Signals(number).name
-        message = f'\n{self.name}: finishing the step and saving; a second signal stops at once\n'
-        os.write(2, message.encode())
+            _end(1, 'second signal: stopping at once, without another save')
+        self.name = name
+        if self.leave is not None and _listening:
+            reason = f'{name}: there was nothing to save; the same command starts again'
+            self.leave(reason)
+            _end(75, f'preempted: {reason}')
+        _say(f'{name}: finishing the step and saving; a second signal stops at once')
+
+
+# ---- the process --------------------------------------------------------------------------------
+
+_requests: list[StopRequest] = []  # the last one hears the signals
+_pipe: tuple[int, int] = (-1, -1)
+_lock = threading.RLock()
+_listening = False
+_exit_code: int | None = None  # of a command that is over
+
+
+def block() -> None:
+    """Lets stop signals wait until `listen`, even through an exec: the first act of a command."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def listen() -> None:
+    """From here on a stop signal ends this process with 75, unless a StopRequest says otherwise."""
+    global _listening
+    _listening = True
+    atexit.register(_ignore)  # called last; the interpreter would give the signals back unheard
+    StopRequest(leave=lambda reason: None).__enter__()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def listen_again() -> None:
+    """Takes the signals back from a library that took them, as jax.distributed does."""
+    if _requests:
+        for number in STOP_SIGNALS:
+            signal.signal(number, _on_signal)
+
+
+def command_is_over(code: int) -> None:
+    """From here on a stop signal ends the process with the command's exit code."""
+    global _exit_code
+    _exit_code = code
+
+
+def _open_pipe() -> None:
+    global _pipe
+    _pipe = os.pipe()
+    for end in _pipe:
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=_pipe[:1], name='signals', daemon=True).start()
+
+
+def _close_pipe() -> None:
+    signal.set_wakeup_fd(-1)
+    os.close(_pipe[1])  # its thread reads the end, and closes the other
+
+
+def _watch(pipe: int) -> None:
+    while select.select([pipe], [], []) and _read(pipe):
+        pass
+    os.close(pipe)
+
+
+def _on_signal(number: int, frame: object) -> None:
+    """The handler in the main thread: whatever it does next, the signal was heard before."""
+    del number, frame
+    _read(_pipe[0])
+
+
+def _read(pipe: int) -> bool:
+    """Hears the signals that wait in the pipe; False at its end."""
+    with _lock:
+        try:
+            numbers = os.read(pipe, 4096)
+        except BlockingIOError:  # the other thread was first
+            return True
+        for number in numbers:
+            # The signals of other handlers come here too.
+            if signal.getsignal(number) is _on_signal:
+                if _exit_code is not None:
+                    os._exit(_exit_code)
+                _requests[-1].hear(number)
+        return bool(numbers)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f'\n{text}\n'.encode())
+
+
+def _end(code: int, text: str) -> None:
+    _say(text)
+    os._exit(code)
+
+
+def _ignore() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _before_fork() -> None:
+    # Until it has handlers of its own, the new process would write into this one's pipe.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _in_fork() -> None:
+    """The new process has none of the threads: signals end it, as they do other programs."""
+    global _lock, _listening
+    _lock, _listening = threading.RLock(), False
+    if _requests:
+        signal.set_wakeup_fd(-1)
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, signal.SIG_DFL)
+        for end in _pipe:
+            os.close(end)
+        _requests.clear()
+    _after_fork()
+
+
+_forking = threading.local()
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_fork)
 
 
 class Watchdog:
@@ -66,7 +209,7 @@ class Watchdog:
         """Stops watching until the next beat."""
         self._last = None
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Does not watch inside: compiling, for example, may take long."""
         self.rest()

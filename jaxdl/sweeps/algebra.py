@@ -12,9 +12,46 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxdl.errors import UserError
 
 Point = dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """A value of an override as Python's own type: numpy's numbers as the numbers they are.
+
+    Raises:
+        ValueError: it is no number, text, boolean, None, nor a list or tuple of these.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) in (list, tuple):
+        return tuple(plain(item) for item in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise ValueError(
+        f'{repr(value)[:60]} is a {type(value).__name__}; '
+        'allowed are numbers, text, True, False, None, and lists or tuples of these'
+    )
+
+
+def plain_point(point: Mapping[str, Any]) -> Point:
+    """A point with plain values.
+
+    Raises:
+        ValueError: naming the field that has none.
+    """
+    found = {}
+    if not isinstance(point, Mapping):
+        raise ValueError(f'a point is a dict of overrides, not {point!r}')
+    for field, value in point.items():
+        try:
+            found[field] = plain(value)
+        except ValueError as error:
+            raise ValueError(f'{field!r}: {error}') from None
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +101,6 @@ class Choices:
 
     values: tuple
 
-    def __post_init__(self):
-        if not self.values:
-            raise UserError('choices(()): needs at least one value')
-
     def draw(self, generator: random.Random) -> Any:
         return self.values[generator.randrange(len(self.values))]
 
@@ -84,12 +117,15 @@ def log_uniform(low: float, high: float) -> Range:
 
 def integers(low: int, high: int, *, log: bool = False) -> Range:
     """An integer from `low` to `high`, both included."""
+    for value in (low, high):
+        if value != int(value):
+            raise UserError(f'integers({low!r}, {high!r}): {value!r} is no whole number')
     return Range(int(low), int(high), log=log, whole=True)
 
 
 def choices(values: Sequence) -> Choices:
     """One of `values`."""
-    return Choices(tuple(values))
+    return Choices(tuple(_columns('choices', {'values': values})['values']))
 
 
 # ---- lists of points ----------------------------------------------------------------------------
@@ -155,7 +191,10 @@ def _columns(name: str, fields: Mapping[str, Sequence]) -> dict[str, list]:
             raise UserError(
                 f'{name}: {field!r} needs a list of values, not {values!r}; write [{values!r}]'
             )
-        columns[field] = list(values)
+        try:
+            columns[field] = [plain(value) for value in values]
+        except ValueError as error:
+            raise UserError(f'{name}: {field!r}: {error}') from None
         if not columns[field]:
             raise UserError(f'{name}: {field!r} has no values')
     return columns

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from jaxdl.core import config as config_lib
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 
@@ -24,7 +24,7 @@ LOOP_METRICS = (
 
 def read_config(path: str, words: list[str]) -> Config:
     """The config of a trial, its overrides applied and everything checked."""
-    config = cli.apply_overrides(cli.load_config(path), cli.overrides_in(['sweep', *words]))
+    config = flags.apply_overrides(flags.load_config(path), flags.overrides_in(['sweep', *words]))
     config_lib.check(config)
     return config
 
@@ -46,7 +46,7 @@ def identity(config: Config) -> str:
 
 
 def check_trials(trials: list[dict]) -> list[dict]:
-    """[{'group', 'identity', 'steps', 'deterministic', 'alone'}] of trials {'config', 'words'}; {'error'} where one is wrong."""
+    """For trials {'config', 'words'} the fields of spec.Trial that a config decides, or {'error'}."""
     found = []
     for trial in trials:
         try:

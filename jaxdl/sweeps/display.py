@@ -1,10 +1,10 @@
 """How a sweep stands: a live table on a terminal, a line for every event elsewhere."""
 
-import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jaxdl.record.terminal import Output, columns, duration, live
 from jaxdl.sweeps import store as stores
 from jaxdl.sweeps.spec import Trial, short, shown
 
@@ -13,49 +13,43 @@ if TYPE_CHECKING:
 
 REDRAW = 0.5  # seconds
 LINE_EVERY = 60.0  # seconds between two lines of progress where there is no terminal
-MOST_ROWS = 24
 
 
 class Display:
-    """Writes to `out`; redraws in place if that is a terminal."""
+    """Writes to `out`, whose end never ends the sweep; redraws in place if that is a terminal."""
 
     def __init__(self, out: TextIO | None = None):
-        self.out = out or sys.stdout
-        self.live = self.out.isatty()
+        self.out = Output(out or sys.stdout)
         self.started = time.monotonic()
-        self._drawn = 0
-        self._last = 0.0 if self.live else self.started
+        self._live = live(self.out, keep=False) if self.out.isatty() else None
+        self._last = self.started if self._live is None else 0.0
 
     def event(self, text: str) -> None:
         """One line that stays."""
-        self._erase()
-        print(text, file=self.out, flush=True)
+        if self._live is None:
+            self.out.write(f'{text}\n')
+        else:
+            self._live.console.print(text)
 
     def show(self, pool: 'Pool') -> None:
         """Draws how the sweep stands, not more often than needed."""
         now = time.monotonic()
-        if now - self._last < (REDRAW if self.live else LINE_EVERY):
+        if now - self._last < (LINE_EVERY if self._live is None else REDRAW):
             return
         self._last = now
         lines = table(pool, now - self.started)
-        if not self.live:
-            print(lines[0], file=self.out, flush=True)
-            return
-        width = shutil.get_terminal_size().columns
-        self._erase()
-        for line in lines:
-            print(line[: width - 1], file=self.out)
-        self.out.flush()
-        self._drawn = len(lines)
+        if self._live is None:
+            self.out.write(f'{lines[0]}\n')
+        else:
+            from rich.text import Text
+
+            text = Text('\n'.join(lines), no_wrap=True, overflow='ellipsis')
+            self._live.update(text, refresh=True)
 
     def close(self) -> None:
-        self._erase()
-
-    def _erase(self) -> None:
-        if self._drawn:
-            # Up to the first line that was drawn, and clear from there.
-            print(f'\x1b[{self._drawn}F\x1b[J', end='', file=self.out, flush=True)
-            self._drawn = 0
+        """Takes the table from the screen."""
+        if self._live is not None:
+            self._live.stop()
 
 
 def table(pool: 'Pool', elapsed: float) -> list[str]:
@@ -72,24 +66,16 @@ def table(pool: 'Pool', elapsed: float) -> list[str]:
         parts.append(
             f'best {pool.sweep.metric} {best["mean"]:.4g} ({points_label(best["varied"])})'
         )
-    parts.append(f'{clock(elapsed)} elapsed')
+    parts.append(f'{duration(elapsed)} elapsed')
     left = time_left(pool)
     if left is not None:
-        parts.append(f'about {clock(left)} left')
+        parts.append(f'about {duration(left)} left')
     lines = [' · '.join(parts)]
     running = [(job, trial) for job in pool.launcher.jobs.values() for trial in job.trials]
     rows = [['where', 'trial', 'state', 'step', 'now', 'best', 'left', '']]
-    rows += [_row(pool, job, trial) for job, trial in running[:MOST_ROWS]]
+    rows += [_row(pool, job, trial) for job, trial in running]
     if running:
-        widths = [max(len(row[column]) for row in rows) for column in range(7)]
-        for row in rows:
-            cells = [
-                text.ljust(width) if column in (0, 1, 2) else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row[:7], widths, strict=True))
-            ]
-            lines.append(f'  {"  ".join(cells)}  {row[7]}'.rstrip())
-    if len(running) > MOST_ROWS:
-        lines.append(f'  … and {len(running) - MOST_ROWS} more')
+        lines += [f'  {line}' for line in columns(rows, right=(3, 4, 5, 6))]
     return lines
 
 
@@ -112,7 +98,7 @@ def _row(pool: 'Pool', job: Any, trial: Trial) -> list[str]:
         f'{step}/{trial.steps}',
         '' if not values else f'{values[-1]:.4g}',
         '' if best is None else f'{best:.4g}',
-        '' if left is None else clock(left),
+        '' if left is None else duration(left),
         trial.label() + (f' ({job.stopping})' if job.stopping else ''),
     ]
 
@@ -161,13 +147,6 @@ def points_label(varied: dict[str, Any]) -> str:
     )
 
 
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
-
-
 def listing(trials: list[Trial]) -> list[str]:
     """The trials with their differences, as a table."""
     fields = list(dict.fromkeys(field for trial in trials for field in trial.varied))
@@ -179,6 +158,5 @@ def listing(trials: list[Trial]) -> list[str]:
         values = [shown(f, trial.varied[f]) if f in trial.varied else '·' for f in fields]
         seed = [str(trial.seed)] if seeds else []
         rows.append([trial.id, *values, *seed, str(groups.index(trial.group) + 1)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['  '.join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    return [lines[0], '-' * len(lines[0]), *lines[1:]]
+    head, *lines = columns(rows, right=range(len(rows[0])))
+    return [head, '-' * len(head), *lines]

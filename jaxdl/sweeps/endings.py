@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+from jaxdl.sweeps.local import LOST
 from jaxdl.sweeps.spec import Trial
 from jaxdl.sweeps.store import Store
 
@@ -24,7 +25,7 @@ def tail(store: Store, trial: Trial) -> str:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(state['log_from'], size - LAST_BYTES))
             lines = file.read().decode(errors='replace').splitlines()
-    except (OSError, KeyError):
+    except (OSError, KeyError, ValueError):
         return ''
     return '\n'.join(line.rstrip() for line in lines if line.strip())
 
@@ -48,4 +49,4 @@ def exit_name(code: int) -> str:
         except ValueError:
             name = str(-code)
         return f'killed by {name}'
-    return f'exit code {code}'
+    return f'exit code {code}' + (', or its fork server died' if code == LOST else '')

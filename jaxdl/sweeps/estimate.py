@@ -22,7 +22,9 @@ def seconds_per_trial(
     found: dict[str, list[float]] = {}
     for trial in trials:
         if store is not None and store.has_finished(trial):
-            seconds = store.state(trial.id).get('wall') or store.run_info(trial.id)['seconds']
+            seconds = store.state(trial.id).get('wall') or store.run_info(trial.id).get(
+                'seconds', 0.0
+            )
             found.setdefault(trial.group, []).append(float(seconds))
     known = {group: sum(values) / len(values) for group, values in found.items()}
     groups = {trial.group: trial for trial in reversed(trials) if trial.group not in known}

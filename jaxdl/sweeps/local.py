@@ -1,23 +1,30 @@
 """Trials on this machine: one process each, on a slot of their own."""
 
+import contextlib
 import dataclasses
-import json
+import multiprocessing
 import os
 import re
-import select
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.sweeps import child
 from jaxdl.sweeps.slots import Slot
 from jaxdl.sweeps.spec import Trial
 
 VMSTAT = Path('/proc/vmstat')
+# In the environment of every process of a sweep: the sweep's folder.
+MARK = 'JAXDL_SWEEP'
+# What multiprocessing says of a process whose fork server died before it could pass on the code.
+LOST = 255
+
+_FORKSERVER = multiprocessing.get_context('forkserver')
+_FORKSERVER.set_forkserver_preload(['jaxdl.sweeps.preload'])
 
 
 @dataclasses.dataclass
@@ -30,6 +37,7 @@ class Job:
         started: time.monotonic() of its start.
         stopping: why it was told to stop, or ''.
         seconds: how long its process lived, set when it has ended.
+        code: its exit code then, negative for a signal; LOST: nobody knows, and it may still run.
         handle: what the launcher knows it by.
     """
 
@@ -38,6 +46,7 @@ class Job:
     started: float = 0.0
     stopping: str = ''
     seconds: float = 0.0
+    code: int = 0
     handle: Any = None
 
     @property
@@ -45,109 +54,67 @@ class Job:
         return self.trials[0].id
 
 
-@dataclasses.dataclass
-class Exit:
-    """How a job ended: exit code, negative for a signal; None: lost, it has to be looked at."""
-
-    job: Job
-    code: int | None
-
-
-class ServerGone(Exception):
-    """The process that trials are forked from died."""
-
-
-class Server:
-    """The other end of jaxdl.sweeps.server."""
-
-    def __init__(self, env: Mapping[str, str]):
-        self.process = subprocess.Popen(
-            [sys.executable, '-m', 'jaxdl.sweeps.server'],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **env},
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self._write, self._read = self.process.stdin, self.process.stdout
-        self._buffer = b''
-        self._waiting: list[dict] = []
-
-    def send(self, message: dict) -> None:
-        try:
-            self._write.write((json.dumps(message) + '\n').encode())
-            self._write.flush()
-        except OSError:
-            raise ServerGone from None
-
-    def receive(self, timeout: float) -> list[dict]:
-        """The messages that come within `timeout`; returns at the first ones."""
-        found, self._waiting = self._waiting, []
-        if found:
-            timeout = 0
-        ready, _, _ = select.select([self._read], [], [], timeout)
-        if ready:
-            data = os.read(self._read.fileno(), 1 << 20)
-            if not data:
-                if found:
-                    return found
-                raise ServerGone
-            *lines, self._buffer = (self._buffer + data).split(b'\n')
-            found += [json.loads(line) for line in lines]
-        return found
-
-    def ask(self, message: dict, *answers: str) -> dict:
-        """Sends a question and waits for the message with one of the keys `answers`."""
-        self.send(message)
-        others = []
-        while True:
-            for reply in self.receive(1.0):
-                if any(key in reply for key in answers):
-                    self._waiting = others + self._waiting
-                    return reply
-                others.append(reply)
-
-    def close(self) -> None:
-        """Ends it; trials that still run are told to stop, and waited for."""
-        try:
-            self._write.close()
-        except OSError:
-            pass
-        self.process.wait()
-        self._read.close()
-
-
 class Checks:
-    """Looks at trials in a process of their own, so that the sweep itself imports no config.
+    """Looks at trials in processes of their own, so that the sweep itself imports no config.
 
     Args:
-        env: variables of that process.
+        folder: the sweep's.
+        env: variables of those processes, and of all trials.
     """
 
-    def __init__(self, env: Mapping[str, str]):
-        self.server = Server(env)
-        self.forks = True
+    def __init__(self, folder: Path, env: Mapping[str, str]):
+        self.folder, self.env = folder, env
 
-    def check(self, trials: list[Trial]) -> list[dict]:
-        """What check.check_trials says about these trials."""
+    @contextlib.contextmanager
+    def environment(self) -> Iterator[None]:
+        """The environment in which the fork server starts, should it not be running."""
+        before = dict(os.environ)
+        os.environ.update({**self.env, MARK: str(self.folder)})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def check(self, trials: list[Trial]) -> list[str]:
+        """What is wrong with each trial, '' for nothing; sets the fields that its config decides."""
         asked = [{'config': trial.config, 'words': trial.words()} for trial in trials]
-        try:
-            reply = self.server.ask({'do': 'check', 'trials': asked}, 'checked')
-        except ServerGone:
-            raise UserError('the check of the trials died; its last words are above') from None
-        self.forks = self.forks and reply['forks']
-        return reply['checked']
+        found, unknown = self._ask('check_trials', asked)
+        if unknown:
+            raise RuntimeError(f'the trials could not be checked: {unknown}')
+        for trial, facts in zip(trials, found, strict=True):
+            for name, value in facts.items():
+                if name != 'error':
+                    setattr(trial, name, value)
+        return [facts.get('error', '') for facts in found]
 
-    def metric_names(self, trial: Trial) -> dict:
-        """{'names'}, {'error'} or {'unknown'}: the metrics a run of this trial writes."""
-        message = {'do': 'names', 'config': trial.config, 'words': trial.words()}
+    def metric_names(self, trial: Trial) -> tuple[list[str] | None, str]:
+        """(the metrics that a run of this trial writes, ''), or (None, why that cannot be told).
+
+        Raises:
+            UserError: its config is wrong.
+        """
+        return self._ask('metric_names', trial.config, trial.words())
+
+    def _ask(self, question: str, *args: Any) -> tuple[Any, str]:
+        here, there = _FORKSERVER.Pipe(duplex=False)
+        process = _FORKSERVER.Process(target=child.answer, args=(there, question, *args))
+        with self.environment():
+            process.start()
+        there.close()
         try:
-            return self.server.ask(message, 'names', 'error', 'unknown')
-        except ServerGone:
-            raise UserError('the check of the metric died; its last words are above') from None
+            value, mistake, unknown = here.recv()
+        except EOFError:
+            raise RuntimeError('the process that checks the trials was killed') from None
+        finally:
+            process.kill()
+            process.join()
+        if mistake:
+            raise UserError(mistake)
+        return value, unknown
 
     def close(self) -> None:
-        self.server.close()
+        """Nothing: the fork server ends with its last user."""
 
 
 class Local(Checks):
@@ -156,16 +123,16 @@ class Local(Checks):
     Args:
         folder: the sweep's.
         slots: where jobs can run.
-        fork: fork trials from the server; otherwise each is a fresh process.
+        fork: fork trials from a process that has imported everything; otherwise each is a fresh one.
         env: variables for all processes.
     """
 
     def __init__(self, folder: Path, slots: list[Slot], *, fork: bool, env: Mapping[str, str]):
-        super().__init__(env)
-        self.folder, self.slots, self.fork = folder, slots, fork
-        self._env = dict(env)
+        super().__init__(folder, env)
+        self.slots, self.fork = slots, fork
         self.jobs: dict[str, Job] = {}
         self._taken: dict[str, Slot] = {}
+        self._oom_kills: dict[str, int] = {}
 
     def adopt(self, trials: list[Trial]) -> list[Job]:
         """None: jobs on this machine do not outlive the sweep."""
@@ -180,56 +147,69 @@ class Local(Checks):
     def start(self, jobs: list[Job]) -> None:
         for job in jobs:
             slot = next(s for s in self.slots if s not in self._taken.values())
-            module, argv = command(self.folder, job.trials)
             job.place, job.started = slot.name, time.monotonic()
-            job.handle = {'oom_kills': oom_kills()}
             self.jobs[job.name], self._taken[job.name] = job, slot
-            message = {
-                'do': 'start',
-                'id': job.name,
-                'module': module,
-                'argv': argv,
-                'env': dict(slot.env),
-                'cpus': list(slot.cpus),
-                'log': str(log_path(self.folder, job.trials[0])),
-                'fork': self.fork and self.forks,
-            }
-            try:
-                self.server.send(message)
-            except ServerGone:
-                pass  # poll notices, and gives the job back
+            self._oom_kills[job.name] = oom_kills()
+            job.handle = _FORKSERVER.Process(
+                target=child.train,
+                args=command(self.folder, job.trials),
+                kwargs={
+                    'env': dict(slot.env),
+                    'cpus': slot.cpus,
+                    'log': str(log_path(self.folder, job.trials[0])),
+                    # Flags for deterministic programs must be set before jax is imported.
+                    'fresh': not self.fork or any(trial.deterministic for trial in job.trials),
+                },
+            )
+            with self.environment():
+                try:
+                    job.handle.start()
+                except (EOFError, ConnectionError):  # the fork server died at this moment
+                    job.handle = None
 
-    def poll(self, timeout: float) -> list[Exit]:
+    def poll(self, timeout: float) -> list[Job]:
         """The jobs that ended, waiting at most `timeout` seconds for one."""
-        try:
-            messages = self.server.receive(timeout)
-        except ServerGone:
-            lost = [Exit(job, None) for job in self.jobs.values()]
-            self.jobs.clear()
-            self._taken.clear()
-            self.server.close()
-            self.server = Server(self._env)
-            # Configs are imported anew by the first check; trials that fork load their own.
-            return lost
-        found = []
-        for message in messages:
-            if 'exited' in message and message['exited'] in self.jobs:
-                del self._taken[message['exited']]
-                job = self.jobs.pop(message['exited'])
-                job.seconds = message['seconds']
-                if message['code'] == -signal.SIGKILL and oom_kills() > job.handle['oom_kills']:
-                    with open(log_path(self.folder, job.trials[0]), 'a') as log:
-                        log.write('Out of memory: killed by the kernel\n')
-                found.append(Exit(job, message['code']))
-        return found
+        lost = [job for job in self.jobs.values() if job.handle is None]
+        waiting = {job.handle.sentinel: job for job in self.jobs.values() if job.handle}
+        ready = connection.wait(list(waiting), 0 if lost else timeout)
+        ended = [*lost, *(waiting[sentinel] for sentinel in ready)]
+        for job in ended:
+            del self.jobs[job.name], self._taken[job.name]
+            job.seconds = round(time.monotonic() - job.started, 3)
+            job.code = LOST if job.handle is None else job.handle.exitcode
+            if job.handle is not None:
+                kill_orphans(job.handle.pid)
+            if job.code == -signal.SIGKILL and oom_kills() > self._oom_kills[job.name]:
+                with open(log_path(self.folder, job.trials[0]), 'a') as log:
+                    log.write('Out of memory: killed by the kernel\n')
+        return ended
 
     def stop(self, job: Job, *, now: bool = False) -> None:
-        """Tells a job to save and stop; `now` kills it with all its workers."""
-        number = signal.SIGKILL if now else signal.SIGTERM
-        try:
-            self.server.send({'do': 'signal', 'id': job.name, 'number': int(number), 'group': now})
-        except ServerGone:
-            pass
+        """Tells a job to save and stop; `now` kills it; its worker processes follow when it ends."""
+        if job.handle is not None and job.handle.is_alive():
+            job.handle.kill() if now else job.handle.terminate()
+
+    def close(self) -> None:
+        """Tells the jobs that still run to save and stop, and waits for them."""
+        for job in self.jobs.values():
+            self.stop(job)
+        while self.jobs:
+            self.poll(1.0)
+
+
+def kill_orphans(leader: int) -> None:
+    """Kills the processes of a trial's group whose leader has ended, such as its data workers.
+
+    While the group has members the kernel gives its number to no new process; a process that has
+    this number is therefore somebody else's, and its group too.
+    """
+    try:
+        os.kill(leader, 0)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+    except PermissionError:
+        pass
 
 
 def oom_kills() -> int:

@@ -4,6 +4,7 @@ It knows nothing of how a job is started (jaxdl.sweeps.local, jaxdl.sweeps.slurm
 trains. It can be killed at any point: whatever matters is in the sweep's folder.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -12,9 +13,11 @@ from typing import Any, Protocol
 
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
+from jaxdl.run.signals import STOP_SIGNALS
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
-from jaxdl.sweeps.local import Exit, Job, log_path, trial_path
+from jaxdl.sweeps.algebra import Point
+from jaxdl.sweeps.local import LOST, Job, log_path, trial_path
 from jaxdl.sweeps.results import Results, value_of
 from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Sweep, Trial
@@ -22,7 +25,6 @@ from jaxdl.sweeps.store import Store
 
 TICK = 1.0  # seconds between two looks at the running trials' metrics
 LAST_LINES = 12
-LOST = 5  # times in a row that all processes may vanish at once before the sweep gives up
 
 
 class Launcher(Protocol):
@@ -31,10 +33,10 @@ class Launcher(Protocol):
     jobs: dict[str, Job]
 
     def adopt(self, trials: list[Trial]) -> list[Job]: ...
-    def check(self, trials: list[Trial]) -> list[dict]: ...
+    def check(self, trials: list[Trial]) -> list[str]: ...
     def free(self) -> int: ...
     def start(self, jobs: list[Job]) -> None: ...
-    def poll(self, timeout: float) -> list[Exit]: ...
+    def poll(self, timeout: float) -> list[Job]: ...
     def stop(self, job: Job, *, now: bool = False) -> None: ...
     def close(self) -> None: ...
 
@@ -58,8 +60,7 @@ class Pool:
         display: shows how it stands.
         study: for a search or early stopping, else None.
         together: trials in one program.
-        alone: {trial id: why it must not be trained together with others}.
-        on_search: called when a search has added trials, to write them down.
+        on_search: called with all trials when a search has added some, to write them down.
     """
 
     def __init__(
@@ -72,25 +73,21 @@ class Pool:
         *,
         study: Study | None = None,
         together: int = 1,
-        alone: dict[str, str] | None = None,
-        on_search: Callable[[list[Trial], dict[str, str]], None] | None = None,
+        on_search: Callable[[list[Trial]], None] = lambda trials: None,
     ):
         self.store, self.sweep, self.trials = store, sweep, trials
         self.launcher, self.display, self.study = launcher, display, study
-        self.together, self.alone = together, alone or {}
-        self.on_search = on_search
+        self.together, self.on_search = together, on_search
         self.results = Results(store, sweep)
         self.summary: dict[str, Any] = {}
         self.queue: list[Trial] = []
-        self.units: dict[int, int] = {}  # point → unit of the search
         self.rows: dict[str, list[dict]] = {}
         self.signal = ''
         self._asked_all = not self._searches
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked = 0.0
         self._kill_at: dict[str, float] = {}
-        self._alive: dict[str, float] = {}
-        self._lost = 0
+        self._signs: dict[str, tuple[Any, float]] = {}  # job → (its signs of life, since when)
 
     @property
     def _searches(self) -> bool:
@@ -100,22 +97,23 @@ class Pool:
 
     def run(self) -> dict[str, Any]:
         """Runs until every trial is over, or a signal came; returns what results.json holds."""
-        if self._searches:
-            self._recall_points()
+        if self.study is not None:
+            for point in self.study.points():
+                self._add_point(point)
         adopted = {t.id for job in self.launcher.adopt(self.trials) for t in job.trials}
         names = [t.id for t in self.trials if t.id not in adopted]
         running = [name for name in names if self.store.is_running(name)]
         self.store.wait_for(running, self.sweep.grace, self.display.event)
         self._take_stock()
-        old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
+        old = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         try:
             self.summary = self.results.write(self.trials)
             while True:
                 self._fill()
                 if not self.launcher.jobs:
                     break
-                for ended in self.launcher.poll(0.2):
-                    self._ended(ended)
+                for job in self.launcher.poll(0.2):
+                    self._ended(job)
                 if time.monotonic() - self._looked >= TICK:
                     self._look()
                 if self.signal:
@@ -142,7 +140,6 @@ class Pool:
         adopted = set()
         for job in self.launcher.jobs.values():
             job.stopping = self.store.state(job.name).get('stopping', '')
-            self._alive[job.name] = time.time()
             adopted |= {trial.id for trial in job.trials}
         for trial in self.trials:
             if trial.id in adopted:
@@ -186,7 +183,6 @@ class Pool:
     def _begin(self, trial: Trial, job: Job) -> None:
         attempts = self.store.state(trial.id)['attempts'] + 1
         log = log_path(self.store.path, job.trials[0])
-        self._alive[job.name] = time.time()
         with open(log, 'a') as file:
             file.write(f'==== {trial.id} ({trial.label()}), attempt {attempts}\n')
         self.store.note(
@@ -199,8 +195,8 @@ class Pool:
             stopping='',
         )
         self.results.forget(trial.id)
-        if self.study is not None and not self._searches and self.sweep.stopping is not None:
-            self.study.unit_of(trial.id)
+        if self.study is not None:
+            self.study.entry_of(trial)  # Optuna numbers them in the order of their starts
 
     def _next(self) -> list[Trial]:
         """The trials of the next job."""
@@ -210,102 +206,72 @@ class Pool:
             return []
         first = self.queue[0]
         members = [first]
-        if self.together > 1 and first.id not in self.alone and self._may_join(first):
-            others = [
-                t
-                for t in self.queue[1:]
-                if t.group == first.group and t.id not in self.alone and self._may_join(t)
-            ]
+        if self.together > 1 and self._may_join(first):
+            others = [t for t in self.queue[1:] if t.group == first.group and self._may_join(t)]
             members += others[: self.together - 1]
         for trial in members:
             self.queue.remove(trial)
         return members
 
     def _may_join(self, trial: Trial) -> bool:
-        # What broke in company is tried alone.
-        return self.store.state(trial.id)['broken'] == 0
+        """A trial whose program broke while it was trained with others is tried alone."""
+        return not trial.alone and self.store.state(trial.id)['broken'] == 0
 
     # ---- the search ----
 
-    def _recall_points(self) -> None:
-        assert self.study is not None
-        for unit, point in self.study.points():
-            self._add_point(unit, point)
-
     def _ask(self) -> None:
         assert self.study is not None
-        asked = self.study.ask()
-        if asked is None:
+        point = self.study.ask()
+        if point is None:
             self._asked_all = True
-            return
-        self.queue += self._add_point(*asked)
+        else:
+            self.queue += self._add_point(point)
 
-    def _add_point(self, unit: int, point: dict[str, Any]) -> list[Trial]:
-        number = len(self.units)
+    def _add_point(self, point: Point) -> list[Trial]:
+        """The trials of the search's next point, one a seed."""
+        number = 1 + max((trial.point for trial in self.trials), default=-1)
         added = self.sweep.trials_of(point, number, len(self.trials))
-        self.units[number] = unit
-        found = self.launcher.check(added)
-        for trial, entry in zip(added, found, strict=True):
-            if 'error' in entry:
-                raise UserError(f'the search proposed {trial.label()}: {entry["error"]}')
-            trial.group, trial.steps = entry['group'], entry['steps']
-            if entry['alone']:
-                self.alone[trial.id] = entry['alone']
+        for trial, error in zip(added, self.launcher.check(added), strict=True):
+            if error:
+                raise UserError(f'the search proposed {trial.label()}: {error}')
         self.trials += added
-        if self.on_search is not None:
-            identities = {t.id: e['identity'] for t, e in zip(added, found, strict=True)}
-            self.on_search(self.trials, identities)
+        self.on_search(self.trials)
         return added
 
+    def _seeds_of(self, trial: Trial) -> list[Trial]:
+        """The trials of a search's point; of a plain list the trial alone."""
+        return [t for t in self.trials if t.point == trial.point] if self._searches else [trial]
+
     def _tell(self, trial: Trial) -> None:
-        """Tells Optuna when the last trial of a unit is over."""
+        """Tells Optuna the mean over the seeds when the last of them is over."""
         if self.study is None:
             return
-        if not self._searches:
-            if self.sweep.stopping is not None:
-                done = self.store.state(trial.id)['status'] == stores.FINISHED
-                value = value_of(self.sweep, self._rows(trial))[0] if done else None
-                self.study.tell(self.study.unit_of(trial.id), value)
-            return
-        members = [t for t in self.trials if t.point == trial.point]
+        members = self._seeds_of(trial)
         states = [self.store.state(t.id)['status'] for t in members]
         if any(s in (stores.PENDING, stores.RUNNING) for s in states):
             return
-        values = [value_of(self.sweep, self._rows(t))[0] for t in members]
+        values = [self._value(t) for t in members]
         good = all(s == stores.FINISHED for s in states) and None not in values
         mean = sum(v for v in values if v is not None) / len(values) if good else None
-        self.study.tell(self.units[trial.point], mean)
+        self.study.tell(trial, mean)
 
     # ---- endings ----
 
-    def _ended(self, ended: Exit) -> None:
-        job, code = ended.job, ended.code
+    def _ended(self, job: Job) -> None:
         self._kill_at.pop(job.name, None)
-        if code is None:
-            self._lose(job)
-            return
-        self._lost = 0
+        self._signs.pop(job.name, None)
+        if job.code == LOST:  # it was told to save, and may still be at it
+            names = [trial.id for trial in job.trials]
+            self.store.wait_for(names, self.sweep.grace, self.display.event)
         for trial in job.trials:
             before = self.store.state(trial.id).get('wall', 0.0)
             share = job.seconds / len(job.trials)
             self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
-            self._judge(trial, job, code)
+            self._judge(trial, job)
         self.summary = self.results.write(self.trials)
 
-    def _lose(self, job: Job) -> None:
-        """All processes vanished at once; they were told to save, and go on from there."""
-        self._lost += 1
-        if self._lost > LOST * max(1, len(self.trials)):
-            raise RuntimeError('the process that starts the trials dies again and again')
-        names = [trial.id for trial in job.trials]
-        self.store.wait_for(names, self.sweep.grace, self.display.event)
-        for trial in job.trials:
-            if self.store.has_finished(trial):
-                self._conclude(trial, stores.FINISHED)
-            else:
-                self._requeue(trial, 'its process was lost')
-
-    def _judge(self, trial: Trial, job: Job, code: int) -> None:
+    def _judge(self, trial: Trial, job: Job) -> None:
+        code = job.code
         stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
         alone = len(job.trials) == 1
         diverged = code == 3 if alone else self.store.run_info(trial.id).get('exit') == 3
@@ -322,9 +288,10 @@ class Pool:
         elif code == 2:
             self._conclude(trial, stores.MISTAKE, endings.last_words(self.store, trial, 'error'))
         else:
-            self._broke(trial, job, code, stopping)
+            self._broke(trial, job, stopping)
 
-    def _broke(self, trial: Trial, job: Job, code: int, stopping: str) -> None:
+    def _broke(self, trial: Trial, job: Job, stopping: str) -> None:
+        code = job.code
         tail = endings.tail(self.store, trial)
         lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
         short_of_memory = endings.short_of_memory(tail) and code != 75
@@ -381,14 +348,12 @@ class Pool:
 
     def _drop_seeds(self, trial: Trial) -> None:
         """The first seed decided for its whole point."""
-        for other in self.trials:
-            if other.point != trial.point or other is trial:
-                continue
+        for other in self._seeds_of(trial):
             if other in self.queue:
                 self.queue.remove(other)
                 self._conclude(other, stores.PRUNED, f'pruned with {trial.id}')
             job = self.launcher.jobs.get(other.id)
-            if job is not None and not job.stopping:
+            if job is not None and other is not trial and not job.stopping:
                 self._stop(job, f'pruned with {trial.id}')
 
     # ---- looking at what runs ----
@@ -398,7 +363,6 @@ class Pool:
         for job in list(self.launcher.jobs.values()):
             for trial in job.trials:
                 if self._refresh(trial):
-                    self._alive[job.name] = time.time()
                     self._consider(trial, job)
             self._check_hang(job)
             if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
@@ -432,36 +396,31 @@ class Pool:
         """Stops a running trial early where the study says so."""
         if self.study is None or self.sweep.stopping is None or job.stopping:
             return
-        if self._searches:
-            first = next(t for t in self.trials if t.point == trial.point)
-            if trial is not first:
-                return
-            unit = self.units[trial.point]
-        else:
-            unit = self.study.unit_of(trial.id)
-        if self.study.report(unit, self.rows[trial.id]):
-            step = self.rows[trial.id][-1]['step']
-            self._stop(job, f'pruned at step {step} by {type(self.sweep.stopping).__name__}')
+        # With several seeds the first one decides for its whole point.
+        rows = self.rows.get(trial.id, [])
+        if trial is self._seeds_of(trial)[0] and self.study.report(trial, rows):
+            by = type(self.sweep.stopping).__name__
+            self._stop(job, f'pruned at step {rows[-1]["step"]} by {by}')
 
     def _check_hang(self, job: Job) -> None:
+        """Stops a job whose files have not changed for too long, by a clock that nobody sets."""
         limit = self.sweep.hang_timeout
-        if not job.started:  # it waits in a cluster's queue
-            self._alive[job.name] = time.time()
-        if not limit or job.stopping or not job.started:
+        if not limit or job.stopping:
             return
-        alive = self._alive.get(job.name, 0.0)
+        # `started` is 0 while a job waits in a cluster's queue.
+        signs: list[Any] = [job.started, *(self._sizes.get(trial.id) for trial in job.trials)]
         for path in (
             log_path(self.store.path, job.trials[0]),
             trial_path(self.store.path, job.trials[0]) / 'run.json',
         ):
-            try:
-                alive = max(alive, path.stat().st_mtime)
-            except OSError:
-                pass
-        if time.time() - alive > limit:
-            self._stop(
-                job, f'hung: no sign of life for {limit:g} s', grace=min(30.0, self.sweep.grace)
-            )
+            with contextlib.suppress(OSError):
+                signs.append(path.stat().st_mtime_ns)
+        known, since = self._signs.get(job.name, (None, 0.0))
+        if not job.started or signs != known:
+            self._signs[job.name] = signs, time.monotonic()
+        elif time.monotonic() - since > limit:
+            why = f'hung: no sign of life for {limit:g} s'
+            self._stop(job, why, grace=min(30.0, self.sweep.grace))
 
     def _stop(self, job: Job, why: str, grace: float | None = None) -> None:
         # Written down first: if the sweep dies now, the next call knows that this was meant.

@@ -1,43 +1,48 @@
 """What comes out of a sweep: results.json and results.csv, written anew after every trial."""
 
+import collections
 import csv
 import io
 import math
 import os
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.files import write_bytes, write_json
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps.spec import Sweep, Trial, text
 from jaxdl.sweeps.store import FINISHED, Store
 
 
+def number_of(value: Any) -> float | None:
+    """A metric's value if it is a finite number, else None."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number that no float can hold
+        return None
+
+
 def value_of(sweep: Sweep, rows: list[dict[str, Any]]) -> tuple[float | None, int | None]:
     """(value, step) of the sweep's metric over these rows of metrics.jsonl; None without a number."""
-    found = [
-        (float(row[sweep.metric]), row['step'])
-        for row in rows
-        if isinstance(row.get(sweep.metric), int | float) and math.isfinite(row[sweep.metric])
-    ]
-    if not found:
+    written = [(number_of(row[sweep.metric]), row['step']) for row in rows if sweep.metric in row]
+    found = [(value, step) for value, step in written if value is not None]
+    if not found or (sweep.value == 'last' and written[-1][0] is None):
         return None, None
-    if sweep.value == 'last':
-        last = next((row for row in reversed(rows) if sweep.metric in row), {})
-        return found[-1] if last.get('step') == found[-1][1] else (None, None)
-    return (max if sweep.mode == 'max' else min)(found, key=lambda item: item[0])
+    best = max if sweep.mode == 'max' else min
+    return found[-1] if sweep.value == 'last' else best(found, key=lambda item: item[0])
 
 
 def joules_of(rows: list[dict[str, Any]]) -> float | None:
     """Measured joules of the whole run; None where nothing was measured."""
     last: dict[str, float] = {}
     for row in rows:
-        last |= {
-            k: v
-            for k, v in row.items()
-            if k.startswith('energy/') and k.endswith('joules') and isinstance(v, int | float)
-        }
+        for name, value in row.items():
+            if name.startswith('energy/') and name.endswith('joules'):
+                joules = number_of(value)
+                last |= {} if joules is None else {name: joules}
     return sum(last.values()) if last else None
 
 
@@ -47,7 +52,9 @@ def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
     try:
         rows = logs.read_metrics(store.path / 'trials' / trial.id / 'metrics.jsonl')
     except UserError:
-        rows = []
+        if state['status'] == FINISHED:
+            raise
+        rows = []  # the run drops broken lines when it goes on
     value, step = value_of(sweep, rows)
     last: dict[str, Any] = {}
     for row in rows:
@@ -84,10 +91,6 @@ def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]
     for number, members in groups.items():
         done = [t for t in members if t['status'] == FINISHED and t['value'] is not None]
         values = [t['value'] for t in done]
-        mean = sum(values) / len(values) if values else None
-        deviation = None
-        if mean is not None and len(values) > 1:
-            deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
         found.append(
             {
                 'point': number,
@@ -95,21 +98,16 @@ def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]
                 'trials': [t['id'] for t in members],
                 'values': values,
                 'complete': len(done) == len(members),
-                'mean': mean,
-                'deviation': deviation,
+                'mean': statistics.fmean(values) if values else None,
+                'deviation': statistics.stdev(values) if len(values) > 1 else None,
             }
         )
     sign = -1 if sweep.mode == 'max' else 1
-    # A point that misses seeds ranks after the complete ones: its mean is of luckier company.
-    found.sort(
-        key=lambda p: (
-            p['mean'] is None,
-            not p['complete'],
-            sign * (p['mean'] or 0.0),
-            p['point'],
-        )
+    # A point that misses seeds ranks after the complete ones: perhaps its bad seeds are missing.
+    return sorted(
+        found,
+        key=lambda p: (p['mean'] is None, not p['complete'], sign * (p['mean'] or 0), p['point']),
     )
-    return found
 
 
 def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -119,14 +117,9 @@ def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[
     best = points[0]
     trial = next(t for t in trials if t['id'] == best['trials'][0])
     words = [f'--config.{field}={text(value)}' for field, value in trial['overrides'].items()]
-    return {
-        'point': best['point'],
-        'varied': best['varied'],
-        'mean': best['mean'],
-        'deviation': best['deviation'],
-        'trials': best['trials'],
-        'command': shlex.join(['python', 'train.py', f'--config={trial["config"]}', *words]),
-    }
+    command = shlex.join(['python', 'train.py', f'--config={trial["config"]}', *words])
+    kept = ('point', 'varied', 'mean', 'deviation', 'trials')
+    return {**{name: best[name] for name in kept}, 'command': command}
 
 
 class Results:
@@ -148,9 +141,7 @@ class Results:
                 self._over[trial.id] = entry
             entries.append(entry)
         points = points_of(self.sweep, entries)
-        counts: dict[str, int] = {}
-        for entry in entries:
-            counts[entry['status']] = counts.get(entry['status'], 0) + 1
+        counts = dict(collections.Counter(entry['status'] for entry in entries))
         joules = [e['joules'] for e in entries if e['joules'] is not None]
         return {
             'metric': self.sweep.metric,
@@ -169,7 +160,7 @@ class Results:
     def write(self, trials: list[Trial]) -> dict[str, Any]:
         """Writes both files and returns what results.json holds."""
         found = self.collect(trials)
-        logs.write_json_atomic(self.store.path / 'results.json', found)
+        write_json(self.store.path / 'results.json', found)
         _write_csv(self.store.path / 'results.csv', found['trials'])
         return found
 
@@ -183,16 +174,17 @@ def _write_csv(path: Path, trials: list[dict[str, Any]]) -> None:
     writer.writerow(['id', 'point', *fields, 'seed', *fixed, *metrics, 'reason'])
     for trial in trials:
         varied = [text(trial['varied'][f]) if f in trial['varied'] else '' for f in fields]
-        seed = '' if trial['seed'] is None else trial['seed']
-        values = [_cell(trial[name]) for name in fixed]
-        measured = [_cell(trial['metrics'].get(name)) for name in metrics]
+        values = [trial[name] for name in fixed]
+        measured = [trial['metrics'].get(name) for name in metrics]
         writer.writerow(
-            [trial['id'], trial['point'], *varied, seed, *values, *measured, trial['reason']]
+            [
+                trial['id'],
+                trial['point'],
+                *varied,
+                trial['seed'],
+                *values,
+                *measured,
+                trial['reason'],
+            ]
         )
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(rows.getvalue())
-    os.replace(temporary, path)
-
-
-def _cell(value: Any) -> Any:
-    return '' if value is None else value
+    write_bytes(path, rows.getvalue().encode())

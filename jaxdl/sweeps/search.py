@@ -5,14 +5,14 @@ that was killed goes on where it was. Optuna is imported only for sweeps that us
 """
 
 import itertools
-import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
 from jaxdl.sweeps.algebra import Choices, Point, Range
-from jaxdl.sweeps.spec import Halving, Hyperband, Median, Search, Sweep, text
+from jaxdl.sweeps.results import number_of
+from jaxdl.sweeps.spec import Halving, Hyperband, Median, Search, Sweep, Trial
 
 _DUPLICATE = 'duplicate'  # user attribute of a proposal that was made before
 _TRIAL = 'trial'  # user attribute: the id of the trial of a plain list
@@ -21,8 +21,7 @@ _TRIAL = 'trial'  # user attribute: the id of the trial of a plain list
 class Study:
     """The Optuna study of one sweep.
 
-    A unit is what Optuna calls a trial: a point of a search, or one trial of a plain list. With
-    several seeds the first seed of a point decides whether all of them are stopped early.
+    What Optuna calls a trial is a point of a search here, or one trial of a plain list.
 
     Args:
         journal: its file.
@@ -42,34 +41,37 @@ class Study:
             _needs_torch()
         lock: Any = _NoLock()
         backend = JournalFileBackend(str(journal), lock_obj=lock)
-        self._study = optuna.create_study(
-            storage=JournalStorage(backend),
-            study_name='sweep',
-            load_if_exists=True,
-            direction='maximize' if sweep.mode == 'max' else 'minimize',
-            pruner=_pruner(optuna, sweep.stopping),
-            sampler=self._sampler(0),
-        )
         self._live: dict[int, Any] = {}
-        self._reported: dict[int, int] = {}
-        self._by_trial: dict[str, int] = {
-            t.user_attrs[_TRIAL]: t.number
-            for t in self._study.get_trials(deepcopy=False)
-            if _TRIAL in t.user_attrs
-        }
+        pruner = _pruner(optuna, sweep.stopping)
+        try:
+            self._study = optuna.create_study(
+                storage=JournalStorage(backend),
+                study_name='sweep',
+                load_if_exists=True,
+                direction='maximize' if sweep.mode == 'max' else 'minimize',
+                pruner=pruner,
+                sampler=self._sampler(0),
+            )
+            self.points()
+        except Exception as error:  # Optuna reads a damaged journal with every kind of error
+            raise UserError(
+                f'{journal} is damaged ({type(error).__name__}: {error}); put it back from a copy, or '
+                'give another --workdir'
+            ) from None
+
+    def _asked(self) -> list[Any]:
+        """Optuna's trials, without proposals that were made before."""
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if _DUPLICATE not in t.user_attrs]
 
     # ---- points of a search ----
 
-    def points(self) -> list[tuple[int, Point]]:
-        """(unit, point) of everything asked so far, in order."""
-        return [
-            (t.number, self._point(t.params))
-            for t in self._study.get_trials(deepcopy=False)
-            if t.params and _DUPLICATE not in t.user_attrs
-        ]
+    def points(self) -> list[Point]:
+        """The points that a search has asked for so far, in order."""
+        return [self._point(t.params) for t in self._asked()] if self.search else []
 
-    def ask(self) -> tuple[int, Point] | None:
-        """The next (unit, point); None if the search has asked for all its points."""
+    def ask(self) -> Point | None:
+        """The next point; None if the search has asked for all its points."""
         assert self.search is not None
         known = self.points()
         if len(known) >= self.search.points:
@@ -81,9 +83,9 @@ class Study:
                 return None
             asked = self._study.ask(self._distributions())
             point = self._point(asked.params)
-            if all(point != earlier for _, earlier in known):
+            if point not in known:
                 self._live[asked.number] = asked
-                return asked.number, point
+                return point
             asked.set_user_attr(_DUPLICATE, True)
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
         return None  # 50 proposals in a row were known: the space holds nothing new
@@ -91,7 +93,7 @@ class Study:
     def _enqueue(self, number: int) -> bool:
         """Makes point `number` of the grid the next one; False past its end."""
         assert self.search is not None
-        columns = {field: self._labels(kind) for field, kind in self.search.space.items()}
+        columns = {field: range(len(kind.values)) for field, kind in self.search.space.items()}
         rows = itertools.product(*columns.values())
         row = next(itertools.islice(rows, number, None), None)
         if row is None:
@@ -123,71 +125,58 @@ class Study:
             if isinstance(kind, Range):
                 make = kinds.IntDistribution if kind.whole else kinds.FloatDistribution
                 found[field] = make(kind.low, kind.high, log=kind.log)
-            else:
-                found[field] = kinds.CategoricalDistribution(self._labels(kind))
+            else:  # Optuna knows a value by its place, as it cannot store tuples
+                found[field] = kinds.CategoricalDistribution(range(len(kind.values)))
         return found
-
-    def _labels(self, kind: Choices) -> tuple:
-        """The values as Optuna can store them: tuples become text."""
-        plain = (str, int, float, bool, type(None))
-        return tuple(v if isinstance(v, plain) else text(v) for v in kind.values)
 
     def _point(self, params: dict[str, Any]) -> Point:
         assert self.search is not None
-        point = {}
-        for field, kind in self.search.space.items():
-            value = params[field]
-            if isinstance(kind, Choices):
-                labels = self._labels(kind)
-                value = kind.values[labels.index(value)] if value in labels else value
-            point[field] = value
-        return point
+        return {
+            field: kind.values[params[field]] if isinstance(kind, Choices) else params[field]
+            for field, kind in self.search.space.items()
+        }
 
     # ---- results ----
 
-    def unit_of(self, trial: str) -> int:
-        """The unit of a trial of a plain list; made at its first mention."""
-        if trial not in self._by_trial:
-            asked = self._study.ask()
-            asked.set_user_attr(_TRIAL, trial)
-            self._live[asked.number] = asked
-            self._by_trial[trial] = asked.number
-        return self._by_trial[trial]
+    def entry_of(self, trial: Trial) -> Any:
+        """Optuna's trial of a point, or of a trial of a plain list; made at its first mention."""
+        asked = self._asked()
+        if self.search is not None:
+            return asked[trial.point]
+        for frozen in asked:
+            if frozen.user_attrs.get(_TRIAL) == trial.id:
+                return frozen
+        live = self._study.ask()
+        live.set_user_attr(_TRIAL, trial.id)
+        self._live[live.number] = live
+        return self._asked()[-1]
 
-    def report(self, unit: int, rows: list[dict[str, Any]]) -> bool:
-        """Tells the metric's values in new rows of a running unit; True: it should stop."""
-        if self.sweep.stopping is None:
+    def report(self, trial: Trial, rows: list[dict[str, Any]]) -> bool:
+        """Tells the metric's values in new rows of a running trial; True: it should stop."""
+        frozen = self.entry_of(trial)
+        if self.sweep.stopping is None or frozen.state.is_finished():
             return False
-        live = self._live.get(unit)
-        if live is None:
-            frozen = self._study.get_trials(deepcopy=False)[unit]
-            live = self._live[unit] = self._optuna.trial.Trial(self._study, frozen._trial_id)
-            self._reported[unit] = max(frozen.intermediate_values, default=-1)
-        if self._over(unit):
-            return False
+        if frozen.number not in self._live:  # of an earlier call
+            live = self._optuna.trial.Trial(self._study, frozen._trial_id)
+            self._live[frozen.number] = live
+        live = self._live[frozen.number]
+        last = max(frozen.intermediate_values, default=-1)
         for row in rows:
-            value, step = row.get(self.sweep.metric), row['step']
-            if step <= self._reported.get(unit, -1) or not isinstance(value, int | float):
-                continue
-            if math.isfinite(value):
-                live.report(float(value), step)
-                self._reported[unit] = step
+            value = number_of(row.get(self.sweep.metric))
+            if row['step'] > last and value is not None:
+                live.report(value, row['step'])
                 if live.should_prune():
                     return True
         return False
 
-    def tell(self, unit: int, value: float | None) -> None:
-        """How a unit ended; None: stopped early, diverged or broken, which a search takes as bad."""
-        states = self._optuna.trial.TrialState
-        if self._over(unit):
-            return
+    def tell(self, trial: Trial, value: float | None) -> None:
+        """How a trial ended; None: stopped early, diverged or broken, which a search takes as bad."""
+        frozen = self.entry_of(trial)
         if value is None:
-            self._study.tell(unit, state=states.PRUNED, skip_if_finished=True)
+            pruned = self._optuna.trial.TrialState.PRUNED
+            self._study.tell(frozen.number, state=pruned, skip_if_finished=True)
         else:
-            self._study.tell(unit, value, skip_if_finished=True)
-
-    def _over(self, unit: int) -> bool:
-        return self._study.get_trials(deepcopy=False)[unit].state.is_finished()
+            self._study.tell(frozen.number, value, skip_if_finished=True)
 
 
 class _NoLock:

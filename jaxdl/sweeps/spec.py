@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdl.errors import UserError, nearest
-from jaxdl.sweeps.algebra import Choices, Point, Range
+from jaxdl.sweeps.algebra import Choices, Point, Range, plain, plain_point
 
 SAMPLERS = ('tpe', 'random', 'quasi_random', 'gp', 'grid')
 
@@ -39,8 +39,13 @@ class Search:
     def check(self):
         if not self.space:
             raise ValueError('Search: space is empty')
-        if self.points < 1:
-            raise ValueError(f'Search: points={self.points}: must be at least 1')
+        for name, least in (('points', 1), ('seed', 0), ('startup', 0)):
+            value = plain(getattr(self, name))
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f'Search: {name}={value!r}: must be a whole number from {least} on'
+                )
+            setattr(self, name, value)
         if self.sampler not in SAMPLERS:
             raise ValueError(
                 f'Search: sampler={self.sampler!r}: must be one of {", ".join(SAMPLERS)}'
@@ -127,9 +132,17 @@ class Sweep:
     grace: float = 120.0
 
     def check(self):
+        """Turns numpy's numbers into Python's. Raises ValueError where a field is wrong."""
         for name, allowed in (('mode', ('max', 'min')), ('value', ('last', 'best'))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name}={getattr(self, name)!r}: must be one of {allowed}')
+        self.overrides = plain_point(self.overrides)
+        if not isinstance(self.points, Search):
+            self.points = [plain_point(point) for point in self.points]
+        self.seeds = plain(tuple(self.seeds) if hasattr(self.seeds, '__iter__') else self.seeds)
+        seeds = (self.seeds,) if not isinstance(self.seeds, tuple) else self.seeds
+        if any(type(seed) is not int or seed < 0 for seed in seeds):
+            raise ValueError(f'seeds={self.seeds!r}: must be whole numbers from 0 on')
         if not re.match(r'(train|eval|perf|energy)/.', self.metric):
             raise ValueError(
                 f"metric={self.metric!r}: metrics are named 'train/…', 'eval/<set>/…', 'perf/…' or 'energy/…'"
@@ -143,21 +156,21 @@ class Sweep:
         seeds = self.seed_list()
         if len(set(seeds)) < len(seeds):
             raise ValueError(f'seeds={self.seeds}: a seed occurs twice')
-        fields = self.points.space if isinstance(self.points, Search) else _all_fields(self.points)
-        if seeds != (None,) and ('seed' in fields or 'seed' in self.overrides):
+        points = [self.points.space] if isinstance(self.points, Search) else self.points
+        fields = {field for point in (*points, self.overrides) for field in point}
+        if seeds != (None,) and 'seed' in fields:
             raise ValueError("give the seeds in `seeds` or as the override 'seed', not both")
         for name in ('workdir', ''):
-            if name in fields or name in self.overrides:
+            if name in fields:
                 raise ValueError(
                     f'{name!r} is no field of a config; every trial has its own workdir'
                 )
         if self.stopping is not None:
-            for field in dataclasses.fields(self.stopping):
-                low = 2 if field.name == 'factor' else 0 if field.name == 'warmup' else 1
-                if getattr(self.stopping, field.name) < low:
+            for name, value in dataclasses.asdict(self.stopping).items():
+                low = {'factor': 2, 'warmup': 0}.get(name, 1)
+                if value < low:
                     raise ValueError(
-                        f'{type(self.stopping).__name__}: {field.name}='
-                        f'{getattr(self.stopping, field.name)}: must be at least {low}'
+                        f'{type(self.stopping).__name__}: {name}={value}: must be at least {low}'
                     )
 
     def seed_list(self) -> tuple[int | None, ...]:
@@ -188,10 +201,6 @@ class Sweep:
         return found
 
 
-def _all_fields(points: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {field for point in points for field in point}
-
-
 @dataclasses.dataclass
 class Trial:
     """One run of a sweep.
@@ -203,8 +212,13 @@ class Trial:
         seed: its seed, or None for the config's own.
         config: the config file.
         overrides: everything set on the command line, seed included.
-        group: trials with the same group have the same compiled program; set by the check.
-        steps: of the whole run; set by the check.
+        group: trials with the same group have the same compiled program.
+        identity: trials with the same identity are the same run.
+        steps: of the whole run.
+        deterministic: its config asks for equal bits, so its process must be a fresh one.
+        alone: why it cannot be trained together with others in one program, or ''.
+
+    From `group` on they are what its config says; jaxdl.sweeps.local.Checks sets them.
     """
 
     id: str
@@ -214,7 +228,10 @@ class Trial:
     config: str
     overrides: Point
     group: str = ''
+    identity: str = ''
     steps: int = 0
+    deterministic: bool = False
+    alone: str = ''
 
     def words(self) -> list[str]:
         """The overrides as words of a command line."""
@@ -247,7 +264,7 @@ def text(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, bool):
         return 'true' if value else 'false'
-    if isinstance(value, list):
+    if isinstance(value, list):  # JSON's tuple
         value = tuple(value)
     return value if isinstance(value, str) else repr(value)
 

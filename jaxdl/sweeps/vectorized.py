@@ -7,22 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
-from jaxdl.core import flags as cli
+from jaxdl.core.flags import CommandLine
 from jaxdl.run import runtime
 
 
 def main(argv: Sequence[str]) -> None:
-    flags.DEFINE_string('workdir', '', 'the folder of the sweep')
-    flags.DEFINE_list('trials', [], 'the ids of the trials')
-    cli.parse_flags(argv, __doc__ or '', required=('workdir', 'trials'))
+    line = CommandLine(__doc__ or '', example='--workdir=runs/sweep --trials=0000,0001')
+    line.string('workdir', 'DIR', 'the folder of the sweep', required=True)
+    line.string('trials', 'ID,…', 'the ids of the trials', required=True)
+    given = line.parse(argv)
     environment = runtime.prepare_process()
     from jaxdl.run.loop import train_together
     from jaxdl.sweeps.check import read_config
     from jaxdl.sweeps.store import Store
 
-    folder, names = flags.FLAGS.workdir, flags.FLAGS.trials
+    folder, names = given.workdir, given.trials.split(',')
     trials = {trial.id: trial for trial in Store(folder).trials()}
     configs = [read_config(trials[name].config, trials[name].words()) for name in names]
     if any(config.deterministic for config in configs):
@@ -34,5 +33,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    runtime.restart_with_tuned_heap()
-    sys.exit(cli.run(main))
+    sys.exit(runtime.program(main, sys.argv, tuned_heap=True))

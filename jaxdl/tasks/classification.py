@@ -22,7 +22,7 @@ class Classification(Task):
         num_classes: number of labels.
         mean: subtracted from the pixels, which are scaled to [0, 1]; one value, or one a channel.
         std: the pixels are divided by it after that.
-        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567).
+        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567), in training.
         augmentations: applied in order to every training batch, on the device.
     """
 
@@ -64,20 +64,23 @@ class Classification(Task):
         return {'images': (images - mean) / std}
 
     def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-        """loss, accuracy, and top5_accuracy from 20 classes on.
+        """loss of the smoothed labels, accuracy, and top5_accuracy from 20 classes on.
 
         Raises:
             ValueError: `outputs` are not [batch, num_classes].
         """
+        return self._metrics(outputs, batch, self.label_smoothing)
+
+    def _metrics(self, outputs: jax.Array, batch: dict[str, jax.Array], smoothing: Any):
         if outputs.shape[-1] != self.num_classes:
             raise ValueError(
                 f'the model gives {outputs.shape[-1]} logits an image, but the task has '
                 f'num_classes={self.num_classes}; give both the same number'
             )
         labels, mask = batch['label'], batch.get('mask')
-        loss, predicted = token_losses(outputs, labels, self.label_smoothing)
+        loss, predicted = token_losses(outputs, labels, smoothing)
         if 'mix' in batch:
-            other, _ = token_losses(outputs, batch['label_b'], self.label_smoothing)
+            other, _ = token_losses(outputs, batch['label_b'], smoothing)
             loss = batch['mix'] * loss + (1 - batch['mix']) * other
         metrics = {
             'loss': Mean.of(loss, mask),
@@ -89,8 +92,11 @@ class Classification(Task):
         return metrics
 
     def eval_metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-        """The metrics, and up to 100 classes the confusion matrix: shares of [label, predicted]."""
-        metrics = self.metrics(outputs, batch)
+        """The metrics of the true labels, and up to 100 classes the confusion matrix.
+
+        The matrix holds shares of [label, predicted].
+        """
+        metrics = self._metrics(outputs, batch, 0.0)
         if self.num_classes <= 100:
             labels, mask = batch['label'], batch['mask']
             truth = jax.nn.one_hot(labels, self.num_classes) * mask[:, None]

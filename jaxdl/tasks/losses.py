@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.metrics import Mean
+from jaxdl.models import ops
 
 
 def token_losses(
@@ -17,28 +18,43 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (loss, prediction), both of `labels`' shape: nats in float32, and int32 arg max.
 
-    `outputs` is either logits `[..., classes]` or, for large vocabularies, an object with
-    `cross_entropy(labels, label_smoothing) -> (loss, argmax)` that works in pieces. A
+    `outputs` is either logits `[..., classes]` or, for large vocabularies, an object with a size
+    `vocab` and `cross_entropy(labels, label_smoothing) -> (loss, argmax)` that works in pieces. A
     `label_smoothing` of exactly 0.0 adds no code; otherwise it may be a traced scalar. `weights`
     of `labels`' shape multiply the losses; the object, then called with them too, can skip work.
+    The loss of a label outside 0 … classes - 1 is nan, unless its weight is 0.
+
+    Raises:
+        ValueError: labels are no integers, or not one for each prediction.
     """
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f'the labels are {labels.dtype}; they must be integers, such as int32')
     if hasattr(outputs, 'cross_entropy'):
         given = {} if weights is None else {'weights': weights}
         loss, prediction = outputs.cross_entropy(labels, label_smoothing, **given)
-        return loss.astype(jnp.float32), prediction.astype(jnp.int32)
-    loss = softmax_cross_entropy(outputs, labels, label_smoothing)
+        loss, prediction = loss.astype(jnp.float32), prediction.astype(jnp.int32)
+        unknown = _outside(labels, outputs.vocab)
+        if weights is not None:
+            unknown &= weights > 0
+        return loss + jnp.where(unknown, jnp.nan, 0.0), prediction
+    if labels.shape != outputs.shape[:-1]:
+        # They would broadcast, each label against every prediction.
+        raise ValueError(
+            f'the labels are {list(labels.shape)}, but the model gives {list(outputs.shape)}: '
+            f'they must be {list(outputs.shape[:-1])}, one number for each prediction'
+        )
+    loss = ops.cross_entropy(outputs, labels, label_smoothing)
+    # A sum, not a choice: the gradient of the loss stays as it is.
+    loss += jnp.where(_outside(labels, outputs.shape[-1]), jnp.nan, 0.0)
     if weights is not None:
         # where, not only a product: 0 times the infinite loss of an unused place would be nan.
         loss = jnp.where(weights > 0, loss * weights, 0.0)
-    return loss, _argmax(outputs)
+    return loss, ops.argmax(outputs)
 
 
-def _argmax(x: jax.Array) -> jax.Array:
-    """The first index of the maximum over the last axis, int32."""
-    # Two plain reductions are vector code on a CPU; jnp.argmax reduces (value, index) pairs.
-    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    top = x.max(axis=-1, keepdims=True)
-    return jnp.where(x == top, index, x.shape[-1] - 1).min(axis=-1)
+def _outside(labels: jax.Array, classes: int) -> jax.Array:
+    labels = labels.astype(jnp.int32)  # a small dtype cannot hold `classes`
+    return (labels < 0) | (labels >= classes)
 
 
 def token_metrics(
@@ -79,23 +95,3 @@ def row_weights(batch: dict[str, jax.Array], counted: jax.Array) -> jax.Array:
 def perplexity(nats: float) -> float:
     """exp of a mean loss in nats; infinite where that is too large for a float."""
     return math.exp(nats) if nats < 700 else math.inf
-
-
-def softmax_cross_entropy(
-    logits: jax.Array, labels: jax.Array, label_smoothing: Any = 0.0
-) -> jax.Array:
-    """Returns -sum(target * log softmax(logits)) `labels.shape`, in nats, computed in float32.
-
-    The target gives 1 - label_smoothing to the label and spreads label_smoothing evenly over all
-    classes, the label included (Szegedy et al. 2016, arXiv:1512.00567).
-    """
-    logits = logits.astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: its gradient is no scatter, and it also partitions well
-    # when the classes are sharded over devices.
-    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    chosen = jnp.where(classes == labels[..., None], logits, 0.0).sum(axis=-1)
-    if isinstance(label_smoothing, (int, float)) and label_smoothing == 0:
-        return normaliser - chosen
-    kept = (1.0 - label_smoothing) * chosen + label_smoothing * logits.mean(axis=-1)
-    return normaliser - kept

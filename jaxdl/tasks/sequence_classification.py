@@ -1,7 +1,7 @@
 """Classification of token sequences, such as the sentiment of a review."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class SequenceClassification(Task):
     returns logits [batch, classes].
 
     Attributes:
-        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567).
+        label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567), in training.
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('label_smoothing',)
@@ -41,9 +41,16 @@ class SequenceClassification(Task):
         return {'tokens': tokens, 'segments': used.astype(jnp.int32)}
 
     def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-        """loss and accuracy over the rows that are not padding."""
+        """loss of the smoothed labels and accuracy over the rows that are not padding."""
+        return self._metrics(outputs, batch, self.label_smoothing)
+
+    def eval_metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+        """The same with the loss of the true labels."""
+        return self._metrics(outputs, batch, 0.0)
+
+    def _metrics(self, outputs: jax.Array, batch: dict[str, jax.Array], smoothing: Any):
         mask = batch.get('mask')
-        loss, predicted = token_losses(outputs, batch['label'], self.label_smoothing)
+        loss, predicted = token_losses(outputs, batch['label'], smoothing)
         return {
             'loss': Mean.of(loss, mask),
             'accuracy': Mean.of(predicted == batch['label'], mask),

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from jaxdl.api import Generated, Limits, Task
 from jaxdl.metrics import Mean
@@ -56,19 +55,17 @@ class Translation(Task):
         names = ('source', 'target', 'targets')
         return {name: limits.vocab for name in names if limits.vocab is not None}
 
-    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
-        """Marks the batch as one for training: only such a batch has smoothed labels."""
-        del rng
-        return {**batch, 'smoothed': jnp.ones(batch['target'].shape[:1], bool)}
-
     def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: batch[name] for name in INPUTS}
 
     def metrics(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Mean]:
-        """loss (nats a token, smoothed in training), accuracy; in evaluation also bits_per_byte."""
+        """loss of the smoothed labels (nats a token) and accuracy."""
         weights = row_weights(batch, batch['target_segments'] > 0)
-        if 'smoothed' in batch:
-            return token_metrics(outputs, batch['targets'], weights, self.label_smoothing)
+        return token_metrics(outputs, batch['targets'], weights, self.label_smoothing)
+
+    def eval_metrics(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Mean]:
+        """loss of the true labels (nats a token), accuracy, and bits_per_byte where sizes are known."""
+        weights = row_weights(batch, batch['target_segments'] > 0)
         size = row_weights(batch, batch['bytes']) if 'bytes' in batch else None
         return token_metrics(outputs, batch['targets'], weights, size=size)
 

@@ -164,6 +164,11 @@ def test_speed(now):
     now.spend(clock, 'data_wait', 1)
     row = made.speed(20, 0.5)
     assert row['perf/data_wait'] == pytest.approx(0.2) and 'perf/first_step_s' not in row
+    # The next interval counts only its own waiting: 3 of 12 seconds.
+    now.spend(clock, 'device', 9)
+    now.spend(clock, 'data_wait', 3)
+    row = made.speed(26, 2.0)
+    assert row['perf/data_wait'] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(

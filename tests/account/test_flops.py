@@ -11,6 +11,16 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxdl.account import flops
+from jaxdl.models import ops
+from jaxdl.models.bert import Bert
+from jaxdl.models.cnn import Cnn
+from jaxdl.models.lm_head import DeferredLogits
+from jaxdl.models.ops import cuda
+from jaxdl.models.resnet import ResNet
+from jaxdl.models.rnn import RnnLM
+from jaxdl.models.seq2seq import Seq2Seq
+from jaxdl.models.transformer import TransformerLM
+from jaxdl.models.vit import ViT
 
 
 def shape(*dims, dtype=jnp.float32):
@@ -282,3 +292,120 @@ def test_elementwise_work_is_kept_apart():
 def test_sums_and_multiples():
     one = flops.count(jnp.matmul, shape(4, 4), shape(4, 4))
     assert one.plus(one) == one.scaled(2)
+
+
+IMAGES = dict(images=shape(4, 32, 32, 3))
+TOKENS = dict(tokens=shape(2, 256, dtype=jnp.int32))
+SIZE = dict(width=32, layers=2, heads=2, vocab=64, max_length=256)
+MODELS = {
+    'decoder': (TransformerLM(**SIZE), TOKENS),
+    'decoder_odd': (
+        TransformerLM(**SIZE, kv_heads=1, activation='swiglu', positions='rotary'),
+        dict(tokens=shape(2, 203, dtype=jnp.int32), segments=shape(2, 203, dtype=jnp.int32)),
+    ),
+    'decoder_half': (
+        TransformerLM(**SIZE, dtype='bfloat16', scan_layers=True, remat='dots', head_chunks=4),
+        TOKENS,
+    ),
+    'bert': (Bert(**SIZE, dtype='bfloat16', head_chunks=2), TOKENS),
+    'seq2seq': (
+        Seq2Seq(**SIZE),
+        dict(source=shape(2, 96, dtype=jnp.int32), target=shape(2, 200, dtype=jnp.int32)),
+    ),
+    'vit': (ViT(width=32, layers=2, heads=2, patch=4, dtype='bfloat16'), IMAGES),
+    'lstm': (RnnLM(vocab=64, width=32, dtype='bfloat16'), TOKENS),
+    'gru': (RnnLM(vocab=64, width=32, cell='gru'), TOKENS),
+    'cnn': (Cnn(dtype='bfloat16'), IMAGES),
+    'resnet': (ResNet(depth=8), IMAGES),
+}
+
+
+def training_step(name):
+    """The count of a model's loss and gradient."""
+    model, inputs = MODELS[name]
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    shapes = jax.eval_shape(lambda x: model.init(rngs, **x, train=False), inputs)
+
+    def loss(params, inputs):
+        found = model.apply(
+            {**shapes, 'params': params}, **inputs, train=True, rngs=rngs, mutable=['batch_stats']
+        )[0]
+        if isinstance(found, DeferredLogits):
+            labels = inputs.get('tokens', inputs.get('target'))
+            pair = 0.0 if found.next_sentence is None else found.next_sentence.sum()
+            return found.cross_entropy(labels)[0].mean() + pair
+        return found.sum()
+
+    if 'batch_stats' in shapes:  # their values matter to no count
+        shapes = {
+            **shapes,
+            'batch_stats': jax.tree.map(lambda x: jnp.zeros(x.shape), shapes['batch_stats']),
+        }
+    return flops.count(jax.value_and_grad(loss), shapes['params'], inputs), shapes['params']
+
+
+@pytest.fixture
+def formulation():
+    """Chooses the formulation of all operations until the test ends."""
+
+    def choose(name):
+        ops.set_plain(name == 'plain')
+        ops.set_platform(None if name == 'plain' else name)
+
+    yield choose
+    choose('plain')
+    ops.set_plain(False)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_model_has_one_count_in_every_formulation(name, formulation):
+    formulation('plain')
+    plain, _ = training_step(name)
+    assert plain.model > 0
+    for platform in ('cpu', 'cuda', 'tpu'):
+        formulation(platform)
+        ours, _ = training_step(name)
+        assert ours.model == pytest.approx(plain.model, rel=1e-12), platform
+        assert ours.conv == plain.conv
+
+
+def test_causal_attention_counts_whole_on_a_cpu(formulation):
+    """6 for each parameter of a product and token, and 12 · layers · time · width for attention."""
+    formulation('cpu')
+    counted, params = training_step('decoder')
+    size = sum(x.size for x in jax.tree.leaves(params['decoder']) if x.ndim > 1) + 64 * 32
+    assert counted.model == pytest.approx((6 * size + 12 * 2 * 256 * 32) * 2 * 256, rel=1e-12)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_padded_for_cudnn_counts_as_if_it_were_not(masked):
+    def count(time, keys):
+        q, k = shape(2, time, 4, 64), shape(2, keys, 4, 64)
+        mask = shape(1, 1, time, keys, dtype=jnp.bool_) if masked else None
+
+        def loss(q, k, mask):
+            return cuda.cudnn_attention(call, q, k, k, None, mask).sum()
+
+        return flops.count(jax.value_and_grad(loss), q, k, mask).model
+
+    def call(q, k, v, bias, mask, **lengths):
+        del bias, lengths
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='xla')
+
+    assert count(65, 33) / count(64, 32) == pytest.approx((65 * 33) / (64 * 32), rel=1e-12)
+
+
+def test_products_count_as_the_outermost_formulation_says_and_nothing_else_does():
+    @jax.jit
+    def inner(x):
+        with ops.counted(5, 1):
+            return x @ x
+
+    def outer(x):
+        with ops.counted(3, 2):
+            return jnp.sin(inner(x)) @ x
+
+    assert flops.count(inner, shape(4, 4)).matmul == 5 * 128
+    counted = flops.count(outer, shape(4, 4))
+    assert counted.matmul == 1.5 * 2 * 128
+    assert counted.other == 16

@@ -1,5 +1,7 @@
 """python train.py as a user calls it: good command lines, and what each bad one says."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from jaxdl import errors
+from jaxdl.commands import train
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = '--config=configs/digits_cnn.py'
@@ -19,16 +24,24 @@ SHORT = (
 )
 
 
-def call(*words: str, module: str = '') -> subprocess.CompletedProcess:
-    start = ['-m', module] if module else ['train.py']
+def call(*words: str, command: str = 'train') -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, *start, *words],
+        [sys.executable, '-m', 'jaxdl', command, *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=240,
         env=os.environ,
     )
+
+
+def said_by(*words: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of train in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = errors.run(train.main, ['train.py', *words])
+    return code, out.getvalue(), err.getvalue()
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -47,6 +60,7 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
         'metrics.jsonl',
         'checkpoints',
         'tensorboard',
+        'samples',
     }
     about = json.loads((folder / 'run.json').read_text())
     assert about['status'] == 'finished' and about['parameters'] > 0
@@ -63,9 +77,7 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
     assert 'resuming from step 4' in longer.stdout
     assert [row['step'] for row in rows_of(folder)] == [1, 2, 3, 4, 5, 6]
 
-    found = call(
-        f'--workdir={folder}', '--json', '--batch_size=56', module='jaxdl.commands.evaluate'
-    )
+    found = call(f'--workdir={folder}', '--json', '--batch_size=56', command='evaluate')
     assert found.returncode == 0, found.stderr
     values = json.loads(found.stdout.splitlines()[-1])
     assert values['step'] == 6 and values['eval/test/examples'] == 359
@@ -74,7 +86,7 @@ def test_a_run_its_folder_and_what_is_done_with_it(tmp_path):
 
 ONLY_THE_CONTEXT = """
 import json, os, sys, types
-import train
+from jaxdl.commands import train
 
 def record(config, workdir, *, context, profile):
     from jax._src import xla_bridge
@@ -82,6 +94,7 @@ def record(config, workdir, *, context, profile):
     print(json.dumps([context['environment']['xla_flags'], os.environ['XLA_FLAGS']]))
     sys.exit()
 
+train.runtime.open_devices = lambda: None
 sys.modules['jaxdl.run.loop'] = types.SimpleNamespace(train=record)
 train.main(['train.py', *sys.argv[1:]])
 """
@@ -109,16 +122,21 @@ def test_deterministic_sets_the_flags_before_a_device_is_used(tmp_path):
 
 
 def test_help_lists_fields_with_types_and_meanings():
-    found = call(DIGITS, '--help')
-    assert found.returncode == 0
-    assert '--config.optimizer.learning_rate' in found.stdout
-    line = next(x for x in found.stdout.splitlines() if '--config.steps ' in x)
-    assert 'int = 1200' in line and 'optimizer steps of the whole run' in found.stdout
+    code, said, _ = said_by(DIGITS, '--help')
+    assert code == 0
+    assert '--config.optimizer.learning_rate' in said
+    line = next(x for x in said.splitlines() if '--config.steps ' in x)
+    assert 'int = 1200' in line and 'optimizer steps of the whole run' in said
 
 
 # What stands on the command line after the config, and what the message must hold.
 BAD = {
     'unknown field': ('--config.optimiser.learning_rate=1', "did you mean 'optimizer'"),
+    'abbreviation of a field further down': (
+        '--config.lr=1',
+        "did you mean 'optimizer.learning_rate'",
+    ),
+    'a long value': ('--config.steps=' + 5000 * 'x', 'x … x'),
     'abbreviation': ('--config.optimizer.lr=1', "did you mean 'learning_rate'"),
     'wrong type': ('--config.optimizer.learning_rate=fast', 'must be float'),
     'fraction of a step': ('--config.steps=1.5', 'must be int'),
@@ -137,17 +155,17 @@ BAD = {
     'unused field': ('--config.init_from.skip=("a",)', 'unused without path'),
     'a flag that is a field': ('--steps=5', 'is set by --config.steps='),
     'a misspelt flag': ('--confg.steps=5', "did you mean 'config.steps'"),
-    'no flag at all': ('steps=5', 'overrides are written --config.FIELD=VALUE'),
+    'no flag at all': ('steps=5', 'flags are written --config.FIELD=VALUE'),
 }
 
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_mistake_ends_with_2_and_a_hint(name, tmp_path):
     word, hint = BAD[name]
-    found = call(DIGITS, f'--workdir={tmp_path / "run"}', word)
-    assert found.returncode == 2, found.stderr
-    assert hint in found.stderr
-    assert 'Traceback' not in found.stderr and len(found.stderr.strip().splitlines()) <= 2
+    code, _, said = said_by(DIGITS, f'--workdir={tmp_path / "run"}', word)
+    assert code == 2, said
+    assert hint in said
+    assert 'Traceback' not in said and len(said.strip().splitlines()) <= 2
     assert not (tmp_path / 'run' / 'config.json').exists(), 'nothing was started'
 
 
@@ -155,6 +173,9 @@ def test_a_mistake_ends_with_2_and_a_hint(name, tmp_path):
     ('words', 'hint'),
     [
         ((), '--config is missing'),
+        (('--config=digit_cnn',), "did you mean 'digits_cnn'"),
+        (('--config=runs/digits_cnn.py',), 'there is no such file; did you mean'),
+        (('--config=digits_cnn:big',), 'has no variants'),
         (('--config=configs/digit_cnn.py',), "did you mean 'configs/digits_cnn.py'"),
         (('--config=configs/cifar_cnn.py:resnet',), "did you mean 'resnet18'"),
         (('--config=configs/digits_cnn.py:big',), 'has no variants'),
@@ -163,16 +184,14 @@ def test_a_mistake_ends_with_2_and_a_hint(name, tmp_path):
     ],
 )
 def test_a_wrong_config_file(words, hint):
-    found = call(*words)
-    assert found.returncode == 2 and hint in found.stderr, found.stderr
-    assert 'Traceback' not in found.stderr
+    code, _, said = said_by(*words)
+    assert code == 2 and hint in said, said
+    assert 'Traceback' not in said
 
 
 def test_the_default_folder_is_named_after_the_command():
-    from jaxdl.core import flags as cli
-
     def folder(*words):
-        return cli.default_workdir(['train.py', *words])
+        return train.default_workdir(['train.py', *words])
 
     assert folder('--config=configs/cifar_cnn.py:96') == 'runs/cifar_cnn-96'
     long = folder('--config=configs/cifar_cnn.py', '--config.seed=1', '--config.steps=9')

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdl.compiled import cards, roofline
-from jaxdl.compiled.kernels import Collective, Done, Kernel, Loop, Program, Run, Start
+from jaxdl.compiled.kernels import Collective, Done, Kernel, Launch, Loop, Schedule, Start
 
 CLUSTER = cards.parse('h100x8x2')
 PEAK, BANDWIDTH = 989.4e12, 3350e9
@@ -13,11 +13,11 @@ ALL = tuple(range(16))
 
 def product(seconds, dtype='bfloat16'):
     flops = seconds * CLUSTER.card.peak(dtype)
-    return Run(Kernel('dot', 'matmul', 'cuBLAS', dtype, flops, 0, ''))
+    return Launch(Kernel('dot', 'matmul', 'cuBLAS', dtype, flops, 0, ''))
 
 
 def copy(seconds):
-    return Run(Kernel('add', 'other', 'XLA', '', 0.0, int(seconds * BANDWIDTH), ''))
+    return Launch(Kernel('add', 'other', 'XLA', '', 0.0, int(seconds * BANDWIDTH), ''))
 
 
 def exchange(name, kind, size, groups=(HOST,), asynchronous=True):
@@ -25,21 +25,21 @@ def exchange(name, kind, size, groups=(HOST,), asynchronous=True):
 
 
 def estimate(*events):
-    return roofline.estimate(Program(events, ()), CLUSTER)
+    return roofline.estimate(Schedule(events, ()), CLUSTER)
 
 
 def test_a_kernel_takes_the_longer_of_its_two_times():
     found = estimate(product(2e-3), copy(1e-3))
     assert found.seconds == pytest.approx(3e-3)
     assert (found.compute, found.memory) == (pytest.approx(2e-3), pytest.approx(1e-3))
-    both = Run(Kernel('f', 'matmul', '', 'bfloat16', 1e-3 * PEAK, int(4e-3 * BANDWIDTH), ''))
+    both = Launch(Kernel('f', 'matmul', '', 'bfloat16', 1e-3 * PEAK, int(4e-3 * BANDWIDTH), ''))
     assert estimate(both).seconds == pytest.approx(4e-3)
     assert estimate(both).compute == 0
 
 
 def test_float32_products_run_at_the_rate_of_tensor_float():
     kernel = Kernel('f', 'matmul', '', 'float32', 494.7e12, 0, '')
-    assert estimate(Run(kernel)).seconds == pytest.approx(1.0)
+    assert estimate(Launch(kernel)).seconds == pytest.approx(1.0)
 
 
 def test_loops_multiply():

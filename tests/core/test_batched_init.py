@@ -67,7 +67,7 @@ def test_a_model_begins_the_same(family, monkeypatch):
         optimizer=optimizer,
         steps=10,
         batch_size=2,
-        ema=0.9,
+        ema=0.3,
     )
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     program = Program(config, mesh, ROWS)

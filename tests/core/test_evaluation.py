@@ -12,7 +12,7 @@ from jaxdl.core.config import Mesh
 from jaxdl.core.evaluation import Evaluator, readable_variables
 from jaxdl.core.program import Program
 from jaxdl.data.synthetic import SyntheticImages
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.models.decode import Sampling
 from jaxdl.tasks.classification import Classification
@@ -83,7 +83,7 @@ def measured(layout: str):
     evaluator = Evaluator(made, {'test': run.data.train_source()})
     (found,) = evaluator.run(state, made.place_hyper(), lambda: None)
     greedy = Sampling(temperature=0.0)
-    data = Text(tokenizer=Bytes())
+    data = Documents(tokenizer=Bytes())
     variables = readable_variables(state)
     texts = run.task.continue_text(run.model, variables, data, 'ab', length=8, sampling=greedy)
     return found, texts

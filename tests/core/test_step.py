@@ -40,6 +40,24 @@ def test_the_step_is_traced_once():
     assert made.traces == ['train_step']
 
 
+def test_the_random_numbers_of_a_step_move_with_the_data_after_a_roll_back():
+    """Step 2 of a run that moved its data on by 3 batches has the masks and crops of step 5."""
+    run = small.config(ema=0.0)
+    made, feed, order = small.program(run)
+    step, packing = made.compile_train(feed.abstract(mask=False), feed.resident)
+    rows, batch = feed.source.fetch(order.batch(0)), feed.load(order.batch(7))
+
+    def loss(at: int, offset: int) -> float:
+        state = made.init(rows)
+        state = state.replace(
+            step=jnp.int32(at), health=state.health.replace(data_offset=jnp.int32(offset))
+        )
+        _, packed = step(state, feed.place(batch), feed.resident, made.place_hyper())
+        return packing.means(np.asarray(packed))['loss']
+
+    assert loss(2, 3) == loss(5, 0) != loss(2, 0)
+
+
 def test_several_steps_in_one_program_equal_single_steps():
     run = small.config()
     one, _, first = small.losses(run, 4)
@@ -144,17 +162,21 @@ def test_runs_that_differ_in_scalars_share_one_program():
     assert text(run) == text(other)
 
 
-def test_ema_follows_the_formula():
-    run = small.config(ema=0.5)
+def test_averaged_weights_look_back_over_their_share_of_the_run():
+    run = small.config(ema=0.4)
     made, feed, order = small.program(run)
     step, _ = made.compile_train(feed.abstract(mask=False), feed.resident)
     state = made.init(feed.source.fetch(order.batch(0)))
-    expected = np.asarray(state.params['hidden']['kernel'])
-    for index in range(3):
+    seen = []
+    for index in range(8):
         batch = feed.place(feed.load(order.batch(index)))
         state, _ = step(state, batch, feed.resident, made.place_hyper())
-        decay = min(0.5, (2 + index) / (4 + index))
-        expected = expected * decay + np.asarray(state.params['hidden']['kernel']) * (1 - decay)
+        seen.append(np.asarray(state.params['hidden']['kernel'], np.float64))
+    # Of the average after step t the newest weights are the part 1 / (0.4 t), at most all.
+    newest = [min(1, 1 / (0.4 * t)) for t in range(1, 9)]
+    parts = [n * np.prod([1 - later for later in newest[i + 1 :]]) for i, n in enumerate(newest)]
+    assert sum(parts) == pytest.approx(1), 'nothing of the random start is left'
+    expected = sum(part * weights for part, weights in zip(parts, seen, strict=True))
     np.testing.assert_allclose(
         state.ema['params']['hidden']['kernel'], expected, rtol=1e-5, atol=1e-7
     )

@@ -1,7 +1,9 @@
 """The original formats: what is read is what was written; damage is named."""
 
+import codecs
 import gzip
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from jaxdl.data.images import digits
+from jaxdl.data.images import digits, idx, originals
 from jaxdl.data.images.catalogue import IMAGE_SETS
 from jaxdl.data.images.idx import read_idx
 from jaxdl.data.images.originals import check_arrays
@@ -71,6 +73,9 @@ def test_mnist_files(tmp_path, compress):
     found, checks = MNIST.read(MNIST.find(tmp_path))
     same(found, expected)
     assert len(checks) == 4
+    for path in list(tmp_path.iterdir()):  # as some mirrors name them
+        path.rename(tmp_path / path.name.replace('-idx', '.idx'))
+    same(MNIST.read(MNIST.find(tmp_path))[0], expected)
 
 
 def test_missing_files_are_named(tmp_path):
@@ -102,9 +107,14 @@ def broken_gzip(data):
         (lambda data: data[:-1], 'copy or download it again'),
         (lambda data: data + b'x', 'copy or download it again'),
         (lambda data: data[:6], 'copy or download it again'),
+        (lambda data: b'\0\0\x08\x04' + 4 * b'\0\1\0\0', r'\[65536, .*download it again'),
+        (lambda data: b'\0\0\x08\x04' + 16 * b'\xff', r'\[4294967295, .*download it again'),
+        (lambda data: b'\0\0\x08\x04' + bytes(4) + 12 * b'\xff', r'\[0, 42.*download it again'),
+        (lambda data: gzip.compress(data + bytes(9999)), 'more than 9,999 bytes'),
     ],
 )
-def test_damaged_idx(tmp_path, damage, message):
+def test_damaged_idx(tmp_path, monkeypatch, damage, message):
+    monkeypatch.setattr(originals, 'LARGEST', 9999)
     path = tmp_path / 'train-images-idx3-ubyte.gz'
     path.write_bytes(damage(archives.idx_bytes(np.zeros((5, 28, 28)))))
     with pytest.raises(UserError, match=message) as caught:
@@ -120,7 +130,7 @@ def test_contents_that_do_not_fit(tmp_path):
         found, _ = MNIST.read(MNIST.find(tmp_path))
         check_arrays(MNIST, found)
 
-    with pytest.raises(UserError, match='60 images but 59'):
+    with pytest.raises(UserError, match=r'60 images but \[59\]'):
         read(label=np.zeros(59))
     with pytest.raises(UserError, match='allowed are 0 to 9'):
         read(label=np.full(60, 10))
@@ -132,6 +142,20 @@ def test_contents_that_do_not_fit(tmp_path):
     (tmp_path / 'x' / 'train-images-idx3-ubyte.gz').replace(tmp_path / 'train-images-idx3-ubyte.gz')
     with pytest.raises(UserError, match='exchanged'):
         MNIST.read(MNIST.find(tmp_path))
+
+
+def test_files_of_another_set_are_recognised(tmp_path, monkeypatch):
+    """Fashion-MNIST's files have the names of MNIST's; only what is in them tells."""
+    published = [md5 for md5, file in idx.PUBLISHED.items() if file.startswith('fashion_mnist: ')]
+    assert len(published) == 4 and len(idx.PUBLISHED) == 8
+    archives.write_idx(tmp_path, archives.random_set((28, 28, 1), 10))
+    labels = tmp_path / 't10k-labels-idx1-ubyte.gz'
+    for file in ('fashion_mnist: t10k-labels-idx1-ubyte', 'mnist: train-labels-idx1-ubyte'):
+        monkeypatch.setitem(idx.PUBLISHED, read_idx(labels)[1], file)
+        with pytest.raises(UserError, match=f'{labels}: this is {file}, not mnist: t10k-labels'):
+            MNIST.read(MNIST.find(tmp_path))
+    monkeypatch.setitem(idx.PUBLISHED, read_idx(labels)[1], 'mnist: t10k-labels-idx1-ubyte')
+    MNIST.read(MNIST.find(tmp_path))
 
 
 @pytest.mark.parametrize('cut', [0, 10, 100, 5000, -30])
@@ -167,6 +191,46 @@ def test_a_pickle_cannot_run_code(tmp_path):
     with pytest.raises(UserError, match=r'data_batch_2: not a CIFAR batch .*not allowed'):
         CIFAR10.read(CIFAR10.find(tmp_path))
     assert not (tmp_path / 'made').exists()
+
+
+def encoded_by(codec):
+    class Encoded:
+        def __reduce__(self):
+            return codecs.encode, ('text', codec)
+
+    return Encoded()
+
+
+@pytest.mark.parametrize(
+    ('labels', 'message'),
+    [
+        ([1.7] * 12, r'labels are float64 \[12\], must be integers \[12\]'),
+        ([[1]] * 12, r'labels are int64 \[12, 1\]'),
+        ([1] * 11, r'labels are int64 \[11\]'),
+        ([True] * 12, 'labels are bool'),
+        (['1'] * 12, 'labels are <U1'),
+        ([2**32 + 1] * 12, "'label' of train reaches from"),
+        ([-1] * 12, "'label' of train reaches from -1"),
+        (encoded_by('zlib_codec'), r'labels are \|?[SO]'),
+    ],
+)
+def test_labels_of_a_pickle(tmp_path, labels, message):
+    members = archives.cifar_members(archives.random_set((32, 32, 3), 10), binary=False)
+    batch = {b'data': np.zeros((12, 3072), np.uint8), b'labels': labels}
+    members['data_batch_2'] = pickle.dumps(batch, protocol=2)
+    archives.write_tar(tmp_path / 'cifar-10-python.tar.gz', 'x', members)
+    with pytest.raises(UserError, match=message):
+        found, _ = CIFAR10.read(CIFAR10.find(tmp_path))
+        check_arrays(CIFAR10, found)
+
+
+def test_a_member_that_claims_any_size_is_not_unpacked(tmp_path):
+    with tarfile.open(tmp_path / 'cifar-10-binary.tar.gz', 'w:gz') as tar:
+        entry = tarfile.TarInfo('x/data_batch_1.bin')
+        entry.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(entry)
+    with pytest.raises(UserError, match=r'(damaged|lacks) .*'):
+        CIFAR10.read(CIFAR10.find(tmp_path))
 
 
 def test_digits_are_those_of_scikit_learn():

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl.data.text import packing
-from jaxdl.data.text.cache import Corpus
+from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.masked import Masked, draw
-from jaxdl.data.text.packing import Packed, Stream, pack
+from jaxdl.data.text.packing import Concatenated, Packed, pack
 from jaxdl.data.text.pairs import PairRows
 from jaxdl.data.text.tokenizers import Bytes
 from jaxdl.errors import UserError
@@ -52,7 +52,7 @@ def pieces(batch):
 @given(TEXTS, st.integers(2, 20), st.booleans(), st.booleans(), st.integers(0, 8))
 def test_every_token_is_predicted_once_from_its_own_document(texts, length, stream, train, context):
     corpus = corpus_of(texts)
-    kind = Stream(context=context) if stream else Packed(context=context)
+    kind = Concatenated(context=context) if stream else Packed(context=context)
     if context >= length:
         with pytest.raises(UserError, match='must be below'):
             kind.rows(corpus, BYTES, length=length, train=train)
@@ -81,7 +81,7 @@ def test_every_token_is_predicted_once_from_its_own_document(texts, length, stre
 @settings(max_examples=60, deadline=None)
 @given(TEXTS, st.integers(2, 20), st.data())
 def test_rows_are_random_access(texts, length, data):
-    for kind in (Packed(), Stream()):
+    for kind in (Packed(), Concatenated()):
         rows = kind.rows(corpus_of(texts), BYTES, length=length, train=True)
         whole = everything(rows)
         ids = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=9))
@@ -92,7 +92,7 @@ def test_rows_are_random_access(texts, length, data):
 
 def test_context_is_seen_and_not_counted():
     text = ''.join(chr(97 + i) for i in range(20))
-    for kind in (Packed(context=3), Stream(context=3)):
+    for kind in (Packed(context=3), Concatenated(context=3)):
         rows = kind.rows(corpus_of([text]), BYTES, length=8, train=False)
         batch = everything(rows)
         assert (~batch['target_mask'] & (batch['segments'] > 0)).sum() == 3 * (len(rows) - 1)
@@ -141,7 +141,8 @@ def test_in_memory_is_the_same_rows(monkeypatch, vocab):
 def test_bits_per_byte_of_a_uniform_model_has_its_formula_for_every_tokenizer(tmp_path):
     import jax.numpy as jnp
 
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
+    from jaxdl.data.text.sources import TextFiles
     from jaxdl.data.text.tokenizers import Bpe
     from jaxdl.tasks.language_model import LanguageModel
 
@@ -149,13 +150,8 @@ def test_bits_per_byte_of_a_uniform_model_has_its_formula_for_every_tokenizer(tm
     text = 'So much depends upon a red wheel barrow – glazed with rain water.\n' * 7
     path.write_text(text)
     for tokenizer in (Bytes(), Bpe(vocab_size=300)):
-        data = Text(
-            tokenizer=tokenizer,
-            train=str(path),
-            evals=(f'v={path}',),
-            length=32,
-            cache=str(tmp_path),
-        )
+        source = TextFiles(str(path), evals=(f'v={path}',))
+        data = Documents(source=source, tokenizer=tokenizer, length=32, cache=str(tmp_path))
         batch = everything(data.eval_sources()['v'])
         vocab = tokenizer.vocab_size
         logits = jnp.zeros((*batch['tokens'].shape, vocab))

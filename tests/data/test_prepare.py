@@ -101,19 +101,19 @@ def test_digits_builder_equals_the_embedded_set(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from jaxdl.data import prepare, store
+from jaxdl.data import cached, prepare, store
 
 where, folder, root = sys.argv[1:]
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 if where == 'examples':
-    from jaxdl.data.builders import ImageBuilder
+    from jaxdl.data.images.builders import ImageBuilder
     def generate(self, rows):
         yield 0, {'image': rows['image'][0], 'label': 0}
         die()
     ImageBuilder._generate_examples = generate
 elif where == 'arrays':
-    kept = store._crc
-    store._crc = lambda array: die() if len(array) == 20 else kept(array)
+    kept = cached._checksum
+    cached._checksum = lambda array: die() if len(array) == 20 else kept(array)
 elif where == 'publish':
     store.publish = die
 else:
@@ -299,10 +299,13 @@ def test_command(originals, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ([], 'give one data set'),
-        (['mnist', 'cifar10'], 'give one data set'),
+        (['fashion-mnist'], "did you mean 'fashion_mnist'"),
+        (['MNIST'], "did you mean 'mnist'"),
+        (['cifar 10'], "did you mean 'cifar10'"),
+        (['../mnits'], 'no such data set'),
+        (['x' * 5000], 'x … x'),
         (['fashion_mnits'], "did you mean 'fashion_mnist'?"),
-        (['mnist', '--form=x'], 'Did you mean: from'),
+        (['mnist', '--form=x'], 'no such flag'),
         (['mnist', '--from=/does/not/exist'], 'is no folder'),
         (
             ['mnist', '--from={empty}'],
@@ -326,7 +329,12 @@ def test_mistakes_end_with_2(tmp_path, arguments, message):
     root = tmp_path / 'data'
     code, out, errors = command(*(word.format(**places) for word in arguments), root=root)
     assert code == 2 and not out
-    assert message in errors and 'Traceback' not in errors and 1 <= errors.count('\n') <= 2
+    assert (
+        errors.startswith('error: ')
+        and message in errors
+        and 'Traceback' not in errors
+        and 1 <= errors.count('\n') <= 2
+    )
     if root.exists():
         assert not leftovers(root) and not (root / 'mnist').exists()
 

@@ -1,4 +1,6 @@
 import json
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -204,6 +206,64 @@ def test_text_that_is_not_unicode_is_refused(bpe):
     for tokenizer in (Bytes(), bpe):
         with pytest.raises(UserError, match='not UTF-8'):
             tokenizer.encode('abc\udcff')
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_a_vocabulary_ends_its_lines_as_the_library_does(tmp_path, end):
+    special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    # All characters at which str.splitlines would end a line too.
+    words = [*special, 'tea', *'\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029', 'milk', '\ufeff', 'jug']
+    path = tmp_path / 'vocab.txt'
+    path.write_bytes(b'\xef\xbb\xbf' + ''.join(word + end for word in words).encode())
+    tokenizer = WordPiece(vocab=str(path))
+    tokenizer.fit(lambda: [], key='', cache=tmp_path)
+    assert tokenizer.vocab_size == len(words) and tokenizer.pad == 0
+    wanted = [words.index(word) for word in ('tea', 'milk', 'jug')]
+    assert tokenizer.encode('tea milk jug').tolist() == wanted
+    path.write_bytes('\n'.join(words).encode('utf-16'))
+    with pytest.raises(UserError, match=r'tokenizer.vocab=.*UTF-16'):
+        WordPiece(vocab=str(path)).fit(lambda: [], key='', cache=tmp_path)
+
+
+def library_merges(texts, size):
+    """What the library learns by itself."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    engine.train_from_iterator(texts, trainer)
+    return [tuple(pair) for pair in json.loads(engine.to_str())['model']['merges']]
+
+
+def test_words_are_cut_only_where_they_are_longer_than_any_word(tmp_path, monkeypatch):
+    assert fitted(tmp_path).state()['merges'] == library_merges(TEXTS, 396)
+    monkeypatch.setattr(tok, 'LONGEST_WORD', 8)
+    letters = ''.join(np.random.default_rng(0).choice(list('ACGT'), 999))
+    bpe = Bpe(vocab_size=300)
+    bpe.fit(lambda: [letters], key='dna', cache=tmp_path)
+    parts = [letters[i : i + 8] for i in range(0, 999, 8)]
+    assert bpe.state()['merges'] == library_merges(parts, 296)
+    assert bpe.decode(bpe.encode(letters)) == letters
+
+
+def test_a_signal_is_heard_while_byte_pairs_are_learned(tmp_path, monkeypatch):
+    def stop(number, frame):
+        raise InterruptedError('stop')
+
+    monkeypatch.setattr(tok, 'LONGEST_WORD', 1 << 30)  # so that it takes long
+    letters = ''.join(np.random.default_rng(0).choice(list('ACGT'), 40_000))
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(InterruptedError, match='stop'):
+            Bpe(vocab_size=300).fit(lambda: [letters], key='dna', cache=tmp_path)
+        (thread,) = [t for t in threading.enumerate() if t.name == 'learn byte pairs']
+        assert thread.is_alive()  # the signal did not wait for its end
+        thread.join()
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize('settings', [{'vocab_size': 259}, {'train_bytes': 0}])

@@ -1,6 +1,8 @@
 """Weights to and from Hugging Face, against the transformers library itself."""
 
+import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Sgd
-from jaxdl.data.text.language import Text
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe
 from jaxdl.errors import UserError
 from jaxdl.interchange import weights as interchange
@@ -108,12 +111,12 @@ def torch_outputs(name, module, inputs):
     with torch.no_grad():
         if isinstance(MODELS[name], ViT):
             images = torch.tensor(np.asarray(inputs['images']).transpose(0, 3, 1, 2).copy())
-            return [module(pixel_values=images).logits.numpy()]
+            return [module(pixel_values=images, return_dict=True).logits.numpy()]
         named = {'input_ids': torch.tensor(np.asarray(inputs['tokens'])).long()}
         if 'segments' in inputs:
             named['attention_mask'] = torch.tensor(np.asarray(inputs['segments'])).long()
             named['token_type_ids'] = torch.tensor(np.asarray(inputs['token_types'])).long()
-        out = module(**named)
+        out = module(**named, return_dict=True)
     if isinstance(MODELS[name], Bert):
         logits = out.prediction_logits.numpy()
         logits = np.where(np.asarray(inputs['segments'])[..., None] > 0, logits, 0)
@@ -252,6 +255,200 @@ def test_models_that_cannot_be_exchanged():
         interchange.layout(object())
 
 
+# Another valid value where the rule of `another` gives none.
+OTHER = {
+    'hidden_act': 'quick_gelu',
+    'activation_function': 'quick_gelu',
+    'architectures': ['Other'],
+    'dtype': 'bfloat16',
+    'problem_type': 'regression',
+    'summary_type': 'first',
+    'summary_activation': 'tanh',
+    'pooler_act': 'relu',
+    'pooler_output_size': 16,
+    'hidden_size': 64,
+    'n_embd': 64,
+    'num_attention_heads': 2,
+    'n_head': 2,
+    'n_inner': 64,
+    'chunk_size_feed_forward': 5,
+    'classifier_dropout': 0.3,
+    'transformers_version': '4.0.0',
+    'id2label': {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e', '5': 'f', '6': 'g'},
+    'label2id': {'a': 0},
+}
+FORMATS = {
+    'bert': 'BertConfig',
+    'classifier': 'BertConfig',
+    'gpt2': 'GPT2Config',
+    'vit': 'ViTConfig',
+}
+
+
+def another(field, value):
+    if field in OTHER:
+        return OTHER[field]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return 2 * value + 1 if isinstance(value, int) else value / 2 + 0.1
+    return 1 if field.endswith('token_id') else None
+
+
+def cases():
+    transformers = pytest.importorskip('transformers')
+    for name, kind in FORMATS.items():
+        for field in dataclasses.fields(getattr(transformers, kind)):
+            if field.name not in OTHER and another(field.name, field.default) is None:
+                raise AssertionError(f'give another value of {kind}.{field.name}')
+            yield from ((name, field.name, change) for change in ('changed', 'absent'))
+        yield from ((name, 'model_type', change) for change in ('changed', 'absent'))
+
+
+@pytest.fixture(scope='module')
+def bases(tmp_path_factory):
+    """{name: (a folder with random weights, our parameters of it, its outputs)}, made when asked for."""
+    made = {}
+
+    def base(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            module = theirs(name)
+            module.save_pretrained(folder)
+            inputs, params = ours(name)
+            params = interchange.load(folder, MODELS[name], params)
+            made[name] = folder, type(module), params, inputs, torch_outputs(name, module, inputs)
+        return made[name]
+
+    return base
+
+
+@pytest.mark.parametrize(('name', 'field', 'change'), cases())
+def test_a_field_is_refused_or_changes_no_output(name, field, change, bases, tmp_path):
+    """Whatever a config.json says, or leaves to the defaults of the format."""
+    folder, kind, params, inputs, want = bases(name)
+    config = json.loads((folder / 'config.json').read_text())
+    before = config.pop(field, None)
+    if change == 'changed':
+        config[field] = another(field, getattr(kind.config_class(), field, before))
+        assert config[field] != before
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
+    try:
+        loaded = interchange.load(tmp_path, MODELS[name], params)
+    except UserError as error:
+        assert field in str(error) or field == 'model_type', error
+        return
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    module = kind.from_pretrained(tmp_path, dtype='float32', return_dict=True).eval()
+    compare(torch_outputs(name, module, inputs), want)
+
+
+REFUSED = [
+    ('bert', {'is_decoder': True}),
+    ('bert', {'hidden_act': 'relu'}),
+    ('bert', {'layer_norm_eps': 1e-6}),
+    ('bert', {'position_embedding_type': 'relative_key'}),
+    ('bert', {'directionality': 'left'}),
+    ('bert', {'pruned_heads': {'0': [1]}}),
+    ('bert', {'tie_word_embeddings': False}),
+    ('classifier', {'add_cross_attention': True}),
+    ('classifier', {'model_type': 'roberta'}),
+    ('gpt2', {'scale_attn_weights': False}),
+    ('gpt2', {'scale_attn_by_inverse_layer_idx': True}),
+    ('gpt2', {'scale_attn_weights': None}),
+    ('gpt2', {'n_head': 2}),
+    ('gpt2', {'n_inner': None}),
+    ('gpt2', {'rope_scaling': None}),
+    ('gpt2', {'a_field_of_tomorrow': 'x' * 5000}),
+    ('vit', {'qkv_bias': False}),
+    ('vit', {'image_size': [4, 16]}),
+    ('vit', {'patch_size': [2, 4]}),
+    ('vit', {'head_dim': 16}),
+    ('vit', {'num_channels': 1}),
+    ('vit', {'num_labels': 3}),
+    ('classifier', {'id2label': {'0': 'a'}}),
+]
+
+
+@pytest.mark.parametrize(('name', 'change'), REFUSED)
+@pytest.mark.parametrize('given', ['folder', 'file'])
+def test_weights_of_another_model_are_refused_by_the_field(name, change, given, bases, tmp_path):
+    folder, _, params, *_ = bases(name)
+    config = json.loads((folder / 'config.json').read_text()) | change
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
+    source = tmp_path if given == 'folder' else tmp_path / 'model.safetensors'
+    ((field, value),) = change.items()
+    with pytest.raises(UserError) as error:
+        interchange.load(source, MODELS[name], params)
+    text = str(error.value)
+    assert (field in text and repr(value)[:10] in text) or field == 'model_type'
+    assert len(text) < 500 and '\n' not in text
+
+
+@pytest.mark.parametrize(
+    ('name', 'change'),
+    [
+        ('bert', {'hidden_act': 'gelu_python', 'position_embedding_type': 'absolute'}),
+        ('bert', {'gradient_checkpointing': False, 'pooler_type': 'first_token_transform'}),
+        ('gpt2', {'activation_function': 'gelu_pytorch_tanh', 'n_ctx': 16, 'max_length': 50}),
+        ('vit', {'image_size': [8, 8], 'patch_size': (4, 4), 'torch_dtype': 'float32'}),
+    ],
+)
+def test_other_words_for_the_same_model_are_taken(name, change, bases, tmp_path):
+    folder, _, params, *_ = bases(name)
+    config = json.loads((folder / 'config.json').read_text()) | change
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
+    loaded = interchange.load(tmp_path, MODELS[name], params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_a_file_without_a_config_is_taken_with_a_warning(bases, tmp_path, capsys):
+    folder, _, params, *_ = bases('gpt2')
+    os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
+    interchange.load(tmp_path / 'model.safetensors', MODELS['gpt2'], params)
+    assert 'not checked' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('text', [b'{', b'[]', b'[' * 100_000, b'\xff'])
+def test_a_config_that_is_none(text, bases, tmp_path):
+    folder, _, params, *_ = bases('gpt2')
+    os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_bytes(text)
+    with pytest.raises(UserError, match=r'config\.json'):
+        interchange.load(tmp_path, MODELS['gpt2'], params)
+    (tmp_path / 'config.json').unlink()
+    (tmp_path / 'model.safetensors.index.json').write_bytes(text)
+    with pytest.raises(UserError, match='index'):
+        interchange.load(tmp_path, MODELS['gpt2'], params)
+    (tmp_path / 'model.safetensors.index.json').write_text('{"weight_map": {"a": "../b"}}')
+    with pytest.raises(UserError, match=r'\.\./b'):
+        interchange.load(tmp_path, MODELS['gpt2'], params)
+
+
+def test_a_vit_of_wide_images_goes_there_and_back(tmp_path):
+    """As many patches as a square has, in another grid."""
+    import torch
+    import transformers
+
+    model = MODELS['vit']
+    images = jax.random.normal(jax.random.key(0), (2, 4, 16, 3))
+    params = jax.jit(lambda: model.init(jax.random.key(3), images, train=False))()['params']
+    params['head']['kernel'] = jax.random.normal(jax.random.key(4), (32, 7))
+    interchange.save(tmp_path, params, model)
+    assert json.loads((tmp_path / 'config.json').read_text())['image_size'] == [4, 16]
+    module = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        there = module(torch.tensor(np.asarray(images).transpose(0, 3, 1, 2).copy())).logits
+    here = model.apply({'params': params}, images, train=False)
+    compare([np.asarray(here)], [there.numpy()])
+    jax.tree.map(np.testing.assert_array_equal, interchange.load(tmp_path, model, params), params)
+    with pytest.raises(UserError, match=r'image_size=\[4, 16\]'):
+        interchange.load(tmp_path, model, ours('vit')[1])
+
+
 def test_a_contradicting_config(tmp_path):
     _, params = ours('gpt2')
     interchange.save(tmp_path, params, MODELS['gpt2'])
@@ -355,9 +552,8 @@ def test_a_run_of_imported_weights_has_its_tokenizer_and_needs_no_text(tmp_path)
     config = Config(
         model=model,
         task=LanguageModel(),
-        data=Text(
-            train=str(text),
-            documents='paragraph',
+        data=Documents(
+            source=TextFiles(str(text), documents='paragraph'),
             tokenizer=Bpe(vocab_size=vocab),
             length=16,
             cache=str(tmp_path / 'cache'),

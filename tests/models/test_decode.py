@@ -306,3 +306,85 @@ def test_unfinished_sequences_stand_only_where_none_ended():
     )
     np.testing.assert_array_equal(tokens[0, 0], [0, 0, 0])
     np.testing.assert_allclose(scores[0, 0], 3 * np.log(0.6), rtol=1e-5)
+
+
+@pytest.mark.parametrize('temperature', [0.0, 1e-45, 1e-38, 1e-6])
+@pytest.mark.parametrize('filters', [{}, {'top_k': 3}, {'top_p': 0.9}])
+def test_a_tiny_temperature_takes_the_most_likely(temperature, filters):
+    logits = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32) * 100
+    logits[0, :3] = -np.inf
+    sampling = Sampling(temperature=temperature, **filters)
+    sampling.check()
+    tokens = decode.choose(jnp.asarray(logits), jax.random.key(0), sampling)
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+
+
+@jax.tree_util.register_pytree_node_class
+class Previous:
+    """The cache of a chain whose next token depends on the last two."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def take(self, rows):
+        return Previous(self.token[rows])
+
+    def tree_flatten(self):
+        return (self.token,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        return cls(*leaves)
+
+
+CHAIN = np.random.default_rng(3).normal(size=(VOCAB, VOCAB, VOCAB)) * 1.5
+CHAIN[..., END] -= 0.5
+
+
+@functools.partial(jax.jit, static_argnames=('beams', 'strength'))
+def search_chain(beams, strength):
+    table = jnp.asarray(CHAIN, jnp.float32)
+    start = jnp.arange(3)  # rows that begin with different tokens
+    return decode.beam_loop(
+        lambda cache, token: (table[cache.token, token], Previous(token)),
+        table[0, start],
+        Previous(start),
+        beams=beams,
+        length=LENGTH,
+        end_token=END,
+        length_penalty=strength,
+    )
+
+
+def search_in_python(start, beams, strength):
+    """[(score, sequence)] of the ended ones, best first: the definition, without an early stop."""
+    logp = CHAIN - np.log(np.exp(CHAIN).sum(-1, keepdims=True))
+    alive, ended = [(0.0, (0, start))], []
+    for _ in range(LENGTH):
+        grown = [(s + logp[q[-2], q[-1], t], (*q, t)) for s, q in alive for t in range(VOCAB)]
+        grown = sorted(grown, reverse=True)[: 2 * beams]
+        ended += [(s / ((3 + len(q)) / 6) ** strength, q[2:]) for s, q in grown if q[-1] == END]
+        alive = [(s, q) for s, q in grown if q[-1] != END][:beams]
+    return sorted(ended, reverse=True)[:beams]
+
+
+@pytest.mark.parametrize('strength', [0.0, 0.6, 3.0, -1.0])
+@pytest.mark.parametrize('beams', [1, 3, 40])
+def test_beams_and_length_penalty_of_a_chain(beams, strength):
+    tokens, scores = search_chain(beams, strength)
+    for row in range(3):
+        expected = search_in_python(row, beams, strength)
+        assert expected or beams == 1
+        for place, (score, sequence) in enumerate(expected):
+            np.testing.assert_allclose(scores[row, place], score, atol=1e-5)
+            padded = (*sequence, *[0] * (LENGTH - len(sequence)))
+            assert tuple(np.asarray(tokens[row, place])) == padded
+
+
+def test_the_chain_tells_widths_and_penalties_apart():
+    found = [
+        [search_in_python(row, beams, strength)[:1] for row in range(3)]
+        for beams, strength in ((1, 0.6), (40, 0.6), (40, 3.0), (40, -1.0))
+    ]
+    found = [[[sequence for _, sequence in row] for row in rows] for rows in found]
+    assert found[0] != found[1] and found[1] != found[2] and found[2] != found[3]

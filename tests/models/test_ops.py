@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxdl.models import ops
-from jaxdl.models.ops import loss as ops_loss
+from jaxdl.models.ops import cuda
+from jaxdl.models.ops.loss import default_chunks
 
 few = settings(max_examples=8, deadline=None)
 small = st.integers(1, 7)
@@ -357,7 +359,7 @@ def test_attention_of_odd_lengths_is_padded_for_cudnn(masked, time, keys):
         mask = mask.at[..., 0].set(True)
 
     def padded(q, k, v, bias):
-        return ops._attention_cudnn(cudnn, q, k, v, bias, mask)
+        return cuda.cudnn_attention(cudnn, q, k, v, bias, mask)
 
     def plain(q, k, v, bias):
         return jax.nn.dot_product_attention(q, k, v, bias, mask, implementation='xla')
@@ -620,9 +622,58 @@ def test_recomputed_operations_keep_only_their_arguments():
 
 def test_chunks_are_as_large_as_the_logits_of_one_device():
     rules = (('batch', ('data',)), ('inner', None), ('vocab', 'tensor'))
-    alone = ops_loss.default_chunks(2**13, 2**15, 512)
+    alone = default_chunks(2**13, 2**15, 512)
     assert alone == 4  # 1 GiB of float32 in parts of 256 MiB
     mesh = jax.make_mesh((4, 2), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-        assert ops_loss.default_chunks(2**13, 2**15, 512) == 1
-        assert ops_loss.default_chunks(4 * 2**13, 2 * 2**15, 512) == alone
+        assert default_chunks(2**13, 2**15, 512) == 1
+        assert default_chunks(4 * 2**13, 2 * 2**15, 512) == alone
+
+
+ARRAY, HALF = jnp.ones((1, 128, 2, 8)), jnp.ones((4, 8), jnp.bfloat16)
+GATES = (jnp.ones((2, 5, 3)), jnp.ones((3, 16)), jnp.ones((4, 16)), jnp.ones(16))
+CALLS = {
+    'matmul': lambda: ops.matmul(HALF, HALF.T),
+    'add_bias': lambda: jax.vjp(ops.add_bias, HALF, HALF[0])[1](HALF),
+    'conv': lambda: jax.vjp(lambda x: ops.conv(x, jnp.ones((3, 3, 8, 8))), ARRAY)[0],
+    'max_pool': lambda: ops.max_pool(ARRAY),
+    'avg_pool': lambda: ops.avg_pool(ARRAY),
+    'norm': lambda: ops.norm(HALF, HALF[0], None, epsilon=1e-6, centred=True, dtype='float32'),
+    'dropout': lambda: ops.dropout(HALF, jax.random.key(0), 0.5),
+    'gelu': lambda: ops.gelu(HALF, approximate=False),
+    'attention': lambda: ops.attention(ARRAY, ARRAY, ARRAY, causal=True),
+    'lstm': lambda: ops.lstm(GATES[0], (jnp.ones((2, 4)),) * 2, *GATES[1:]),
+    'gru': lambda: ops.gru(
+        GATES[0], jnp.ones((2, 4)), GATES[1][:, :12], GATES[2][:, :12], GATES[3]
+    ),
+    'argmax': lambda: ops.argmax(HALF),
+    'chunked_cross_entropy': lambda: ops.chunked_cross_entropy(
+        HALF, HALF.T, jnp.zeros(4, jnp.int32), chunks=2
+    ),
+    'recompute': lambda: ops.recompute(jnp.sin)(HALF),
+}
+ON_CPU = {
+    'matmul', 'add_bias', 'conv', 'max_pool', 'avg_pool', 'attention', 'lstm', 'gru', 'argmax',
+    'chunked_cross_entropy', 'recompute',
+}  # fmt: skip
+ON_GPU = {'norm', 'dropout', 'gelu', 'attention', 'chunked_cross_entropy', 'recompute'}
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_each_platform_has_its_formulations(name):
+    """Where a formulation exists it is the one that is traced; elsewhere the plain one is."""
+
+    def trace():
+        # A new function each time: jax remembers what it traced.
+        return re.sub(r'0x\w+', '', str(jax.make_jaxpr(lambda: CALLS[name]())()))
+
+    with plain():
+        expected = trace()
+    chosen = {'cpu': ON_CPU, 'cuda': ON_GPU, 'tpu': {'chunked_cross_entropy', 'recompute'}}
+    for platform, faster in chosen.items():
+        ops.set_platform(platform)
+        try:
+            traced = trace()
+        finally:
+            ops.set_platform(None)
+        assert (traced != expected) == (name in faster), platform

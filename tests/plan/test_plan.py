@@ -18,7 +18,7 @@ from jaxdl.account import flops
 from jaxdl.api import DataSet, Source, Task
 from jaxdl.commands import plan
 from jaxdl.compiled import cards, gpu_compile
-from jaxdl.core import flags as cli
+from jaxdl.core import flags
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config, Mesh
 from jaxdl.core.optim import AdamW
@@ -250,7 +250,7 @@ def test_wrong_flags_are_two_lines_and_exit_2(words, text):
 CONFIG = """
 import sys
 sys.path.insert(0, {root!r})
-from tests import test_plan
+from tests.plan import test_plan
 
 def get_config():
     return test_plan.config(data=test_plan.Here())
@@ -317,15 +317,15 @@ def test_from_8_to_64_devices_only_the_share_that_is_sent_grows(config_file, dat
 # ---- the shipped configs against published figures -----------------------------------------------
 
 
-def shipped(name, rows, **model):
+def shipped(name, rows, platform='cpu', **model):
     """(numbers in the model, FLOPs of a step of `rows` examples) of a shipped config."""
-    found = cli.load_config(f'configs/{name}.py')
+    found = flags.load_config(f'configs/{name}.py')
     found = dataclasses.replace(
         found, model=found.model.clone(**model), batch_size=rows, accumulate=1, mesh=Mesh()
     )
     mesh = mesh_lib.make_mesh(Mesh(), jax.devices()[:1])
     example = {'id': np.int32(0), **found.data.example()}
-    ops.set_platform('cuda')  # the CPU's attention leaves out blocks that causality hides
+    ops.set_platform(platform)
     try:
         built = Program(found, mesh, example)
         batch = {
@@ -352,8 +352,9 @@ def megatron(rows, time, layers, width, predictions):
     )
 
 
-def test_gpt2_as_published():
-    size, counted = shipped('gpt2_124m', 2, scan_layers=True, vocab_multiple=1)
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+def test_gpt2_as_published(platform):
+    size, counted = shipped('gpt2_124m', 2, platform, scan_layers=True, vocab_multiple=1)
     assert size == 124_439_808
     assert counted.model == pytest.approx(megatron(2, 1024, 12, 768, 50257), rel=1e-3)
 
@@ -396,7 +397,7 @@ def test_a_decoder_of_seven_billion():
 def test_bert_large_on_eight_gpus():
     done = command(
         '--config=configs/bert_large.py', '--devices=h100x8', '--json', '--config.accumulate=1',
-        '--config.data.train=FILES', '--config.model.scan_layers=False',
+        '--config.data.source.train=FILES', '--config.model.scan_layers=False',
         '--config.mesh.data=1', '--config.mesh.fsdp=8', timeout=1700,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

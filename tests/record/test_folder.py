@@ -1,6 +1,5 @@
 """A run's folder: one owner at a time, one config, an answer to every odd folder."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -124,12 +123,12 @@ def test_a_broken_run_json_is_no_saved_step(text, tmp_path):
 
 
 def text_config(folder, **changes):
-    from jaxdl.data.text.language import Text
+    from jaxdl.data.text.documents import Documents
+    from jaxdl.data.text.sources import TextFiles
 
     config = small.config()
-    config.data = Text(
-        train=str(folder / 'train*.txt'), evals=(f'valid={folder / "valid.txt"}',), **changes
-    )
+    source = TextFiles(str(folder / 'train*.txt'), (f'valid={folder / "valid.txt"}',))
+    config.data = Documents(source=source, **changes)
     return config
 
 
@@ -157,12 +156,12 @@ def test_data_may_move_and_nothing_else_take_its_place(texts, tmp_path):
         path.write_bytes(good)
     # The same bytes under another name of the set are other metrics.
     renamed = text_config(tmp_path / 'new')
-    renamed.data.evals = (f'test={tmp_path / "new" / "valid.txt"}',)
+    renamed.data.source.evals = (f'test={tmp_path / "new" / "valid.txt"}',)
     with pytest.raises(UserError, match='eval/test, eval/valid'):
         Workdir(place.path).check_config(renamed)
     # Where no fingerprint is known, a place is a field like any other.
     place.run.write_text('{}')
-    with pytest.raises(UserError, match=r'config\.data\.train: '):
+    with pytest.raises(UserError, match=r'config\.data\.source\.train: '):
         Workdir(place.path).check_config(moved)
 
 
@@ -243,9 +242,8 @@ def test_a_run_is_opened_without_its_training_data(texts, tmp_path):
             ('data.packing.context', '0'),
         ],
     )
-    config.data = dataclasses.replace(
-        config.data, train=str(texts / 'train.txt'), evals=(f'valid={texts / "valid.txt"}',)
-    )
+    config.data.source.train = str(texts / 'train.txt')
+    config.data.source.evals = (f'valid={texts / "valid.txt"}',)
     program, feed, order = small.program(config, len(jax.devices()))
     state = program.init(feed.source.fetch(order.batch(0)[:2]))
     place = Workdir(tmp_path / 'run')

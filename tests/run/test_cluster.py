@@ -154,3 +154,47 @@ def test_nobody_at_the_coordinator_is_an_error_and_no_crash():
     there = Processes(f'127.0.0.1:{free_port()}', 2, 1)
     with pytest.raises(UserError, match=r'process 1 of 2 .* waited for process 0 there in vain'):
         cluster.join(there, timeout=1)
+
+
+# ---- where process 0 listens ----
+
+
+def test_process_0_listens_on_the_named_address_alone():
+    """Read from the kernel's own list of sockets."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    code = (
+        'from jaxdl.run import cluster\n'
+        f'cluster.join(cluster.Processes("localhost:{port}", 1, 0, local_count=1))\n'
+        'print(open("/proc/net/tcp").read(), open("/proc/net/tcp6").read())\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    addresses = re.findall(rf'([0-9A-F]+):{port:04X} \S+ 0A ', done.stdout)  # 0A: it listens
+    # 127.0.0.1, the same as an IPv6 address, and ::1.
+    loopback = {'0100007F', '0000000000000000FFFF00000100007F', '00000000000000000000000001000000'}
+    assert addresses and set(addresses) <= loopback, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'ip', 'local', 'bound'),
+    [
+        ('node1', '127.0.0.1', 2, '127.0.0.1:5'),  # all processes are here
+        ('node1', '127.0.1.1', 1, '[::]:5'),  # the others would find themselves
+        ('127.0.0.1', '127.0.0.1', 0, '127.0.0.1:5'),
+        ('node1', '203.0.113.9', 1, '[::]:5'),  # no address of this host
+        ('[::1]', '::1', 0, '[::1]:5'),
+    ],
+)
+def test_bind_address(name, ip, local, bound, monkeypatch, capsys):
+    family = socket.AF_INET6 if ':' in ip else socket.AF_INET
+
+    def resolve(host, port, **more):
+        assert host == name.strip('[]')
+        return [(family, socket.SOCK_STREAM, 0, '', (ip, port))]
+
+    monkeypatch.setattr(socket, 'getaddrinfo', resolve)
+    found = cluster.Processes(f'{name}:5', 2, 0, local_count=local)
+    assert cluster.bind_address(found) == bound
+    warned = capsys.readouterr().err
+    assert ('listening on all addresses' in warned) == (bound == '[::]:5')

@@ -260,7 +260,7 @@ def test_every_family(name, files, tmp_path):  # noqa: F811
 
 
 def test_init_from_best_sample_ids_and_several_steps_in_a_call(tmp_path):
-    loop.train(small.config(seed=7), str(tmp_path / 'other'))
+    loop.train(small.config(seed=7, steps=90, eval_every=0), str(tmp_path / 'other'))
     configs = runs(
         init_from=InitFrom(path=str(tmp_path / 'other')),
         checkpoint=Checkpoint(every=4, keep=1, best='eval/test/accuracy'),

@@ -16,10 +16,10 @@ from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Checkpoint, Divergence, Mesh
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.record.samples import read_samples
-from jaxdl.record.tensorboard import read_events
 from jaxdl.run import loop as trainer
 from tests import chaos, faulty
 from tests.faulty import FAULTS, Fragile, first_id
+from tests.record.test_tensorboard import foreign_events
 
 ORDER = faulty.Order(faulty.TRAIN, faulty.BATCH, 0)
 
@@ -201,7 +201,6 @@ def rolled_back(bad: int, *, steps: int, every: int) -> tuple[dict[int, list[int
     return used, rollbacks
 
 
-@pytest.mark.slow
 def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
     folder = tmp_path / 'run'
     result = trainer.train(fragile(3, policy='rollback'), str(folder))
@@ -378,14 +377,13 @@ def test_logs_hold_each_step_once_after_a_crash(copied, unbroken):
     events = next((copied / 'tensorboard').iterdir())
     events.write_bytes(events.read_bytes()[:-7])
     resume_and_compare(copied, unbroken)
-    seen = [(e.step, v.tag) for e in read_events(copied / 'tensorboard') for v in e.values]
-    assert len(seen) == len(set(seen)), 'a step is twice in TensorBoard'
-    numbers = {
-        (event.step, value.tag): value.number
-        for event in read_events(copied / 'tensorboard')
-        for value in event.values
-        if value.number is not None
-    }
+    values = [
+        (event.step, value.tag, value.simple_value)
+        for event in foreign_events(copied / 'tensorboard')
+        for value in event.summary.value
+    ]
+    numbers = {(step, tag): number for step, tag, number in values}
+    assert len(values) == len(numbers), 'a step is twice in TensorBoard'
     for row in chaos.lines(copied):
         for name, value in row.items():
             if name != 'step':

@@ -1,5 +1,6 @@
 """What prepare_process sets, looked at from processes of its own."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 from jaxdl.run import runtime
 
-CALL = 'import json, os, sys; from jaxdl import runtime; done = runtime.prepare_process(); '
+CALL = 'import json, os, sys; from jaxdl.run import runtime; done = runtime.prepare_process(); '
 
 TUNABLES = 'glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1'
 
@@ -125,7 +126,7 @@ def test_small_blocks_are_not_cut_from_a_large_hole():
     # program does between two steps: the heap must not grow.
     code = """
 import ctypes
-from jaxdl import runtime
+from jaxdl.run import runtime
 runtime._set_allocator()
 libc = ctypes.CDLL(None)
 for name, result, arguments in (
@@ -161,7 +162,7 @@ print(sizes[0], sizes[-1])
 def test_restart_keeps_the_command_and_happens_once(tmp_path):
     (tmp_path / 'again.py').write_text(
         'import os, sys\n'
-        'from jaxdl import runtime\n'
+        'from jaxdl.run import runtime\n'
         'with open("starts", "a") as file: file.write(f"{os.getpid()}\\n")\n'
         'runtime.restart_with_tuned_heap()\n'
         'print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])\n'
@@ -191,3 +192,85 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
     added = f'{half}:glibc.malloc.tcache_count=0' if some else half
     assert run(GLIBC_TUNABLES=half)[0].endswith(f' {added}')
     assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1
+
+
+# ---- what is printed ----
+
+PRINTS = (
+    'import os, sys\n'
+    'from jaxdl.run import runtime\n'
+    'runtime.guard_output()\n'
+    'for _ in range(9000): print("3 \\xd7 3 " * 9)\n'
+    'lost = runtime.output_error()\n'
+    'print("to the end", lost and lost.errno, file=sys.stderr)\n'
+)
+
+
+def printing(stdout, **environment):
+    return subprocess.Popen(
+        [sys.executable, '-c', PRINTS],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_reader_that_goes_away_ends_nothing():
+    process = printing(subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == 'to the end None\n' and process.wait() == 0
+
+
+def test_a_full_disk_behind_standard_output_is_noticed_and_ends_nothing():
+    with open('/dev/full', 'w') as full:
+        process = printing(full)
+        assert process.stderr.read() == f'to the end {errno.ENOSPC}\n' and process.wait() == 0
+        done = subprocess.run(
+            [sys.executable, '-m', 'jaxdl'], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == 'error: standard output cannot be written: No space left on device\n'
+
+
+def test_a_terminal_of_few_characters_shows_what_it_can():
+    ascii_only = dict(LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+    out, err = printing(subprocess.PIPE, **ascii_only).communicate()
+    assert out.splitlines()[-1] == '3 ? 3 ' * 9 and err == 'to the end None\n'
+
+
+def test_closed_standard_output_and_error_end_nothing():
+    words = f'{sys.executable} -m jaxdl'
+    assert subprocess.run(f'{words} >&-', shell=True).returncode == 0
+    assert subprocess.run(f'{words} no_such_command 2>&-', shell=True).returncode == 2
+
+
+# ---- devices and folders ----
+
+
+def test_devices_that_are_not_there_are_one_line():
+    code = (
+        'from jaxdl import errors; from jaxdl.run import runtime; '
+        'raise SystemExit(errors.run(lambda _: runtime.open_devices(), []))'
+    )
+    for platforms in ('cuda', 'quantum'):
+        done = subprocess.run(
+            [sys.executable, '-c', code],
+            env={**os.environ, 'JAX_PLATFORMS': platforms},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f'error: JAX_PLATFORMS={platforms}: ')
+        assert 'JAX_PLATFORMS=cpu' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_without_a_home_nothing_is_cached_and_no_folder_named_after_it(tmp_path, monkeypatch):
+    for name in ('HOME', 'JAXDL_CACHE', 'XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr('pwd.getpwuid', {}.__getitem__)  # as for a user id without an entry
+    monkeypatch.chdir(tmp_path)
+    done = {}
+    runtime._set_compile_cache(done)
+    assert done == {'compile_cache': None} and not list(tmp_path.iterdir())

@@ -1,8 +1,14 @@
 """Points, sweep files, slots."""
 
+import ast
+import dataclasses
+import fractions
+import http
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 
 from jaxdl.errors import UserError
@@ -64,7 +70,15 @@ def test_samples_are_in_range_distinct_and_the_same_again():
 
 
 @pytest.mark.parametrize(
-    'make', [lambda: uniform(1, 1), lambda: log_uniform(0, 1), lambda: uniform(0, math.inf)]
+    'make',
+    [
+        lambda: uniform(1, 1),
+        lambda: log_uniform(0, 1),
+        lambda: uniform(0, math.inf),
+        lambda: integers(0, 1.5),
+        lambda: choices('adamw'),
+        lambda: choices(()),
+    ],
 )
 def test_bad_ranges(make):
     with pytest.raises(UserError):
@@ -99,9 +113,57 @@ def test_values_are_written_as_the_command_line_takes_them():
     ]
 
 
+def test_numbers_of_numpy_are_the_numbers_they_are():
+    """Each word of the command line reads as exactly the number that numpy holds."""
+    values = [np.float64(0.1), np.float32(0.1), np.float16(0.1), np.int64(3), np.uint8(200)]
+    sweep = Sweep(
+        'c.py',
+        'eval/a/b',
+        points=chain(
+            grid({'x': values}),
+            grid({'x': np.linspace(0.0, 1.0, 3)}),
+            [{'x': (np.int32(1), [np.float32(0.5)])}, {'x': np.bool_(True)}, {'x': np.str_('a b')}],
+            sample(1, {'x': choices(np.arange(5, 6))}),
+        ),
+        seeds=np.arange(2),
+        overrides={'y': np.float32(0.3)},
+    )
+    sweep.check()
+    trials = sweep.trials()
+    shown = [trial.words()[1].removeprefix('--config.x=') for trial in trials[::2]]
+    assert [ast.literal_eval(word) for word in shown[:8]] == [*values, 0.0, 0.5, 1.0]
+    assert shown[8:] == ['(1, (0.5,))', 'true', 'a b', '5']
+    assert trials[1].words()[0] == f'--config.y={float(np.float32(0.3))!r}'
+    assert [trial.seed for trial in trials[:2]] == [0, 1]
+    json.dumps([dataclasses.asdict(trial) for trial in trials])
+    Search({'x': choices(np.arange(3))}, points=np.int64(3), seed=np.int64(1)).check()
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        np.ones(2), np.complex64(1), np.datetime64('2020'), np.longdouble(1), {1: 2}, {1}, 1j, b'a',
+        fractions.Fraction(1, 3), http.HTTPStatus.OK, object(), print, (1, [object()]), range(3),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_plain_value_is_refused_by_name(value):
+    with pytest.raises(UserError, match=r"grid: 'the.field': .* allowed are numbers, text"):
+        grid({'the.field': [1, value]})
+    with pytest.raises(UserError, match=r'choices: .* allowed are numbers, text'):
+        choices([value])
+    for changes in ({'points': [{'the.field': value}]}, {'overrides': {'the.field': value}}):
+        with pytest.raises(ValueError, match=r"'the.field': .* allowed are"):
+            Sweep('c.py', 'eval/a/b', **changes).check()
+
+
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
+        ({'seeds': -1}, 'seeds=-1'),
+        ({'seeds': (0, 1.5)}, 'whole numbers'),
+        ({'points': {'x': 1}}, 'a point is a dict'),
+        ({'points': Search({'x': uniform(0, 1)}, points=2.5)}, 'points=2.5'),
         ({'mode': 'largest'}, 'mode'),
         ({'metric': 'accuracy'}, 'metric'),
         ({'points': []}, 'no trials'),
@@ -159,17 +221,6 @@ def test_visible_gpus_respect_the_environment(monkeypatch):
     assert slots.visible_gpus({'CUDA_VISIBLE_DEVICES': ''}) == []
     assert slots.visible_gpus({'CUDA_VISIBLE_DEVICES': '1,-1,2'}) == ['1']
     assert slots.visible_gpus({'CUDA_VISIBLE_DEVICES': 'MIG-ab,7'}) == ['MIG-ab']
-
-
-def test_nvidia_smi_is_asked_where_nvml_is_missing(monkeypatch, tmp_path):
-    import sys
-
-    fake = tmp_path / 'nvidia-smi'
-    fake.write_text('#!/bin/sh\necho 0\necho 1\n')
-    fake.chmod(0o755)
-    monkeypatch.setitem(sys.modules, 'pynvml', None)
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
-    assert slots.visible_gpus({}) == ['0', '1']
 
 
 def test_cpu_slots_share_the_cores_evenly(monkeypatch):

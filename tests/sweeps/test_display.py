@@ -1,15 +1,15 @@
 """The table of a running sweep, on a terminal that is emulated here and on a pipe."""
 
 import io
-import re
 import time
 
 import pytest
 
 from jaxdl.sweeps import Sweep, grid
-from jaxdl.sweeps.display import Display, clock, listing, seconds_left, table
+from jaxdl.sweeps.display import Display, listing, seconds_left, table
 from jaxdl.sweeps.local import Job
 from jaxdl.sweeps.store import Store
+from tests.terminal import Terminal
 
 METRIC = 'eval/test/accuracy'
 
@@ -54,39 +54,48 @@ def test_the_table(tmp_path):
     assert second.split() == ['gpu', '1', '0002', 'starting', '0/100', 'x=3']
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def screen(text):
-    """What a terminal shows: cursor to a line above, and clear to the end."""
-    lines = ['']
-    for part in re.split(r'(\x1b\[\d+F|\x1b\[J|\n)', text):
-        if part == '\n':
-            lines.append('')
-        elif part == '\x1b[J' or not part:
-            continue
-        elif match := re.fullmatch(r'\x1b\[(\d+)F', part):
-            lines = [*lines[: len(lines) - 1 - int(match[1])], '']
-        else:
-            lines[-1] += part
-    return lines
-
-
 def test_it_is_redrawn_in_place_on_a_terminal(tmp_path, monkeypatch):
     pool, out = Pool(tmp_path / 'sweep'), Terminal()
     monkeypatch.setattr('jaxdl.sweeps.display.REDRAW', 0.0)
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '70')
     display = Display(out)
     display.show(pool)
     display.show(pool)
     display.event('0003 finished')
     display.show(pool)
-    shown = screen(out.getvalue())
+    shown = out.screen()
     assert shown[0] == '0003 finished' and shown[1].startswith('1/4 trials over')
-    assert len(shown) == 6 and sum('0001' in line for line in shown) == 1
+    assert len(shown) == 5 and sum('0001' in line for line in shown) == 1
+    assert all(len(line) <= 70 for line in shown)
     display.close()
-    assert screen(out.getvalue()) == ['0003 finished', '']
+    assert [line for line in out.screen() if line] == ['0003 finished']
+
+
+def test_a_low_terminal_shows_the_first_trials(tmp_path, monkeypatch):
+    pool, out = Pool(tmp_path / 'sweep'), Terminal()
+    for name, value in {'TERM': 'xterm', 'COLUMNS': '70', 'LINES': '5'}.items():
+        monkeypatch.setenv(name, value)
+    pool.launcher.jobs |= {f'x{i}': pool.launcher.jobs['0002'] for i in range(30)}
+    monkeypatch.setattr('jaxdl.sweeps.display.REDRAW', 0.0)
+    display = Display(out)
+    for _ in range(3):
+        display.show(pool)
+    shown = out.screen()
+    assert shown[0].startswith('1/4 trials over') and len(shown) == 5
+    display.close()
+
+
+def test_a_stream_that_breaks_does_not_end_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr('jaxdl.sweeps.display.REDRAW', 0.0)
+    for interactive in (False, True):
+        out = Terminal()
+        out.isatty = lambda interactive=interactive: interactive
+        display = Display(out)
+        out.close()
+        display.event('0003 finished')
+        display.show(Pool(tmp_path / f'sweep{interactive}'))
+        display.close()
 
 
 def test_on_a_pipe_it_is_a_line_now_and_then(tmp_path, monkeypatch):
@@ -113,4 +122,3 @@ def test_the_list_of_trials_shows_what_differs():
     assert lines[0].split() == ['trial', 'a.x', 'b.x', 'seed', 'program']
     assert lines[2].split() == ['0000', '1', '2', '0', '1']
     assert lines[4].split() == ['0002', '3', '·', '0', '2']
-    assert [clock(s) for s in (5, 65, 3661)] == ['0:05', '1:05', '1:01:01']

@@ -1,11 +1,13 @@
 """Real sweeps on this machine: real processes, faults, kills, wrong input."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -98,7 +100,7 @@ def test_wrong_sweeps(checks, tmp_path, rest, options, says):
 @pytest.fixture(scope='module')
 def checks():
     """The process that reads configs, one for all of these."""
-    found = local.Checks({'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)})
+    found = local.Checks(ROOT, {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)})
     yield found
     found.close()
 
@@ -126,7 +128,9 @@ def test_a_wrong_sweep_ends_with_2_before_anything_starts(sweep, rest, metric, s
         (['--vectorize=0'], '--vectorize=0'),
         (['--launcher=cloud'], 'launcher'),
         (['--nonsense'], 'nonsense'),
-        (['another.py'], '2 sweep files'),
+        (['--hours=3'], '--hours is for --launcher=slurm'),
+        (['--launcher=slurm', '--nofork'], '--fork is for --launcher=local'),
+        (['another.py'], 'give one FILE, not'),
     ],
 )
 def test_wrong_flags(sweep, words, says):
@@ -214,13 +218,17 @@ def test_faults_are_recorded_and_the_rest_goes_on(sweep, tmp_path):
 
 
 def test_gpus_are_pinned_and_their_memory_shared(sweep, tmp_path):
-    """Two GPUs that a script in place of nvidia-smi shows; the trials themselves run on the CPU."""
-    tool, told = tmp_path / 'bin' / 'nvidia-smi', tmp_path / 'told'
-    tool.parent.mkdir()
+    """Two GPUs that a module in place of pynvml shows the sweep; the trials run on the CPU."""
+    told = tmp_path / 'told'
     told.mkdir()
-    tool.write_text('#!/bin/sh\necho 0\necho 1\n')
-    tool.chmod(0o755)
-    environ = {'PATH': f'{tool.parent}:{os.environ["PATH"]}', 'JAX_PLATFORMS': 'cpu'}
+    (tmp_path / 'pynvml.py').write_text(
+        'import sys\n'
+        'class NVMLError(Exception): pass\n'
+        'def nvmlInit():\n    if "jax" in sys.modules: raise NVMLError\n'
+        'def nvmlShutdown(): pass\n'
+        'def nvmlDeviceGetCount(): return 2\n'
+    )
+    environ = {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'JAX_PLATFORMS': 'cpu'}
     rest = (
         "points=grid({'optimizer.learning_rate': (0.02, 0.1)}), seeds=2, "
         f"overrides={{'data.fault': 'tell', 'data.mark': {str(told)!r}}}"
@@ -261,7 +269,7 @@ def test_what_the_kernel_kills_for_memory_is_recorded_as_such(tmp_path, monkeypa
                 ended = launcher.poll(1.0)
         finally:
             launcher.close()
-        assert ended[0].code == -9 and ended[0].job.seconds > 0
+        assert ended[0].code == -9 and ended[0].seconds > 0
         assert ('Out of memory' in local.log_path(folder, trial).read_text()) == (kills > 3)
 
 
@@ -282,6 +290,166 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+# ---- the process of a trial ----
+
+
+FACTS = """
+import ctypes, json, multiprocessing, os, signal, sys, time
+from pathlib import Path
+def get_config():
+    import jax
+    from jax._src import xla_bridge
+    death = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(death), 0, 0, 0)
+    parent = os.getppid()
+    facts = {
+        'pid': os.getpid(), 'parent': parent, 'session': os.getsid(0), 'death': death.value,
+        'backend': xla_bridge.backends_are_initialized(), 'cores': sorted(os.sched_getaffinity(0)),
+        'threads of the parent': len(os.listdir(f'/proc/{parent}/task')),
+        'program': Path('/proc/self/cmdline').read_text(), 'stdin': os.readlink('/proc/self/fd/0'),
+        'stdout': os.readlink('/proc/self/fd/1'), 'main': sys.modules['__main__'].__file__,
+        'heap': os.environ.get('GLIBC_TUNABLES', ''), 'env': dict(os.environ), 'argv': sys.argv,
+        'preloaded': 'jaxdl.run.loop' in sys.modules,
+    }
+    if os.environ.get('END') == 'with a worker':
+        if not os.fork():
+            time.sleep(600)
+    place = Path(__file__).parent / 'facts.json'
+    place.with_suffix('.tmp').write_text(json.dumps(facts))
+    place.with_suffix('.tmp').rename(place)
+    end = os.environ.get('END', '7')
+    if end == 'spawn':
+        worker = multiprocessing.get_context('spawn').Process(target=os.getcwd)
+        worker.start()
+        worker.join()
+        end = 7 + worker.exitcode
+    if end == 'with a worker':
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == 'sleep':
+        time.sleep(600)
+    sys.exit(int(end))
+"""
+TRIAL_ENV = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
+
+
+def start(folder, end='7', *, fork=True, cpus=(), deterministic=False):
+    """A launcher with one running trial that writes down what it finds about its own process."""
+    (folder / 'logs').mkdir()
+    (folder / 'facts.py').write_text(FACTS)
+    slot = slots.Slot('cpu 0', (('END', end), ('CUDA_VISIBLE_DEVICES', '3')), cpus)
+    launcher = local.Local(folder, [slot], fork=fork, env=TRIAL_ENV)
+    trial = Trial('0000', 0, {}, None, str(folder / 'facts.py'), {'seed': 5})
+    trial.deterministic = deterministic
+    launcher.start([local.Job([trial])])
+    return launcher
+
+
+def facts_of(folder):
+    wait_for((folder / 'facts.json').exists)
+    return json.loads((folder / 'facts.json').read_text())
+
+
+def ended(launcher):
+    found = []
+    while not found:
+        found = launcher.poll(1.0)
+    return found[0]
+
+
+@pytest.mark.parametrize('how', ['forked', 'fresh', 'deterministic'])
+def test_the_process_of_a_trial(tmp_path, monkeypatch, how):
+    """Its own session, cores, files and variables; no device is open when its config is read."""
+    monkeypatch.delenv('OPENBLAS_NUM_THREADS', raising=False)
+    core = max(os.sched_getaffinity(0))
+    options = {'fork': how != 'fresh', 'deterministic': how == 'deterministic'}
+    launcher = start(tmp_path, cpus=(core,), **options)
+    assert ended(launcher).code == 7 and not launcher.jobs and launcher.free() == 1
+    facts = facts_of(tmp_path)
+    assert facts['session'] == facts['pid'] and facts['death'] == signal.SIGTERM
+    assert not facts['backend'] and facts['cores'] == [core]
+    assert facts['stdin'] == os.devnull and facts['stdout'] == str(tmp_path / 'logs' / '0000.txt')
+    assert facts['env']['CUDA_VISIBLE_DEVICES'] == '3' and local.MARK in facts['env']
+    assert 'OPENBLAS_NUM_THREADS' not in facts['env'] and 'glibc.malloc' in facts['heap']
+    assert facts['main'] == facts['argv'][0] == str(ROOT / 'train.py')
+    assert facts['argv'][-1] == '--config.seed=5'
+    if how == 'forked':
+        assert 'forkserver' in facts['program'] and facts['threads of the parent'] == 1
+        # glibc has read the tunables: they were there when the fork server's program started.
+        assert b'glibc.malloc' in Path(f'/proc/{facts["parent"]}/environ').read_bytes()
+        assert facts['preloaded']
+    else:
+        assert 'forkserver' not in facts['program'] and 'train.py' in facts['program']
+
+
+def test_a_forked_trial_can_start_workers(tmp_path):
+    """As Grain does: each runs the file of the trial's `__main__` again."""
+    assert ended(start(tmp_path, 'spawn')).code == 7, (tmp_path / 'logs' / '0000.txt').read_text()
+
+
+def is_gone(pid):
+    try:
+        return 'Z' in Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+    except OSError:
+        return True
+
+
+def test_workers_end_with_a_trial_that_was_killed(tmp_path):
+    launcher = start(tmp_path, 'with a worker')
+    assert ended(launcher).code == -signal.SIGKILL
+    session = facts_of(tmp_path)['session']
+
+    def members():
+        found = []
+        for path in Path('/proc').glob('[0-9]*/stat'):
+            with contextlib.suppress(OSError):
+                words = path.read_text().rpartition(')')[2].split()
+                found += [path] if int(words[3]) == session and words[0] != 'Z' else []
+        return found
+
+    wait_for(lambda: not members())
+
+
+def test_kill_9_of_the_fork_server_ends_its_trials_and_the_next_one_starts(tmp_path):
+    launcher = start(tmp_path, 'sleep')
+    facts = facts_of(tmp_path)
+    os.kill(facts['parent'], signal.SIGKILL)
+    assert ended(launcher).code == local.LOST
+    wait_for(lambda: is_gone(facts['pid']))
+    (tmp_path / 'again').mkdir()
+    assert ended(start(tmp_path / 'again')).code == 7
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from tests.sweeps import test_local
+launcher = test_local.start(Path(sys.argv[1]), 'sleep')
+while True:
+    launcher.poll(1.0)
+"""
+
+
+def test_kill_9_of_the_sweep_ends_its_trials(tmp_path):
+    environ = {**os.environ, **TRIAL_ENV}
+    sweep = subprocess.Popen([sys.executable, '-c', SWEEP, str(tmp_path)], cwd=ROOT, env=environ)
+    facts = facts_of(tmp_path)
+    assert not is_gone(facts['pid'])
+    sweep.kill()
+    sweep.wait()
+    wait_for(lambda: is_gone(facts['pid']) and is_gone(facts['parent']))
+
+
+def test_a_check_that_is_killed_is_no_mistake_of_the_user(sweep, tmp_path):
+    config = tmp_path / 'dies.py'
+    config.write_text('import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n')
+    done = sweep(f"points=[{{'config': {str(config)!r}}}]")
+    assert done.returncode == 1 and 'checks the trials was killed' in done.stdout, done.stdout
+    assert not sweep.out.exists()
+
+
+# ---- kills ----
 
 
 def running(sweep):

@@ -6,12 +6,18 @@ import pytest
 
 from jaxdl.sweeps import Halving, Hyperband, Median, Sweep
 from jaxdl.sweeps.search import Study
+from jaxdl.sweeps.spec import Trial
 
 METRIC = 'eval/test/accuracy'
 
 
-def stopped_at(study, unit, values):
-    """The step at which a unit whose metric is values[step - 1] is stopped; None: not at all."""
+def trial(name):
+    return Trial(f'{name}', 0, {}, None, 'c.py', {})
+
+
+def stopped_at(study, name, values):
+    """The step at which a trial whose metric is values[step - 1] is stopped; None: not at all."""
+    unit = trial(name)
     rows = []
     for step, value in enumerate(values, 1):
         rows.append({'step': step, METRIC: value})
@@ -43,28 +49,28 @@ def test_successive_halving_keeps_one_in_factor_at_each_rung(tmp_path, mode):
             if value not in kept:
                 expected = step
                 break
-        assert stopped_at(study, study.unit_of(f'{index}'), [value] * 9) == expected
+        assert stopped_at(study, index, [value] * 9) == expected
     assert len(rungs[2]) == 16 and 0 < len(rungs[8]) < len(rungs[4]) < 16
 
 
 def test_the_median_of_the_trials_before(tmp_path):
     study = study_of(tmp_path, Median(trials=3, warmup=2))
     for index, value in enumerate((0.2, 0.4, 0.6)):
-        assert stopped_at(study, study.unit_of(f'{index}'), [value] * 4) is None
+        assert stopped_at(study, index, [value] * 4) is None
     # The median is 0.4; none is stopped before step 2.
-    assert stopped_at(study, study.unit_of('3'), [0.3] * 4) == 2
-    assert stopped_at(study, study.unit_of('4'), [0.3, 0.3, 0.5, 0.5]) == 2
-    assert stopped_at(study, study.unit_of('5'), [0.5] * 4) is None
+    assert stopped_at(study, '3', [0.3] * 4) == 2
+    assert stopped_at(study, '4', [0.3, 0.3, 0.5, 0.5]) == 2
+    assert stopped_at(study, '5', [0.5] * 4) is None
 
 
 def test_hyperband_stops_at_the_rungs_of_its_brackets(tmp_path):
     study = study_of(tmp_path, Hyperband(first=1, last=9, factor=3))
     draw = random.Random(1)
-    ends = [stopped_at(study, study.unit_of(f'{i}'), [draw.random()] * 9) for i in range(36)]
+    ends = [stopped_at(study, i, [draw.random()] * 9) for i in range(36)]
     # Brackets begin at 1, 3 and 9 steps; their rungs are powers of the factor.
     assert set(ends) <= {1, 3, 9, None} and {1, 3, None} <= set(ends)
     # The best of all survives every rung of every bracket.
-    assert stopped_at(study, study.unit_of('36'), [1.5] * 9) is None
+    assert stopped_at(study, '36', [1.5] * 9) is None
 
 
 def test_what_was_reported_is_remembered(tmp_path):
@@ -73,13 +79,12 @@ def test_what_was_reported_is_remembered(tmp_path):
     for name in ('whole', 'parts'):
         (tmp_path / name).mkdir()
     whole = study_of(tmp_path / 'whole', Halving(first=2, factor=2))
-    expected = [stopped_at(whole, whole.unit_of(f'{i}'), [v] * 5) for i, v in enumerate(values)]
+    expected = [stopped_at(whole, i, [v] * 5) for i, v in enumerate(values)]
     found = []
     for index, value in enumerate(values):
         study = study_of(tmp_path / 'parts', Halving(first=2, factor=2))
-        unit = study.unit_of(f'{index}')
-        assert not study.report(unit, [{'step': 1, METRIC: value}])
+        assert not study.report(trial(index), [{'step': 1, METRIC: value}])
         again = study_of(tmp_path / 'parts', Halving(first=2, factor=2))
-        assert again.unit_of(f'{index}') == unit
-        found.append(stopped_at(again, unit, [value] * 5))
+        assert again.entry_of(trial(index)).number == index
+        found.append(stopped_at(again, index, [value] * 5))
     assert found == expected and set(found) > {None}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -13,7 +14,9 @@ import pytest
 
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
-from jaxdl.sweeps import slurm
+from jaxdl.sweeps import slurm, slurm_job
+from jaxdl.sweeps.local import Job
+from jaxdl.sweeps.spec import Trial
 from jaxdl.sweeps.store import Store
 from tests.conftest import ROOT
 
@@ -35,34 +38,130 @@ needs_slurm = pytest.mark.skipif(
 # ---- without a cluster --------------------------------------------------------------------------
 
 
+OPTIONS = dict(
+    most=None, partition='', hours=1.0, gpus=1, cpus=2, memory_gb=0.0, options='', grace=30.0
+)
+
+
 def test_without_slurm_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
-    options = dict(most=None, partition='', hours=1.0, gpus=1, cpus=1, memory_gb=0.0, options='')
     with pytest.raises(UserError, match='sbatch and srun are not on this machine'):
-        slurm.Slurm(tmp_path, **options, grace=30.0)
+        slurm.Slurm(tmp_path, **OPTIONS)
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """sbatch, srun, squeue and scancel as scripts that write down what they are asked."""
+    folder = tmp_path / 'tools'
+    folder.mkdir()
+    scripts = {
+        'sbatch': 'cat > {0}/script; case "$*" in *account=bad*) echo "sbatch: error: bad lab" >&2; exit 1;; '
+        '*--parsable*) echo "12;here";; esac',
+        'srun': 'shift 2; exec "$@"',
+        'squeue': 'cat {0}/queue',
+        'scancel': 'true',
+    }
+    for name, script in scripts.items():
+        file = folder / name
+        file.write_text(
+            f'#!/bin/bash\necho {name} "$@" >> {{0}}/asked\n{script}\n'.replace(
+                '{0}', str(tmp_path)
+            )
+        )
+        file.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ('words', 'says'),
+    ('changes', 'says'),
     [
-        ('account=lab', "'account=lab' is no option"),
-        ('--qos=low --array=1-4', '--array is set by the sweep itself'),
+        ({'options': 'account=lab'}, "'account=lab' is no option"),
+        ({'options': '--qos=low --array=1-4'}, '--array is set by the sweep itself'),
+        ({'options': '--arr=1-4'}, '--arr is set by the sweep itself'),
+        ({'options': "--qos='low"}, 'No closing quotation'),
+        ({'options': '--account=bad'}, 'bad lab'),
+        ({'hours': 0.01, 'grace': 120.0}, 'too short'),
     ],
 )
-def test_wrong_options(words, says):
+def test_wrong_options(tools, changes, says):
     with pytest.raises(UserError, match=says):
-        slurm._options(words)
-    assert slurm._options('--account=lab --exclusive') == {'account': 'lab', 'exclusive': True}
+        slurm.Slurm(tools / 'out', **{**OPTIONS, **changes})
+    assert not (tools / 'out').exists()
 
 
-@pytest.mark.parametrize(
-    ('values', 'says'),
-    [((0.01, 1, 1, 0.0, 120.0), 'too short'), ((1.0, -1, 1, 0.0, 30.0), 'gpus_per_trial=-1'),
-     ((1.0, 1, 0, 0.0, 30.0), 'cpus_per_trial=0')],
-)  # fmt: skip
-def test_wrong_resources(values, says):
-    with pytest.raises(UserError, match=says):
-        slurm._check_resources(*values)
+def test_an_array_its_results_and_its_jobs_taken_over(tools):
+    """The script that sbatch is given is run as Slurm would, once for every job of the array."""
+    for name in ('logs', 'state'):
+        (tools / 'out' / name).mkdir(parents=True)
+    file = "it's.py"
+    trials = [Trial(f'000{i}', i, {}, None, file, {'x': (1, 'a b')}) for i in range(3)]
+    options = {**OPTIONS, 'partition': 'gpu', 'memory_gb': 1.5, 'options': '--qos=low'}
+    launcher = slurm.Slurm(tools / 'out', **options)
+    launcher.start([Job(trials[:1]), Job(trials[1:])])
+    asked = (tools / 'asked').read_text().splitlines()[-1]
+    for word in ('--array=0-1', '--cpus-per-task=2', '--mem=1536M', '--partition=gpu', '--qos=low'):
+        assert word in asked.split()
+    # A program in place of the interpreter: it shows what it is given.
+    script = (tools / 'script').read_text().replace(sys.executable, str(tools / 'python'))
+    (tools / 'python').write_text(
+        f'#!/bin/bash\n[ "$3" = jaxdl.sweeps.slurm_job ] && exec {sys.executable} "$@"\n'
+        'printf "<%s>" "$@"; exit 3\n'
+    )
+    (tools / 'python').chmod(0o755)
+    for index in range(2):
+        environ = {**os.environ, 'SLURM_ARRAY_JOB_ID': '12', 'SLURM_ARRAY_TASK_ID': str(index)}
+        subprocess.run(['bash', '-c', script], env=environ, cwd=ROOT, check=True)
+    assert launcher.poll(0.0)[0].code == 3 and not launcher.jobs
+    said = (tools / 'out' / 'logs' / '0000.txt').read_text()
+    assert f'<--config={file}>' in said and "<--config.x=(1, 'a b')>" in said
+    assert '<--trials=0001,0002>' in (tools / 'out' / 'logs' / '0001.txt').read_text()
+    # The next call finds one of the two in the queue, and a third that was never written down.
+    (tools / 'queue').write_text('12_1|RUNNING|node7\n13_0|PENDING|\n')
+    again = slurm.Slurm(tools / 'out', **options)
+    (job,) = again.adopt(trials)
+    assert [t.id for t in job.trials] == ['0001', '0002'] and job.place == 'node7 12_1'
+    assert (tools / 'asked').read_text().splitlines()[-1] == 'scancel 13_0'
+
+
+def test_a_job_is_stopped_or_vanishes(tools, monkeypatch):
+    monkeypatch.setattr(slurm, 'LOOK_EVERY', 0.0)
+    (tools / 'out' / 'logs').mkdir(parents=True)
+    launcher = slurm.Slurm(tools / 'out', **OPTIONS)
+    job = Job([Trial('0000', 0, {}, None, 'a.py', {})])
+    launcher.start([job])
+    (tools / 'queue').write_text('12_0|RUNNING|node7\n')
+    assert launcher.poll(0.0) == [] and job.started and job.place == 'node7 12_0'
+    launcher.stop(job)
+    launcher.stop(job, now=True)
+    asked = (tools / 'asked').read_text().splitlines()[-3:]
+    assert asked == [f'scancel {word}12_0' for word in ('--state=PENDING ', '--signal=TERM ', '')]
+    (tools / 'queue').write_text('')
+    ended = [launcher.poll(0.0) for _ in range(2)]
+    assert ended == [[], [job]] and job.code == -signal.SIGKILL
+    assert 'Slurm job 12_0 ended: gone' in (tools / 'out' / 'logs' / '0000.txt').read_text()
+
+
+def test_nothing_in_a_folder_that_others_can_write_is_run(tools):
+    """Pickles and damaged files where jobs leave their results: no code of theirs runs."""
+    marker = tools / 'run by somebody'
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    (tools / 'out' / 'logs').mkdir(parents=True)
+    launcher = slurm.Slurm(tools / 'out', **OPTIONS)
+    launcher.start([Job([Trial('0000', 0, {}, None, 'a.py', {})])])
+    for name in ('12_0.json', '12_0_result.pkl', '12_0_submitted.pkl', '12_0_0_result.pkl'):
+        (tools / 'out' / 'slurm' / name).write_bytes(pickle.dumps(Evil()))
+    assert [ended.code for ended in launcher.poll(0.0)] == [1] and not marker.exists()
+    assert '12_0.json is damaged' in (tools / 'out' / 'logs' / '0000.txt').read_text()
+    (tools / 'queue').write_text('12_0|RUNNING|node7\n')
+    (tools / 'out' / 'slurm' / '12.json').write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match=r'12\.json is damaged'):
+        slurm.Slurm(tools / 'out', **OPTIONS).adopt([])
+    assert not marker.exists()
 
 
 SAVES = """
@@ -99,23 +198,23 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue(tmp_path, monkeypatch, m
     monkeypatch.setenv('PATH', f'{tools}:{os.environ["PATH"]}')
     monkeypatch.setenv('SLURM_ARRAY_JOB_ID', '12')
     monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '3')
-    log = tmp_path / 'log.txt'
+    log = tmp_path / 'logs' / '0000.txt'
+    log.parent.mkdir()
     program = tmp_path / 'program.py'
     program.write_text(SAVES)
-    task = slurm.Task(
-        str(tmp_path), ('0000',), (sys.executable, str(program), str(tmp_path)), str(log)
-    )
-    monkeypatch.setattr(slurm.time, 'sleep', lambda _: None)
+    words = ['', str(tmp_path), '0000', sys.executable, str(program), str(tmp_path)]
+    monkeypatch.setattr(slurm_job.time, 'sleep', lambda _: None)
     pid = os.fork()
     if not pid:
         os.setpgid(0, 0)
-        os._exit(task())
+        os._exit(slurm_job.main(words))
     while 'ready' not in (log.read_text() if log.exists() else ''):
         os.sched_yield()
     if meant:
         logs.write_json_atomic(tmp_path / 'state' / '0000.json', {'stopping': meant})
     os.killpg(pid, signal.SIGUSR1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert json.loads((tmp_path / 'slurm' / '12_3.json').read_text()) == {'code': 75}
     asked = (tmp_path / 'asked').read_text() if (tmp_path / 'asked').exists() else ''
     assert asked == ('requeue 12_3\n' * 3 if back else '')
 

@@ -4,17 +4,21 @@ The format: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import dataclasses
-import gzip
 import io
 import pathlib
 import pickle
 import tarfile
-import zlib
 
 import numpy as np
 
-from jaxdl.data.images.originals import Arrays, Check, ImageSet, read_bytes
-from jaxdl.data.images.originals import md5 as md5sum
+from jaxdl.data.images.originals import (
+    Arrays,
+    Check,
+    ImageSet,
+    md5_of,
+    read_bytes,
+    unpacked,
+)
 from jaxdl.errors import UserError
 
 
@@ -42,9 +46,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
             return getattr(multiarray, name)
         if (module, name) == ('_codecs', 'encode'):  # how Python 3 writes bytes in protocol 2
-            import codecs
-
-            return codecs.encode
+            return lambda text, encoding: text.encode('latin1')
         raise pickle.UnpicklingError(f'{module}.{name} is not allowed')
 
 
@@ -79,12 +81,12 @@ def cifar_set(
         if archive is not None:
             packed = read_bytes(archive)
             contents = _read_tar(archive, packed, _names(layout), layout.folder)
-            checks = [Check(layout.archive, md5sum(packed) == layout.archive_md5)]
+            checks = [Check(layout.archive, md5_of(packed) == layout.archive_md5)]
             where = {m: f'{archive}: {m}' for m in contents}
         else:
             contents = {m: read_bytes(files[m]) for m in _names(layout)}
             checks = [
-                Check(m, md5sum(contents[m]) == md5)
+                Check(m, md5_of(contents[m]) == md5)
                 for split in layout.members.values()
                 for m, md5 in split.items()
             ]
@@ -115,18 +117,16 @@ def _names(layout: CifarLayout) -> list[str]:
 def _read_tar(
     archive: pathlib.Path, data: bytes, members: list[str], folder: str
 ) -> dict[str, bytes]:
-    contents = {}
+    contents, data = {}, unpacked(data, archive)
     try:
-        if data[:2] == b'\x1f\x8b':
-            # Unpacked as a whole: only the end of a gzip file holds its checksum.
-            data = gzip.decompress(data)
         with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as tar:
             for entry in tar:
                 member = pathlib.PurePosixPath(entry.name).name
-                if member in members and entry.isfile():
+                # A sparse file may claim any size.
+                if member in members and entry.isfile() and not entry.issparse():
                     stream = tar.extractfile(entry)
                     contents[member] = stream.read() if stream else b''
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise UserError(
             f'{archive}: damaged archive ({error}); copy or download it again'
         ) from None
@@ -157,7 +157,7 @@ def _parse_pickle(data: bytes, where: str, keys: dict[str, str]) -> dict[str, np
     try:
         table = _ArrayUnpickler(io.BytesIO(data), encoding='bytes').load()
         image = np.asarray(table[b'data'])
-        labels = {f: np.asarray(table[key.encode()], np.int32) for f, key in keys.items()}
+        labels = {f: np.asarray(table[key.encode()]) for f, key in keys.items()}
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f'{where}: not a CIFAR batch ({error}); copy or download it again'
@@ -166,7 +166,15 @@ def _parse_pickle(data: bytes, where: str, keys: dict[str, str]) -> dict[str, np
         raise UserError(
             f'{where}: data is {image.dtype} {list(image.shape)}, must be uint8 [n, 3072]'
         )
-    return {'image': _planes_to_pixels(image), **labels}
+    for feature, label in labels.items():
+        if label.dtype.kind not in 'iu' or label.shape != image.shape[:1]:
+            raise UserError(
+                f'{where}: {keys[feature]} are {label.dtype} {list(label.shape)}, must be integers '
+                f'[{len(image)}]; copy or download it again'
+            )
+    # Values that int32 cannot hold are outside the classes, and stay so.
+    small = {f: np.clip(label, -1, 2**31 - 1).astype(np.int32) for f, label in labels.items()}
+    return {'image': _planes_to_pixels(image), **small}
 
 
 def _planes_to_pixels(rows: np.ndarray) -> np.ndarray:

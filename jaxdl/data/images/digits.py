@@ -3,14 +3,13 @@
 Read straight from scikit-learn's data file, without importing scikit-learn and without a network.
 """
 
-import gzip
-import hashlib
 import importlib.util
 import io
 import pathlib
 
 import numpy as np
 
+from jaxdl.data.images.originals import md5_of, read_bytes, unpacked
 from jaxdl.errors import UserError
 
 CLASSES = tuple('0123456789')
@@ -27,13 +26,8 @@ def load() -> dict[str, dict[str, np.ndarray]]:
     if spec is None or spec.origin is None:
         raise UserError('digits: needs scikit-learn for its data file; pip install scikit-learn')
     path = pathlib.Path(spec.origin).parent / 'datasets' / 'data' / 'digits.csv.gz'
-    try:
-        text = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
-        raise UserError(
-            f'digits: {path} cannot be read ({error}); reinstall scikit-learn'
-        ) from None
-    if hashlib.md5(text, usedforsecurity=False).hexdigest() != MD5:
+    text = unpacked(read_bytes(path), path)
+    if md5_of(text) != MD5:
         raise UserError(f'digits: {path} is not the file that scikit-learn ships; reinstall it')
     table = np.loadtxt(io.BytesIO(text), delimiter=',', dtype=np.uint8)
     image = np.rint(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

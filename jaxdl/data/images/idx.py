@@ -1,19 +1,25 @@
 """idx files, the original format of MNIST and Fashion-MNIST (http://yann.lecun.com/exdb/mnist)."""
 
-import gzip
+import math
 import pathlib
-import zlib
 
 import numpy as np
 
-from jaxdl.data.images.originals import Arrays, Check, ImageSet, read_bytes
-from jaxdl.data.images.originals import md5 as md5sum
+from jaxdl.data.images.originals import (
+    Arrays,
+    Check,
+    ImageSet,
+    md5_of,
+    read_bytes,
+    unpacked,
+)
 from jaxdl.errors import UserError
 
 _IDX_FILES = {
     'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
     'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
 }
+PUBLISHED: dict[str, str] = {}  # md5 -> 'SET: FILE' of every set below: their files share names
 
 
 def read_idx(path: pathlib.Path) -> tuple[np.ndarray, str]:
@@ -22,14 +28,7 @@ def read_idx(path: pathlib.Path) -> tuple[np.ndarray, str]:
     Raises UserError where the gzip stream is damaged, the magic number is wrong or the size does
     not fit the header.
     """
-    data = read_bytes(path)
-    if data[:2] == b'\x1f\x8b':
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(
-                f'{path}: damaged gzip file ({error}); copy or download it again'
-            ) from None
+    data = unpacked(read_bytes(path), path)
     if len(data) < 4 or data[:3] != b'\x00\x00\x08' or not 1 <= data[3] <= 4:
         raise UserError(
             f'{path}: not an idx file of bytes: it starts with {data[:4].hex() or "nothing"}, '
@@ -41,16 +40,19 @@ def read_idx(path: pathlib.Path) -> tuple[np.ndarray, str]:
         if len(data) >= 4 + 4 * rank
         else ()
     )
-    expected = 4 + 4 * rank + int(np.prod(shape, dtype=np.int64))
-    if not shape or len(data) != expected:
+    expected = 4 + 4 * rank + math.prod(shape)
+    if not shape or 0 in shape or len(data) != expected:
         raise UserError(
-            f'{path}: the header says {list(shape)}, which is {expected} bytes, but it has '
+            f'{path}: the header says {list(shape)}, which is {expected} bytes, and the file has '
             f'{len(data)}; copy or download it again'
         )
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape), md5sum(data)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape), md5_of(data)
 
 
 def idx_set(name: str, md5s: dict[str, str], **known) -> ImageSet:
+    """A set of four idx files; `md5s` are those of the plain files."""
+    PUBLISHED.update({md5: f'{name}: {stem}' for stem, md5 in md5s.items()})
+
     def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         files, missing = {}, []
         for stem in sum(_IDX_FILES.values(), ()):
@@ -76,6 +78,11 @@ def idx_set(name: str, md5s: dict[str, str], **known) -> ImageSet:
             for stem, rank in zip(stems, (3, 1), strict=True):
                 path = files[f'{stem}.gz']
                 array, md5 = read_idx(path)
+                if PUBLISHED.get(md5, f'{name}: {stem}') != f'{name}: {stem}':
+                    raise UserError(
+                        f'{path}: this is {PUBLISHED[md5]}, not {name}: {stem}; '
+                        'give the folder of the right set, each file under its own name'
+                    )
                 if array.ndim != rank:
                     raise UserError(
                         f'{path}: has {array.ndim} dimensions, {stem} has {rank}; '

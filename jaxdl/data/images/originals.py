@@ -1,13 +1,18 @@
 """What is known of an image data set whose original files jaxdl reads itself."""
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import pathlib
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from jaxdl.errors import UserError
+
+LARGEST = 2**30  # bytes of an unpacked file; CIFAR has 184 MB
 
 Arrays = dict[str, dict[str, np.ndarray]]  # split -> feature -> rows
 
@@ -68,9 +73,9 @@ def check_arrays(spec: ImageSet, arrays: Arrays) -> None:
             )
         for feature, names in spec.classes.items():
             label = rows[feature]
-            if len(label) != len(image):
+            if label.shape != image.shape[:1]:
                 raise UserError(
-                    f'{spec.name}: {split} has {len(image)} images but {len(label)} values of '
+                    f'{spec.name}: {split} has {len(image)} images but {list(label.shape)} values of '
                     f'{feature!r}; the files do not belong together'
                 )
             if label.min() < 0 or label.max() >= len(names):
@@ -87,5 +92,24 @@ def read_bytes(path: pathlib.Path) -> bytes:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
 
 
-def md5(data: bytes) -> str:
+def unpacked(data: bytes, where: pathlib.Path) -> bytes:
+    """The content of a gzip file, as a whole since only its end holds its checksum; else `data`.
+
+    Raises:
+        UserError: it is damaged, or larger than any of the data sets.
+    """
+    if data[:2] != b'\x1f\x8b':
+        return data
+    try:
+        plain = gzip.GzipFile(fileobj=io.BytesIO(data)).read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f'{where}: damaged gzip file ({error}); copy or download it again'
+        ) from None
+    if len(plain) > LARGEST:
+        raise UserError(f'{where}: unpacks to more than {LARGEST:,} bytes; is this the right file?')
+    return plain
+
+
+def md5_of(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

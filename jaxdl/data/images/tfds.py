@@ -14,6 +14,7 @@ import numpy as np
 from jaxdl.api import DataSet, Source, Task, facts_of
 from jaxdl.data import store
 from jaxdl.data.arrays import slices
+from jaxdl.data.cached import entry_of
 from jaxdl.data.images import catalogue
 from jaxdl.data.images.originals import ImageSet
 from jaxdl.data.splits import resolve, split_name
@@ -89,15 +90,23 @@ class Tfds(DataSet):
             }
         if spec.embedded is not None:
             return {
-                f'{self.name} {split}': ','.join(str(store.checksum(rows[n])) for n in sorted(rows))
+                f'{self.name} {split}': ','.join(
+                    str(entry_of(rows[n])['crc32']) for n in sorted(rows)
+                )
                 for split, rows in spec.embedded().items()
             }
-        folder = store.image_set_folder(self._root(), spec.name, spec.version)
+        try:
+            folder = store.image_set_folder(self._root(), spec.name, spec.version)
+            splits = self._read_splits(spec, folder)
+        except store.Damaged:
+            splits = None
+        if splits is None:  # it is read in another way, or prepared when it is
+            return {f'{self.name} {split}': '' for split in spec.counts}
         return {
             f'{self.name} {split}': ','.join(
                 str(stored.arrays[name]['crc32']) for name in sorted(stored.arrays)
             )
-            for split, stored in (self._read_splits(spec, folder) or {}).items()
+            for split, stored in splits.items()
         }
 
     def check_with(self, model: Any, task: Task) -> None:
@@ -157,7 +166,11 @@ class Tfds(DataSet):
         """Reads the arrays that were stored when the set was prepared; TFDS is not even imported."""
         root = self._root()
         folder = store.image_set_folder(root, spec.name, spec.version)
-        splits = self._read_splits(spec, folder)
+        try:
+            splits = self._read_splits(spec, folder)
+        except store.Damaged as error:
+            print(f'{error}; reading the records instead', file=sys.stderr)
+            return self._records(self._open(folder), expression)
         if splits is None:
             from jaxdl.data import prepare
 
@@ -186,7 +199,7 @@ class Tfds(DataSet):
         """What is stored of each split; None if the set is not prepared."""
         try:
             splits = {split: store.read_split(folder, split) for split in spec.counts}
-        except store.Damaged as error:
+        except store.DamagedShard as error:
             fix = store.prepare_command(self.name, self._root())
             raise UserError(f'{error}\nprepare the data set again: {fix}') from None
         return None if None in splits.values() else splits  # pyright: ignore[reportReturnType]
@@ -214,7 +227,14 @@ class Tfds(DataSet):
         """The TFDS builder of a prepared folder."""
         import tensorflow_datasets as tfds
 
-        return tfds.builder_from_directory(folder)
+        try:
+            return tfds.builder_from_directory(folder)
+        except Exception as error:  # whatever TFDS meets in a damaged description of the set
+            fix = store.prepare_command(self.name, self._root())
+            raise UserError(
+                f'{folder}: its description cannot be read ({type(error).__name__}); remove it, '
+                f'then: {fix}'
+            ) from None
 
     def _builder(self) -> Any:
         """TFDS's own builder of the set, prepared if it was not yet."""

@@ -8,14 +8,14 @@ import dataclasses
 
 import numpy as np
 
-from jaxdl.data.text.cache import Corpus
-from jaxdl.data.text.packing import Packing, Rows, cut, lay_out, pack, ranges
+from jaxdl.data.text.corpus import Corpus
+from jaxdl.data.text.packing import CorpusRows, DocumentPacking, GroupedRows, cut, lay_out, pack
 from jaxdl.data.text.tokenizers import Tokenizer
 from jaxdl.errors import UserError
 
 
 @dataclasses.dataclass
-class Masked(Packing):
+class Masked(DocumentPacking):
     """Rows of BERT's form (arXiv:1810.04805).
 
     Without next_sentence several documents share a row, each as [cls] tokens [sep] in a segment of
@@ -30,9 +30,13 @@ class Masked(Packing):
     next_sentence: bool = False
     seed: int = 0
 
-    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> Rows:
+    def check_length(self, length: int) -> None:
         if length < 8:
             raise UserError(f'data.length={length}: masked language models need at least 8')
+
+    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> CorpusRows:
+        del train  # an evaluation sees the same kind of rows
+        self.check_length(length)
         room = length - 3 if self.next_sentence else length - 2
         document = np.flatnonzero(corpus.lengths > 1)  # the separator counts as one
         begin = corpus.offsets[:-1][document] + 1
@@ -47,7 +51,7 @@ class Masked(Packing):
         if len(np.unique(owner[keep])) < 2:
             raise UserError(
                 'packing.next_sentence needs at least two documents of two tokens or more; '
-                "if the text is one file, set data.documents='paragraph' or 'line'"
+                "if the text is one file, set data.source.documents='paragraph' or 'line'"
             )
         return NextSentenceRows(
             corpus, tokenizer, length, starts[keep], lengths[keep], owner[keep], self.seed
@@ -65,7 +69,7 @@ class Masked(Packing):
         return row
 
 
-class MaskedRows(Rows):
+class MaskedRows(GroupedRows):
     """'tokens', 'segments', 'positions' [batch, length], 'maskable' (bool: not special), 'row'."""
 
     def __init__(
@@ -77,38 +81,29 @@ class MaskedRows(Rows):
         lengths: np.ndarray,
         counts: np.ndarray,
     ):
+        super().__init__(counts)
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
         self.starts, self.lengths = starts, lengths
-        self.first = np.concatenate([[0], np.cumsum(counts)])
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
 
     def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        counts = self.first[ids + 1] - self.first[ids]
-        chosen = ranges(self.first[ids], counts)
+        counts, chosen = self.pieces(ids)
         lengths = self.lengths[chosen]
         # One place before the piece holds cls, one behind it sep.
-        layout = lay_out(self.starts[chosen] - 1, lengths + 2, counts, self.length)
-        start = layout.position == 0
-        end = layout.position == lengths[layout.piece] + 1
-        tokens = self.corpus.ids[layout.source].astype(np.int32)
+        index = lay_out(self.starts[chosen] - 1, lengths + 2, counts, self.length)
+        start = index.position == 0
+        end = index.position == lengths[index.piece] + 1
+        tokens = self.corpus.ids[index.source].astype(np.int32)
         tokens[start], tokens[end] = self.tokenizer.cls, self.tokenizer.sep
-        shape = (len(ids), self.length)
-        rows = {
-            'tokens': np.full(shape, self.tokenizer.pad, np.int32),
-            'segments': np.zeros(shape, np.int32),
-            'positions': np.zeros(shape, np.int32),
-            'maskable': np.zeros(shape, np.bool_),
+        return {
+            'tokens': index.block(tokens, self.tokenizer.pad),
+            'segments': index.block(index.segment, 0),
+            'positions': index.block(index.position, 0),
+            'maskable': index.block(~(start | end), 0, np.bool_),
+            'row': ids.astype(np.int32),
         }
-        rows['tokens'].reshape(-1)[layout.place] = tokens
-        rows['segments'].reshape(-1)[layout.place] = layout.segment
-        rows['positions'].reshape(-1)[layout.place] = layout.position
-        rows['maskable'].reshape(-1)[layout.place] = ~(start | end)
-        return {**rows, 'row': ids.astype(np.int32)}
 
 
-class NextSentenceRows(Rows):
+class NextSentenceRows(CorpusRows):
     """As MaskedRows, with 'token_types' (0 for A, 1 for B) and 'next_sentence' [batch] (1: random)."""
 
     def __init__(

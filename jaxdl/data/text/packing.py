@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxdl.api import Source
-from jaxdl.data.text.cache import Corpus
+from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.tokenizers import Tokenizer
 from jaxdl.errors import UserError
 
@@ -21,17 +21,10 @@ IN_MEMORY = 1 << 28
 """Bytes up to which a set of rows is offered as one block, e.g. to be kept on the device."""
 
 
-class Rows(Source):
-    """A Source of rows that are cut out of a corpus when they are asked for."""
+class CorpusRows(Source):
+    """Rows that are cut out of a corpus when they are asked for."""
 
     _all: dict[str, np.ndarray] | None = None
-
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows `ids` as arrays [len(ids), …]."""
 
     def in_memory(self) -> dict[str, np.ndarray] | None:
         """All rows as arrays where that takes at most 256 MiB, else None."""
@@ -43,11 +36,30 @@ class Rows(Source):
         return self._all
 
 
-class Packing(abc.ABC):
+class GroupedRows(CorpusRows):
+    """Rows of which each holds some neighbours in a list of pieces: `counts` [rows] of them."""
+
+    def __init__(self, counts: np.ndarray):
+        self.first = bounds(counts)
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def pieces(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(how many pieces each of the rows `ids` has, their numbers row by row)."""
+        counts = self.first[ids + 1] - self.first[ids]
+        return counts, ranges(self.first[ids], counts)
+
+
+class DocumentPacking(abc.ABC):
     """How a corpus becomes rows."""
 
     @abc.abstractmethod
-    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> Rows:
+    def check_length(self, length: int) -> None:
+        """Raises UserError where rows of `length` tokens are too short."""
+
+    @abc.abstractmethod
+    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> CorpusRows:
         """A Source of rows of `length` tokens; `train` is False for an evaluation set."""
 
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
@@ -59,49 +71,55 @@ class Packing(abc.ABC):
 
 
 @dataclasses.dataclass
-class Packed(Packing):
+class ContextPacking(DocumentPacking):
+    """A packing of which an evaluation may see more than it counts.
+
+    Attributes:
+        context: in evaluation, each later part of a long document sees this many tokens before it, which are not counted again.
+    """
+
+    context: int = 0
+
+    def check(self):
+        if self.context < 0:
+            raise ValueError(f'context={self.context}: must be at least 0')
+
+    def check_length(self, length: int) -> None:
+        if self.context >= length:
+            raise UserError(f'packing.context={self.context}: must be below data.length={length}')
+
+    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> CorpusRows:
+        self.check_length(length)
+        pieces = self.pieces(corpus, length, 0 if train else self.context)
+        return PieceRows(corpus, tokenizer, length, *pieces)
+
+    @abc.abstractmethod
+    def pieces(self, corpus: Corpus, length: int, context: int) -> tuple[np.ndarray, ...]:
+        """(start, length, tokens not to be counted) of each piece; the pieces of each row."""
+
+
+@dataclasses.dataclass
+class Packed(ContextPacking):
     """Whole documents share a row; longer ones are cut into pieces of the row's length.
 
     Rows are filled best-fit on the histogram of lengths, longest first (Krell et al. 2021,
     arXiv:2107.02027), so little is padding and a large set is packed as fast as a small one.
-
-    Attributes:
-        context: in evaluation, each later piece of a long document sees this many tokens before it, which are not counted again.
     """
 
-    context: int = 0
-
-    def check(self):
-        if self.context < 0:
-            raise ValueError(f'context={self.context}: must be at least 0')
-
-    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> Rows:
-        context = _context(self.context, length, train)
+    def pieces(self, corpus: Corpus, length: int, context: int) -> tuple[np.ndarray, ...]:
         starts, lengths, skips = cut(corpus.offsets[:-1], corpus.lengths, length, context)
         order, counts = pack(lengths[:, None], (length,))
-        return PieceRows(
-            corpus, tokenizer, length, starts[order], lengths[order], skips[order], counts
-        )
+        return starts[order], lengths[order], skips[order], counts
 
 
 @dataclasses.dataclass
-class Stream(Packing):
+class Concatenated(ContextPacking):
     """The documents one after the other, cut every `length` tokens: no padding but at the end.
 
     A segment still ends where a document ends. For one long text, such as characters of a novel.
-
-    Attributes:
-        context: in evaluation, each row sees this many tokens before its own, which are not counted again.
     """
 
-    context: int = 0
-
-    def check(self):
-        if self.context < 0:
-            raise ValueError(f'context={self.context}: must be at least 0')
-
-    def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> Rows:
-        context = _context(self.context, length, train)
+    def pieces(self, corpus: Corpus, length: int, context: int) -> tuple[np.ndarray, ...]:
         total = int(corpus.offsets[-1])
         # Row i counts the predictions from new[i] to new[i + 1].
         new = np.arange(length, max(total, length + 1), length - context, dtype=np.int64)
@@ -118,13 +136,7 @@ class Stream(Packing):
         begins = np.maximum(corpus.offsets[document], start[row])
         ends = np.minimum(corpus.offsets[document + 1], stop[row])
         skips = np.clip(new[row] - begins, 0, ends - begins)
-        return PieceRows(corpus, tokenizer, length, begins, ends - begins, skips, counts)
-
-
-def _context(context: int, length: int, train: bool) -> int:
-    if context >= length:
-        raise UserError(f'packing.context={context}: must be below data.length={length}')
-    return 0 if train else context
+        return begins, ends - begins, skips, counts
 
 
 def cut(
@@ -144,6 +156,11 @@ def cut(
     starts = begin[document] + new - skips
     lengths = np.minimum(begin[document] + total[document] - starts, length)
     return starts, lengths, skips
+
+
+def bounds(counts: np.ndarray) -> np.ndarray:
+    """Where groups of so many neighbours begin, and where the last one ends: int64 [groups + 1]."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -204,7 +221,7 @@ def pack(sizes: np.ndarray, capacity: tuple[int, ...]) -> tuple[np.ndarray, np.n
 
     # Hand out the items: those of one kind in their own order.
     by_kind = np.argsort(code, kind='stable')
-    next_item = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    next_item = bounds(counts)[:-1]
     items, row_counts = [], []
     for rows, mix in closed + mixes:
         columns = []
@@ -217,17 +234,33 @@ def pack(sizes: np.ndarray, capacity: tuple[int, ...]) -> tuple[np.ndarray, np.n
 
 
 @dataclasses.dataclass
-class Layout:
-    """Where the pieces of some rows go in a flat array of rows · length places."""
+class PieceIndex:
+    """Where the pieces of some rows lie in the corpus, and where they go in a block of rows.
 
-    place: np.ndarray  # [tokens] place in the flat array
-    source: np.ndarray  # [tokens] start of the piece + position in it
-    position: np.ndarray  # [tokens] position in the piece
-    segment: np.ndarray  # [tokens] number of the piece in its row, from 1
-    piece: np.ndarray  # [tokens] index into the pieces given
+    Attributes:
+        shape: (rows, length) of the block.
+        place: [tokens] place in the flat block.
+        source: [tokens] start of the piece + position in it.
+        position: [tokens] position in the piece.
+        segment: [tokens] number of the piece in its row, from 1.
+        piece: [tokens] index into the pieces given.
+    """
+
+    shape: tuple[int, int]
+    place: np.ndarray
+    source: np.ndarray
+    position: np.ndarray
+    segment: np.ndarray
+    piece: np.ndarray
+
+    def block(self, values: Any, fill: int, dtype: type = np.int32) -> np.ndarray:
+        """[rows, length] with the value of each token [tokens] in its place, else `fill`."""
+        flat = np.full(self.shape[0] * self.shape[1], fill, dtype)
+        flat[self.place] = values
+        return flat.reshape(self.shape)
 
 
-def lay_out(starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, length: int) -> Layout:
+def lay_out(starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, length: int) -> PieceIndex:
     """Puts the pieces, `counts` a row, one after the other into rows of `length`."""
     ends = np.cumsum(lengths)
     begins = ends - lengths
@@ -238,10 +271,11 @@ def lay_out(starts: np.ndarray, lengths: np.ndarray, counts: np.ndarray, length:
     position = np.arange(len(piece)) - begins[piece]
     number = ranges(np.ones(len(counts), np.int64), counts)
     place = (row * length + column)[piece] + position
-    return Layout(place, starts[piece] + position, position, number[piece], piece)
+    shape = len(counts), length
+    return PieceIndex(shape, place, starts[piece] + position, position, number[piece], piece)
 
 
-class PieceRows(Rows):
+class PieceRows(GroupedRows):
     """Rows for next-token prediction: 'tokens', their 'targets', 'target_mask', 'bytes'.
 
     'target_mask' (bool) marks the predictions that count; over all rows each token of each
@@ -259,34 +293,24 @@ class PieceRows(Rows):
         skips: np.ndarray,
         counts: np.ndarray,
     ):
+        super().__init__(counts)
         self.corpus, self.length, self.pad = corpus, length, tokenizer.pad
         self.token_bytes = tokenizer.token_bytes()
         self.starts, self.lengths, self.skips = starts, lengths, skips
-        self.first = np.concatenate([[0], np.cumsum(counts)])
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
 
     def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        counts = self.first[ids + 1] - self.first[ids]
-        chosen = ranges(self.first[ids], counts)
-        layout = lay_out(self.starts[chosen], self.lengths[chosen], counts, self.length)
-        targets = self.corpus.ids[layout.source + 1]
-        counted = layout.position >= self.skips[chosen][layout.piece]
-
-        def full(values: Any, fill: int, dtype: type) -> np.ndarray:
-            flat = np.full(len(ids) * self.length, fill, dtype)
-            flat[layout.place] = values
-            return flat.reshape(len(ids), self.length)
-
+        counts, chosen = self.pieces(ids)
+        index = lay_out(self.starts[chosen], self.lengths[chosen], counts, self.length)
+        targets = self.corpus.ids[index.source + 1]
+        counted = index.position >= self.skips[chosen][index.piece]
         rows = {
-            'tokens': full(self.corpus.ids[layout.source], self.pad, np.int32),
-            'targets': full(targets, self.pad, np.int32),
-            'target_mask': full(counted, 0, np.bool_),
-            'segments': full(layout.segment, 0, np.int32),
-            'positions': full(layout.position, 0, np.int32),
+            'tokens': index.block(self.corpus.ids[index.source], self.pad),
+            'targets': index.block(targets, self.pad),
+            'target_mask': index.block(counted, 0, np.bool_),
+            'segments': index.block(index.segment, 0),
+            'positions': index.block(index.position, 0),
         }
         if self.token_bytes is not None:
-            sizes = full(np.where(counted, self.token_bytes[targets], 0), 0, np.int32)
+            sizes = index.block(np.where(counted, self.token_bytes[targets], 0), 0)
             rows['bytes'] = sizes.sum(axis=1, dtype=np.int32)
         return rows

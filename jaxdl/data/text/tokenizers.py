@@ -7,15 +7,17 @@ never contains special tokens: `<sep>` written in a text is five ordinary charac
 
 import abc
 import dataclasses
-import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdl.data import cached
+from jaxdl.data.text.reading import digest, read_text
 from jaxdl.errors import UserError
 
 FILE = 'tokenizer.json'
@@ -81,20 +83,20 @@ class Tokenizer(abc.ABC):
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids: two equal ones give equal ids for any text."""
-        return _fingerprint(self.state())
+        return digest(json.dumps(self.state(), sort_keys=True))
 
     def describe(self) -> str:
         return f'{type(self).__name__} of {self.vocab_size} tokens, {self.fingerprint()[:12]}'
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `tokenizer.json` into `folder`, whole or not at all."""
+        """Writes `tokenizer.json` into `folder`, whole or not at all. Raises OSError."""
         content = {
             'tokenizer': type(self).__name__,
             'description': self.describe(),
             'fingerprint': self.fingerprint(),
             'state': self.state(),
         }
-        write_atomically(Path(folder) / FILE, json.dumps(content, ensure_ascii=True).encode())
+        cached.write_object(Path(folder) / FILE, content)
 
     def load(self, folder: str | os.PathLike) -> None:
         """Takes the state from a folder that `save` wrote.
@@ -109,7 +111,9 @@ class Tokenizer(abc.ABC):
             )
         try:
             self.restore(content['state'])
-        except ValueError as error:
+        except UserError:
+            raise
+        except Exception as error:  # a state of any other form; the library's own errors too
             raise UserError(f'{Path(folder) / FILE}: {error}') from None
 
 
@@ -158,8 +162,31 @@ class Bytes(Tokenizer):
             raise ValueError(f'format {state.get("format")} is unknown to this version')
 
 
+class LibraryTokenizer(Tokenizer):
+    """What a tokenizer of the `tokenizers` library shares, once it has learned or read something."""
+
+    _engine: Any = None
+
+    @property
+    def fitted(self) -> bool:
+        return self._engine is not None
+
+    def engine(self) -> Any:
+        """The library's own object."""
+        if self._engine is None:
+            raise RuntimeError(f'{type(self).__name__} has learned nothing: call fit or load first')
+        return self._engine
+
+    def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # The batch call spreads the texts over threads and leaves out character offsets.
+        encoded = self.engine().encode_batch_fast(list(texts), add_special_tokens=False)
+        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
+        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
+        return ids, np.fromiter(map(len, arrays), np.int64, len(arrays))
+
+
 @dataclasses.dataclass
-class Bpe(Tokenizer):
+class Bpe(LibraryTokenizer):
     """Byte-level byte pair encoding trained on the training text (Sennrich et al. 2016).
 
     Any text encodes and decodes exactly. Ids: pad, sep, cls, mask, then 256 bytes, then merges.
@@ -175,13 +202,8 @@ class Bpe(Tokenizer):
 
     def __post_init__(self):
         self.pad, self.sep, self.cls, self.mask = range(SPECIALS)
-        self._engine: Any = None
         self._merges: list[tuple[str, str]] = []
         self._pieces: list[bytes] = []
-
-    @property
-    def fitted(self) -> bool:
-        return self._engine is not None
 
     def check(self):
         if not SPECIALS + 256 <= self.vocab_size <= 1 << 24:
@@ -193,26 +215,15 @@ class Bpe(Tokenizer):
         if self._engine is not None:
             return
         self.check()
-        folder = cache / f'bpe-{digest("1", key, self.vocab_size, self.train_bytes)[:32]}'
+        folder = cache / f'bpe-{digest("2", key, self.vocab_size, self.train_bytes)[:32]}'
         if (folder / FILE).exists():
             try:
                 return self.load(folder)
             except UserError:
                 pass  # A damaged copy in the cache is made anew.
-        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-        engine = Tokenizer(models.BPE())
-        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size - SPECIALS,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            special_tokens=[],
-            show_progress=False,
-        )
-        engine.train_from_iterator(_first(texts(), self.train_bytes), trainer)
-        merges = json.loads(engine.to_str())['model']['merges']
-        self._build([tuple(pair) for pair in merges])
-        self.save(folder)
+        self._build(_learn(_first(texts(), self.train_bytes), self.vocab_size - SPECIALS))
+        with cached.writing(cache):
+            self.save(folder)
 
     def _build(self, merges: list[tuple[str, str]]) -> None:
         """Makes the encoder: the ids are the bytes in order, then the merges in order."""
@@ -228,40 +239,26 @@ class Bpe(Tokenizer):
         byte_of = {symbol: byte for byte, symbol in enumerate(alphabet)}
         self._pieces = [bytes(byte_of[symbol] for symbol in token) for token in vocab]
 
-    def _fitted(self) -> Any:
-        if self._engine is None:
-            raise RuntimeError('this Bpe has learned nothing yet: call fit or load first')
-        return self._engine
-
     def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        engine = self._fitted()
-        parts, counts = [], []
-        for text in texts:
-            cut = _cut(text)
-            parts.extend(cut)
-            counts.append(len(cut))
-        # The batch call spreads the parts over threads and leaves out character offsets.
-        encoded = engine.encode_batch_fast(parts, add_special_tokens=False)
-        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
-        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
-        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
-        ends = np.concatenate([[0], np.cumsum(lengths)])[np.cumsum([0, *counts])]
+        parts = [_cut(text) for text in texts]
+        ids, lengths = super().encode_many([part for cut in parts for part in cut])
+        ends = np.cumsum([0, *lengths])[np.cumsum([0, *map(len, parts)])]
         return ids + np.uint32(SPECIALS), np.diff(ends)
 
     def decode(self, ids: Iterable[int]) -> str:
-        self._fitted()
+        self.engine()
         size = len(self._pieces)
         found = (i - SPECIALS for i in map(int, ids))
         return b''.join(self._pieces[i] for i in found if 0 <= i < size).decode(errors='replace')
 
     def token_bytes(self) -> np.ndarray:
-        self._fitted()
+        self.engine()
         table = np.zeros(self.vocab_size, np.int32)
         table[SPECIALS : SPECIALS + len(self._pieces)] = [len(piece) for piece in self._pieces]
         return table
 
     def state(self) -> dict[str, Any]:
-        self._fitted()
+        self.engine()
         return {'format': 1, 'vocab_size': self.vocab_size, 'merges': self._merges}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -276,7 +273,7 @@ class Bpe(Tokenizer):
 
 
 @dataclasses.dataclass
-class WordPiece(Tokenizer):
+class WordPiece(LibraryTokenizer):
     """BERT's WordPiece over a published vocabulary file, one token a line (arXiv:1810.04805).
 
     Decoding gives normalised text, not the original, so bits per byte are not defined.
@@ -290,12 +287,7 @@ class WordPiece(Tokenizer):
     lowercase: bool = True
 
     def __post_init__(self):
-        self._engine: Any = None
         self._tokens: list[str] = []
-
-    @property
-    def fitted(self) -> bool:
-        return self._engine is not None
 
     @property
     def sized(self) -> bool:
@@ -304,12 +296,12 @@ class WordPiece(Tokenizer):
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         if self._engine is not None:
             return
-        path = Path(self.vocab).expanduser()
         try:
-            tokens = path.read_text(encoding='utf-8').splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'tokenizer vocab={self.vocab!r}: cannot be read ({error})') from None
-        self._build(tokens)
+            text = read_text(Path(os.path.expanduser(self.vocab)))
+        except UserError as error:
+            raise UserError(f'data.tokenizer.vocab={self.vocab!r}: {error}') from None
+        lines = text.removesuffix('\n').split('\n')
+        self._build([line.removesuffix('\r') for line in lines])
 
     def _build(self, tokens: list[str]) -> None:
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -317,7 +309,7 @@ class WordPiece(Tokenizer):
         index = {token: i for i, token in enumerate(tokens)}
         for token in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'):
             if token not in index:
-                raise UserError(f'tokenizer vocab={self.vocab!r}: has no line {token}')
+                raise UserError(f'data.tokenizer.vocab={self.vocab!r}: has no line {token}')
         engine = Tokenizer(models.WordPiece(index, unk_token='[UNK]'))
         engine.normalizer = normalizers.BertNormalizer(
             lowercase=self.lowercase, strip_accents=self.lowercase
@@ -329,24 +321,13 @@ class WordPiece(Tokenizer):
         self.pad, self.cls = index['[PAD]'], index['[CLS]']
         self.sep, self.mask = index['[SEP]'], index['[MASK]']
 
-    def _fitted(self) -> Any:
-        if self._engine is None:
-            raise RuntimeError('this WordPiece has read no vocabulary yet: call fit or load first')
-        return self._engine
-
-    def encode_many(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self._fitted().encode_batch_fast(list(texts), add_special_tokens=False)
-        arrays = [np.asarray(e.ids, np.uint32) for e in encoded]
-        ids = np.concatenate(arrays) if arrays else np.zeros(0, np.uint32)
-        return ids, np.fromiter(map(len, arrays), np.int64, len(arrays))
-
     def decode(self, ids: Iterable[int]) -> str:
-        engine = self._fitted()
+        engine = self.engine()
         special = {self.pad, self.cls, self.sep, self.mask}
         return engine.decode([i for i in map(int, ids) if i not in special])
 
     def state(self) -> dict[str, Any]:
-        self._fitted()
+        self.engine()
         return {'format': 1, 'lowercase': self.lowercase, 'tokens': self._tokens}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -359,6 +340,9 @@ class WordPiece(Tokenizer):
 
 SPECIALS = 4
 """Ids that Bpe keeps for pad, sep, cls and mask."""
+
+LONGEST_WORD = 1 << 10
+"""Bytes after which a word is cut when byte pairs are learned."""
 
 PART = 1 << 16
 """Characters after which a long document is cut for the threads."""
@@ -401,37 +385,51 @@ def _first(texts: Iterable[str], limit: int) -> Iterator[str]:
                 return
 
 
-def digest(*parts: Any) -> str:
-    """A hash, in hexadecimal, of bytes and of values by their text; lengths keep parts apart."""
-    state = hashlib.blake2b(digest_size=32)
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        state.update(len(data).to_bytes(8, 'little') + data)
-    return state.hexdigest()
+def _learn(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
+    """The merges of byte pairs, at most as many as make `size` tokens.
 
+    The library learns in a thread of its own, so that this one hears signals meanwhile.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    engine = Tokenizer(models.BPE())
+    # Its time grows with the square of the longest word, so words are cut; none of a language is
+    # that long.
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.FixedLength(length=LONGEST_WORD),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=[],
+        show_progress=False,
+    )
+    errors: list[BaseException] = []
+    done = threading.Event()
 
+    def learn() -> None:
+        try:
+            engine.train_from_iterator(texts, trainer)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
 
-def _fingerprint(state: dict[str, Any]) -> str:
-    return digest(json.dumps(state, sort_keys=True, ensure_ascii=True).encode())
+    threading.Thread(target=learn, name='learn byte pairs', daemon=True).start()
+    done.wait()
+    if errors:
+        raise errors[0]
+    return [tuple(pair) for pair in json.loads(engine.to_str())['model']['merges']]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f'{path}: no tokenizer can be read ({error.strerror})') from None
-    except ValueError:
-        raise UserError(f'{path} is damaged: not JSON') from None
-    if not isinstance(content, dict) or {'tokenizer', 'fingerprint', 'state'} - set(content):
-        raise UserError(f'{path} is damaged: not a saved tokenizer')
-    if _fingerprint(content['state']) != content['fingerprint']:
-        raise UserError(f'{path} is damaged: its content is not what was saved')
-    content.setdefault('description', content['tokenizer'])
+        content = cached.read_object(path)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no tokenizer can be read (there is no such file)') from None
+    if {'tokenizer', 'description', 'fingerprint', 'state'} - set(content):
+        raise cached.Damaged(f'{path} is damaged: not a saved tokenizer')
     return content

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxdl.models import layout
+from jaxdl.models.ops import cpu, plain
 
 # Logits of one chunk: small enough to stay out of the way, large enough for a good matrix product.
 CHUNK_BYTES = 256 * 2**20
 MOST_CHUNKS = 16
 
 
-def is_zero(value) -> bool:
-    """Returns whether `value` is the Python number 0, which means off; a traced value is not."""
+def _is_zero(value) -> bool:
+    # A traced number is never off.
     return isinstance(value, int | float) and value == 0
 
 
@@ -26,31 +27,77 @@ def default_chunks(positions: int, vocab: int, along: int) -> int:
     return max(1, min(wanted, MOST_CHUNKS, along))
 
 
-def argmax(x: Array) -> Array:
-    """Returns the first index of the maximum over the last axis, as int32."""
-    # Two plain reductions are vector code on CPUs; one over (value, index) pairs is not.
-    index = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    top = x.max(-1, keepdims=True)
-    return jnp.where(x == top, index, x.shape[-1] - 1).min(-1)
+def cross_entropy(logits: Array, labels: Array, label_smoothing=0.0) -> Array:
+    """Returns the float32 loss [...] of logits [..., classes] for integer labels [...].
 
-
-def loss_of_logits(logits: Array, labels: Array, label_smoothing) -> Array:
-    """Returns the float32 loss [...] of logits [..., classes] against integer labels [...]."""
+    The target gives 1 - label_smoothing to the label and spreads the rest evenly over all classes
+    (arXiv:1512.00567). A `label_smoothing` of exactly 0.0 adds no code; else it may be traced.
+    """
     logits = logits.astype(jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     # A comparison, not a gather: its gradient is no scatter, and it partitions over the classes.
     chosen = jnp.where(_is_label(labels, logits), logits, 0.0).sum(-1)
-    if is_zero(label_smoothing):
+    if _is_zero(label_smoothing):
         return normaliser - chosen
     kept = (1.0 - label_smoothing) * chosen + label_smoothing * logits.mean(-1)
     return normaliser - kept
+
+
+def chunked_cross_entropy(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    label_smoothing=0.0,
+    chunks: int | None = None,
+    weights: Array | None = None,
+) -> tuple[Array, Array]:
+    """Returns (float32 loss, int32 arg max), both [...], of hidden [..., dim]·kernel [dim, vocab] + bias.
+
+    The logits of all positions never exist together: `chunks` parts (None: chosen by size) of the
+    axis before `dim` are taken one after another. `softcap` c replaces logits x by c·tanh(x / c).
+    `weights` [...] multiply the losses; given here instead of afterwards, the backward pass need
+    not form the logits again. The operands of the products have the dtype of `hidden`.
+    """
+    if hidden.ndim == 1:
+        loss, best = chunked_cross_entropy(
+            hidden[None], kernel, labels[None], bias, softcap, label_smoothing, 1, weights
+        )
+        return loss[0], best[0]
+    length = hidden.shape[-2]
+    if chunks is None:
+        chunks = default_chunks(labels.size, kernel.shape[1], length)
+    chunks = max(1, min(chunks, length))
+    weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
+    weights = jnp.broadcast_to(weights.astype(jnp.float32), labels.shape)
+    smoothing = None if _is_zero(label_smoothing) else jnp.asarray(label_smoothing, jnp.float32)
+    return _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks)
+
+
+def chunked_cross_entropy_cpu(hidden: Array, kernel: Array, *args, **kwargs) -> tuple[Array, Array]:
+    """The same on a CPU."""
+    if hidden.dtype in cpu.HALF:
+        kernel = cpu.as_it_is(kernel)
+    return chunked_cross_entropy(hidden, kernel, *args, **kwargs)
+
+
+def whole_cross_entropy(
+    hidden, kernel, labels, bias=None, softcap=None, label_smoothing=0.0, chunks=None, weights=None
+):
+    """The same with all logits at once."""
+    del chunks
+    logits = _head_logits(hidden, kernel, bias, softcap)
+    loss = cross_entropy(logits, labels, label_smoothing)
+    best = plain.argmax(lax.stop_gradient(logits))
+    return loss if weights is None else loss * weights, best
 
 
 def _is_label(labels, logits):
     return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
 
 
-def head_logits(hidden: Array, kernel: Array, bias: Array | None, softcap) -> Array:
+def _head_logits(hidden: Array, kernel: Array, bias: Array | None, softcap) -> Array:
     """Returns float32 logits [..., vocab]; the product's operands have hidden's dtype."""
     out = _dot(hidden, kernel, hidden.ndim - 1, 0)
     if bias is not None:
@@ -64,7 +111,7 @@ def _dot(a, b, a_axis, b_axis):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
+def _chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
     """Returns (weighted losses, argmax), both [..., length], of hidden [..., length, dim].
 
     `smoothing` is None for off, else a scalar array; `weights` [..., length] are float32.
@@ -73,9 +120,9 @@ def chunked(hidden, kernel, labels, bias, weights, smoothing, softcap, chunks):
 
     def one(carry, piece):
         hidden, labels, weights = piece
-        logits = head_logits(hidden, kernel, bias, softcap)
-        loss = loss_of_logits(logits, labels, 0.0 if smoothing is None else smoothing)
-        return carry, (loss * weights, argmax(logits))
+        logits = _head_logits(hidden, kernel, bias, softcap)
+        loss = cross_entropy(logits, labels, 0.0 if smoothing is None else smoothing)
+        return carry, (loss * weights, cpu.argmax(logits))
 
     return _over_chunks(one, None, (hidden, labels, weights), chunks)[1]
 
@@ -137,7 +184,7 @@ def _shards(hidden: Array, chunks: int) -> tuple[int, int]:
 def _gradients(piece, kernel, bias, smoothing, softcap, shards):
     """Losses and arg max of one chunk, and the gradients of sum(scale · loss)."""
     hidden, labels, scale = piece
-    logits = head_logits(hidden, kernel, bias, softcap)
+    logits = _head_logits(hidden, kernel, bias, softcap)
     top = logits.max(-1, keepdims=True)
     exponents = jnp.exp(logits - top)
     total = exponents.sum(-1, keepdims=True)
@@ -168,7 +215,7 @@ def _gradients(piece, kernel, bias, smoothing, softcap, shards):
         d_kernel = jnp.einsum(spec, parts, d_parts, preferred_element_type=jnp.float32)
         d_bias = None if bias is None else _by_shard(wide, shards).sum((1, 3))
         d_kernel, d_bias = _keep_apart((d_kernel, d_bias))
-    return (loss, argmax(logits), d_hidden, d_smoothing), (d_kernel, d_bias)
+    return (loss, cpu.argmax(logits), d_hidden, d_smoothing), (d_kernel, d_bias)
 
 
 def _by_shard(x, shards):
@@ -248,4 +295,4 @@ def _chunked_backward(softcap, chunks, saved, gradients):
     )
 
 
-chunked.defvjp(_chunked_forward, _chunked_backward)
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -6,7 +6,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxdl.models.ops.dense import kernel_gradient, product
+from jaxdl.models.ops.cpu import add_bias, kernel_gradient, matmul, product
+
+
+def lstm(x, carry, w_input, w_hidden, bias, reverse=False, lengths=None, starts=None):
+    """See plain.lstm."""
+    starts = None if starts is None else starts.T[..., None]
+    projected = add_bias(matmul(x.swapaxes(0, 1), w_input), bias)
+    found: tuple = _lstm_scan(projected, *carry, w_hidden, lengths, starts, reverse)
+    outputs, hidden, cell = found
+    return outputs.swapaxes(0, 1), (hidden, cell)
+
+
+def gru(x, carry, w_input, w_hidden, bias, reverse=False, lengths=None, starts=None):
+    """See plain.gru."""
+    dim = w_hidden.shape[0]
+    starts = None if starts is None else starts.T[..., None]
+    projected = add_bias(matmul(x.swapaxes(0, 1), w_input), bias[: 3 * dim])
+    found: tuple = _gru_scan(projected, carry, w_hidden, bias[3 * dim :], lengths, starts, reverse)
+    outputs, last = found
+    return outputs.swapaxes(0, 1), last
 
 
 def _hold(valid, new, old):
@@ -32,7 +51,7 @@ def _previous(first: Array, states: Array, starts: Array | None, reverse: bool) 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def lstm_scan(projected, hidden, cell, w_hidden, lengths, starts, reverse):
+def _lstm_scan(projected, hidden, cell, w_hidden, lengths, starts, reverse):
     """Runs an LSTM over its projected inputs.
 
     Args:
@@ -103,11 +122,11 @@ def _lstm_backward(reverse, saved, gradients):
     return d_gates, d_hidden, d_cell, d_weight, None, None
 
 
-lstm_scan.defvjp(_lstm_forward, _lstm_backward)
+_lstm_scan.defvjp(_lstm_forward, _lstm_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
-def gru_scan(projected, hidden, w_hidden, bias, lengths, starts, reverse):
+def _gru_scan(projected, hidden, w_hidden, bias, lengths, starts, reverse):
     """Runs a GRU over its projected inputs.
 
     Args:
@@ -171,4 +190,4 @@ def _gru_backward(reverse, saved, gradients):
     return d_projected, d_hidden, d_weight, d_bias, None, None
 
 
-gru_scan.defvjp(_gru_forward, _gru_backward)
+_gru_scan.defvjp(_gru_forward, _gru_backward)

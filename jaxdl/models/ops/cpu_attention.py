@@ -6,23 +6,33 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxdl.models.ops import plain
+
 # Of 1, 2, 4, 8 blocks of at least 64 queries these were the fastest; docs/performance.md.
 MOST_BLOCKS = 4
 LEAST_QUERIES = 64
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None,
-    q_segments: Array | None,
-    kv_segments: Array | None,
-    causal: bool,
-    scale: float,
-) -> Array:
-    """Returns attention as `jaxdl.models.ops.attention` defines it, the mask as `grouped_mask` gives it."""
+    q, k, v, *, mask=None, bias=None, causal=False, q_segments=None, kv_segments=None, scale=None
+):
+    """See plain.attention."""
+    if bias is not None:
+        same = dict(mask=mask, bias=bias, causal=causal, scale=scale)
+        return plain.attention(q, k, v, q_segments=q_segments, kv_segments=kv_segments, **same)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    kv_segments = q_segments if kv_segments is None else kv_segments
+    if mask is not None:
+        mask = _grouped_mask(mask.reshape((1,) * (4 - mask.ndim) + mask.shape), k.shape[2])
+    time, keys = q.shape[1], k.shape[1]
+    blocks = _blocks(time, keys, causal)
+    done = sum((rows.stop - rows.start) * seen.stop for rows, seen in blocks)
+    with plain.counted(time * keys, done):
+        return _attention(q, k, v, mask, q_segments, kv_segments, causal, scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attention(q, k, v, mask, q_segments, kv_segments, causal, scale):
     return _forward(q, k, v, mask, q_segments, kv_segments, causal, scale)[0]
 
 
@@ -46,11 +56,7 @@ def _forward(q, k, v, mask, q_segments, kv_segments, causal, scale):
     return _join(outs), (q, k, v, mask, q_segments, kv_segments, saved)
 
 
-def _forward_rule(q, k, v, mask, q_segments, kv_segments, causal, scale):
-    return _forward(q, k, v, mask, q_segments, kv_segments, causal, scale)
-
-
-def _backward_rule(causal, scale, residuals, d_out):
+def _backward(causal, scale, residuals, d_out):
     q, k, v, mask, q_segments, kv_segments, saved = residuals
     d_out = d_out.astype(q.dtype)
     across, down = _turned(v, (0, 2, 3, 1)), _turned(k, (0, 2, 1, 3))
@@ -79,7 +85,7 @@ def _backward_rule(causal, scale, residuals, d_out):
     return _join(dqs), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
 
-attention.defvjp(_forward_rule, _backward_rule)
+_attention.defvjp(_forward, _backward)
 
 
 def _blocks(queries: int, keys: int, causal: bool) -> list[tuple[slice, slice]]:
@@ -129,7 +135,7 @@ def _heads(x: Array, time: int) -> Array:
     return x.reshape(batch, time, -1, dim)
 
 
-def grouped_mask(mask: Array, kv_heads: int) -> Array:
+def _grouped_mask(mask: Array, kv_heads: int) -> Array:
     """Returns a mask [batch, heads or 1, time, keys] as [batch, kv_heads, group, time, keys]."""
     if mask.shape[1] == 1:
         return mask[:, :, None]

@@ -1,95 +1,3 @@
-"""The style and the script of a report's page."""
-
-STYLE = """
-:root{--ink:#24292e;--muted:#5f6873;--grid:#dfe3e8;--page:#fff;--soft:#f5f7f9;--link:#0060b0;--on:#fff;
---font:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;
---mono:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;/*LIGHT*/}
-@media(prefers-color-scheme:dark){:root:not([data-theme=light]){--ink:#e4e8ec;--muted:#9aa5b1;
---grid:#343b44;--page:#14171b;--soft:#1d2227;--link:#6cb6ff;--on:#0b0e11;/*DARK*/}}
-:root[data-theme=dark]{--ink:#e4e8ec;--muted:#9aa5b1;--grid:#343b44;--page:#14171b;--soft:#1d2227;
---link:#6cb6ff;--on:#0b0e11;/*DARK*/}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 var(--font)}
-header{display:flex;flex-wrap:wrap;gap:8px 32px;align-items:end;justify-content:space-between;
-max-width:1500px;margin:0 auto;padding:28px 24px 12px}
-.note{color:var(--muted);font-size:13px;margin:0 0 8px}
-h1{font-size:24px;margin:0;letter-spacing:-.01em}
-header p{margin:2px 0 0;color:var(--muted)}
-nav{display:flex;flex-wrap:wrap;gap:4px 18px;align-items:center}
-nav a{color:var(--link);text-decoration:none}nav a:hover{text-decoration:underline}
-button{font:inherit;color:inherit;background:none;border:1px solid var(--grid);border-radius:6px;
-cursor:pointer}
-#theme{width:30px;height:30px;padding:0;line-height:1}
-main{max-width:1500px;margin:0 auto;padding:0 24px 60px}
-section{padding-top:22px}
-h2{font-size:17px;margin:0 0 10px}
-h3{font-size:14px;margin:18px 0 6px;color:var(--muted);font-weight:600}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:12px;margin-bottom:16px}
-.card{background:var(--soft);border-radius:10px;padding:12px 16px;display:flex;
-flex-direction:column;min-width:0}
-.card span,.card small{color:var(--muted);font-size:13px;overflow-wrap:anywhere}
-.card b{font-size:23px;font-weight:600;letter-spacing:-.02em;font-variant-numeric:tabular-nums;
-overflow-wrap:anywhere}
-.scroll{width:fit-content;max-width:100%;overflow-x:auto;max-height:640px;overflow-y:auto;border:1px solid var(--grid);
-border-radius:8px}
-table{border-collapse:separate;border-spacing:0;font-size:13.5px}
-th,td{padding:6px 12px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--grid)}
-tr:last-child td{border-bottom:0}
-th{position:sticky;top:0;background:var(--soft);color:var(--muted);font-weight:600;cursor:pointer;
-user-select:none;z-index:1}
-th[aria-sort=ascending]::after{content:' ▲';font-size:9px}
-th[aria-sort=descending]::after{content:' ▼';font-size:9px}
-td.number{font-variant-numeric:tabular-nums}
-td.number,th.number{text-align:right}
-tbody tr:hover td{background:var(--soft)}
-td .swatch,.chip .swatch{vertical-align:middle;margin-right:8px;flex:none}
-.status{padding:1px 8px;border-radius:9px;background:var(--grid);font-size:12px}
-.status.finished{background:#009e7333}.status.running{background:#0072b233}
-.status.failed,.status.killed{background:#d55e0040}.status.preempted{background:#e69f0040}
-.good{font-weight:650}
-.legend{display:flex;flex-wrap:wrap;gap:6px;margin:0 0 14px;position:sticky;top:0;z-index:2;
-background:var(--page);padding:8px 0;max-height:38vh;overflow-y:auto}
-.chip{display:inline-flex;align-items:center;padding:2px 10px 2px 8px;font-size:13px;
-border-radius:14px;max-width:100%}
-.chip span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-.chip[aria-pressed=false]{opacity:.4;text-decoration:line-through}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:22px 28px}
-figure{margin:0;position:relative;min-width:0}
-figcaption{font-weight:600;font-size:14px;margin-bottom:2px}
-.plot svg{display:block;width:100%;height:auto;overflow:visible}
-.plot .dim{opacity:.12}.plot .off{display:none}
-.cross{stroke:var(--muted);stroke-width:.7;pointer-events:none}
-#tip{position:fixed;display:none;pointer-events:none;background:var(--page);color:var(--ink);
-border:1px solid var(--grid);border-radius:8px;padding:6px 10px;font-size:12.5px;z-index:9;
-box-shadow:0 4px 16px #0003;max-width:520px;font-variant-numeric:tabular-nums}
-#tip div{display:flex;gap:14px;justify-content:space-between;white-space:nowrap}
-#tip span{overflow:hidden;text-overflow:ellipsis}
-#tip i{display:inline-block;width:10px;height:10px;border-radius:5px;margin-right:6px}
-.bars{max-width:1000px}.bars svg{width:100%;height:auto}
-.sweeps{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(560px,100%),1fr));gap:18px 28px}
-.sweeps .note{grid-column:1/-1}.sweep.wide{grid-column:1/-1;max-width:1100px}
-.sweep svg{display:block;width:100%;height:auto}
-.sweep .dim{opacity:.08}tr.lit td{background:var(--soft)}
-.status.pruned{background:#56b4e933}.status.diverged,.status.out_of_memory,.status.mistake{background:#d55e0040}
-.pictures{display:flex;flex-wrap:wrap;gap:18px}
-.picture{max-width:100%}
-.picture img{max-width:min(440px,100%);min-width:160px;height:auto;border-radius:4px;
-background:#fff}.picture img.small{image-rendering:pixelated;width:300px}
-.picture figcaption{font-weight:400;color:var(--muted);font-size:13px}
-pre{background:var(--soft);border-radius:8px;padding:10px 14px;overflow-x:auto;
-white-space:pre-wrap;font:13px/1.45 var(--mono);margin:4px 0 12px}
-.command{display:flex;gap:10px;align-items:start;background:var(--soft);border-radius:8px;
-padding:8px 12px;margin:4px 0}
-.command code{font:13px/1.5 var(--mono);overflow-wrap:anywhere;flex:1}
-.copy{font-size:12px;padding:1px 10px}
-details{border-bottom:1px solid var(--grid);padding:6px 0}
-summary{cursor:pointer}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;margin:8px 0;font-size:13.5px}
-dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
-@media print{nav,.copy{display:none}.legend{position:static}.scroll{max-height:none}}
-"""
-
-SCRIPT = r"""
 'use strict';
 const all = (s, e) => [...(e || document).querySelectorAll(s)];
 const hidden = new Set();
@@ -125,6 +33,13 @@ chips.forEach(c => c.addEventListener('click', event => {
   paint(null);
 }));
 const tip = document.getElementById('tip');
+function placeTip(event) {
+  tip.style.display = 'block';
+  const box = tip.getBoundingClientRect(), right = event.clientX + 18;
+  const left = right + box.width > innerWidth ? event.clientX - box.width - 18 : right;
+  tip.style.left = Math.max(4, left) + 'px';
+  tip.style.top = Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 6)) + 'px';
+}
 function show(value) {
   if (value === null) return '–';
   const a = Math.abs(value);
@@ -173,10 +88,7 @@ all('figure.plot').forEach(f => {
       row.append(name, value);
       tip.appendChild(row);
     });
-    tip.style.display = 'block';
-    const box = tip.getBoundingClientRect();
-    tip.style.left = (e.clientX + 18 + box.width > innerWidth ? e.clientX - box.width - 18 : e.clientX + 18) + 'px';
-    tip.style.top = Math.min(e.clientY + 14, innerHeight - box.height - 6) + 'px';
+    placeTip(e);
     const px = w * (r.box[0] + (nearest.x - r.x[0]) / (r.x[1] - r.x[0]) * (r.box[2] - r.box[0]));
     cross.setAttribute('x1', px); cross.setAttribute('x2', px);
     cross.setAttribute('y1', h * r.box[1]); cross.setAttribute('y2', h * r.box[3]);
@@ -207,10 +119,7 @@ marks.forEach(([e, mine]) => {
       row.style.whiteSpace = 'normal';
       tip.appendChild(row);
     });
-    tip.style.display = 'block';
-    const box = tip.getBoundingClientRect();
-    tip.style.left = Math.max(4, Math.min(event.clientX + 18, innerWidth - box.width - 8)) + 'px';
-    tip.style.top = Math.min(event.clientY + 14, innerHeight - box.height - 6) + 'px';
+    placeTip(event);
   });
   e.addEventListener('mouseleave', () => { bring(null); tip.style.display = 'none'; });
 });
@@ -248,4 +157,3 @@ document.getElementById('theme').addEventListener('click', () => {
   const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme:dark)').matches;
   root.dataset.theme = dark ? 'light' : 'dark';
 });
-"""

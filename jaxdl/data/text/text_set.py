@@ -1,0 +1,132 @@
+"""What every set of tokenised text shares: its source, its tokenizer, and what a run keeps of both."""
+
+import abc
+import dataclasses
+import os
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxdl.api import DataSet, Source, Task, facts_of
+from jaxdl.data.text import tokenizers
+from jaxdl.data.text.corpus import Corpus, corpora
+from jaxdl.data.text.sources import Records, TextFiles, TextSource
+from jaxdl.data.text.tokenizers import Tokenizer
+from jaxdl.errors import UserError
+from jaxdl.files import needed_cache_folder
+
+
+@dataclasses.dataclass
+class TextSet(DataSet, abc.ABC):
+    """Texts as rows of tokens.
+
+    Attributes:
+        source: where the texts come from: TextFiles(…), TfdsText(…) or StandardLibrary().
+        tokenizer: Bytes(), Bpe(vocab_size=…) trained on the training texts, or WordPiece(vocab=…).
+        cache: folder for tokenised text; empty: $JAXDL_CACHE or the user's cache folder.
+    """
+
+    places: ClassVar = ('source.train', 'source.evals', 'cache', 'tokenizer.vocab')
+    kept: ClassVar = (tokenizers.FILE,)
+    parts: ClassVar[tuple[str, ...]] = ('text',)
+    texts: ClassVar[int] = 1  # so many of the parts, the first ones, are tokenised
+
+    source: TextSource = dataclasses.field(default_factory=TextFiles)
+    tokenizer: Tokenizer = dataclasses.field(default_factory=tokenizers.Bpe)
+    cache: str = ''
+
+    def check(self):
+        self.source.check_parts(self.parts)
+        for name, length in self.lengths().items():
+            if length < 2:
+                raise ValueError(f'{name}={length}: must be at least 2')
+
+    @abc.abstractmethod
+    def lengths(self) -> dict[str, int]:
+        """The fields that say how many tokens a row has, with their values."""
+
+    @abc.abstractmethod
+    def example(self) -> dict[str, np.ndarray]:
+        """One row of zeros: its shapes and dtypes are those of every row, and no file is read."""
+
+    @abc.abstractmethod
+    def rows(self, records: Records, *, train: bool) -> Source:
+        """The rows of some records, once the tokenizer is fitted."""
+
+    def train_source(self) -> Source:
+        """Rows of the training texts."""
+        self.fit()
+        return self.rows(self.train_records(), train=True)
+
+    def eval_sources(self) -> dict[str, Source]:
+        """Rows of each evaluation set; over all rows every token is counted exactly once."""
+        self.fit()
+        return {
+            name: self.rows(records, train=False) for name, records in self.eval_records().items()
+        }
+
+    def train_records(self) -> Records:
+        """The training examples as tuples of texts."""
+        return self.source.train_records(self.parts)
+
+    def eval_records(self) -> dict[str, Records]:
+        """The evaluation examples by the name of their set."""
+        return self.source.eval_records(self.parts)
+
+    def corpora(self, records: Records) -> list[Corpus]:
+        """The tokenised texts of some records, one corpus for each part that is text."""
+        return corpora(records, self.tokenizer, self.texts, self.cache)
+
+    def fit(self) -> None:
+        """Trains the tokenizer on the training texts, unless it is trained or loaded."""
+        if self.tokenizer.fitted:
+            return
+        records = self.train_records()
+        self.tokenizer.fit(
+            lambda: (text for record in records for text in record[: self.texts]),
+            key=records.key(),
+            cache=needed_cache_folder(self.cache) / 'tokenizers',
+        )
+
+    def fingerprint(self, *, train: bool = True) -> dict[str, str]:
+        found = {f'eval/{name}': records.key() for name, records in self.eval_records().items()}
+        return found | ({'train': self.train_records().key()} if train else {})
+
+    def keep(self, folder: str | os.PathLike) -> None:
+        """Saves the tokenizer into a run's folder, or compares it. Raises UserError where they differ."""
+        tokenizers.keep(self.tokenizer, folder)
+
+    def recall(self, folder: str | os.PathLike) -> None:
+        """Takes the tokenizer kept in a run's folder, so the training text is not needed.
+
+        Raises UserError where it is missing, damaged or of another kind.
+        """
+        self.tokenizer.load(folder)
+
+    def check_with(self, model: Any, task: Task) -> None:
+        """Raises UserError where model or task are made for another vocabulary or shorter rows.
+
+        Every id of the tokenizer must be a row of the model's table: a gather past its end would
+        silently read the last row.
+        """
+        limits = facts_of(model).limits()
+        have, need = limits.vocab, self.tokenizer.vocab_size
+        if have is not None and have < need:
+            raise UserError(
+                f'--config.model.vocab={have}: the tokenizer has {need} tokens '
+                f'({type(self.tokenizer).__name__}); give --config.model.vocab={need}'
+            )
+        for field, name in (('vocab_size', 'vocab_size'), ('mask_token', 'mask')):
+            have, need = task.vocabulary().get(field), getattr(self.tokenizer, name)
+            if have is not None and have != need:
+                raise UserError(
+                    f'--config.task.{field}={have}: the tokenizer ({type(self.tokenizer).__name__}) '
+                    f'has {name}={need}; give --config.task.{field}={need}'
+                )
+        for field, length in self.lengths().items():
+            if limits.length is not None and length > limits.length:
+                raise UserError(
+                    f'--config.data.{field}={length}: the model has learned positions for '
+                    f'max_length={limits.length}; give --config.model.max_length={length} or '
+                    'shorter rows'
+                )
