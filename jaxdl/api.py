@@ -48,7 +48,16 @@ class Source(abc.ABC):
 
 
 class DataSet(abc.ABC):
-    """The `data` of a config: where examples come from."""
+    """The `data` of a config: where examples come from.
+
+    Attributes:
+        places: fields that only say where data lies; a resume may change them where `fingerprint`
+            says that the bytes are the same.
+        kept: names of the files that `keep` writes.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ()
+    kept: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def train_source(self) -> Source:
@@ -68,6 +77,14 @@ class DataSet(abc.ABC):
 
     def check_with(self, model: Any, task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples."""
+
+    def fingerprint(self, *, train: bool = True) -> dict[str, str]:
+        """{'train': hash, 'eval/<name>': hash} of all bytes that decide the examples, wherever they lie.
+
+        {}: not known. train=False leaves the training set out, which may be gone then.
+        """
+        del train
+        return {}
 
     def keep(self, folder: str | os.PathLike) -> None:
         """Saves into a run's folder what the weights depend on, such as a tokenizer.

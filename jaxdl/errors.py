@@ -22,6 +22,12 @@ class Preempted(Exception):
     exit_code = 75
 
 
+class NotSaved(OSError):
+    """A run reached its end, but its last checkpoint could not be written (exit 1)."""
+
+    exit_code = 1
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Calls `main(argv)` and returns the exit code: 0 done, 2 the user's mistake, 3 diverged,
     75 preempted, 1 anything else. What went wrong is said on standard error.
@@ -30,8 +36,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         return int(main(list(sys.argv if argv is None else argv)) or 0)
     except SystemExit as stop:  # after --help
         return int(stop.code or 0)
-    except (UserError, Diverged, Preempted) as error:
-        kind = {2: 'error', 3: 'diverged', 75: 'preempted'}[error.exit_code]
+    except (UserError, Diverged, Preempted, NotSaved) as error:
+        kind = {3: 'diverged', 75: 'preempted'}.get(error.exit_code, 'error')
         lines = [shortened(line, 1500) for line in f'{kind}: {error}'.splitlines()]
         print('\n'.join(lines), file=sys.stderr, flush=True)
         return error.exit_code

@@ -76,12 +76,26 @@ def _strict(obj: Any) -> Any:
     return obj
 
 
+DEEPEST = 100  # levels of nested JSON: whatever walks through it by recursion gets to its end
+
+
 def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text; ValueError for everything that is none, too deep nesting included."""
     try:
-        return json.loads(data)
+        value = json.loads(data)
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
+    brackets = (b'[', b'{') if isinstance(data, bytes) else ('[', '{')
+    if sum(map(data.count, brackets)) > DEEPEST and _deeper(value, DEEPEST):  # type: ignore[arg-type]
+        raise ValueError('it is nested too deeply')
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return False
+    return not levels or any(_deeper(item, levels - 1) for item in inner)
 
 
 def parse_object(data: bytes | str) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def child(kind: str, millions: int, folder: Path) -> None:
         state = fresh(program, feed, order)
         if kind == 'save':
             store = store_in(folder)
-            assert store.save(1, state, extra={}) and store.wait()
+            assert store.save(0, state, extra={}) and store.wait()
             store.close()
     jax.block_until_ready(state)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6))

@@ -1,7 +1,8 @@
 """Evaluates the newest good checkpoint of a run on every evaluation set.
 
 Each example counts exactly once, with the averaged weights where the run has them. Nothing in the
-run's folder is changed.
+run's folder is changed. A folder may come from anybody, so of what its config.json names only modules
+of jaxdl, flax, optax and jax are imported; --config names the config file of a run with other classes.
 """
 
 import json
@@ -18,6 +19,9 @@ def main(argv: Sequence[str]) -> None:
     line.string('workdir', 'DIR', 'the folder of the run', required=True)
     line.integer('step', 'the checkpoint; the newest good one unless given')
     line.integer('batch_size', "examples at a time; the run's unless given", least=1)
+    line.string(
+        'config', 'FILE[:variant]', 'the config file whose classes the run may use; it is run'
+    )
     line.boolean('json', 'print one JSON object')
     given = line.parse(argv)
     runtime.open_devices()
@@ -25,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxdl.core.evaluation import Evaluator
     from jaxdl.run.open_run import open_run
 
-    run = open_run(given.workdir, step=given.step)
+    run = open_run(given.workdir, step=given.step, config_file=given.config or '')
     if not run.eval_sources:
         raise UserError(f'--workdir={given.workdir}: the config has no evaluation set')
     if given.batch_size:

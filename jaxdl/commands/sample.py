@@ -20,6 +20,9 @@ def main(argv: Sequence[str]) -> None:
     )
     line.string('workdir', 'DIR', 'the folder of the run', required=True)
     line.integer('step', 'the checkpoint; the newest good one unless given')
+    line.string(
+        'config', 'FILE[:variant]', 'the config file whose classes the run may use; it is run'
+    )
     line.boolean('json', 'print one JSON object a text')
     line.string('prompt', 'TEXT', 'the text to continue', empty=True)
     line.integer('tokens', 'most tokens to add', default=200, least=1)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from jaxdl.core.evaluation import readable_variables
     from jaxdl.run.open_run import open_run
 
-    run = open_run(values.workdir, step=values.step, data=False)
+    run = open_run(values.workdir, step=values.step, config_file=values.config or '', data=False)
     task, model = run.config.task, run.config.model
     wanted = 'translate' if values.translate else 'continue_text'
     if not task.defines(wanted):

@@ -59,10 +59,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     parts = [
         f'{path}={text}'
         for path, text in sorted(flags.overrides_in(argv), key=lambda item: item[0])
-        if not any(
-            f'config.{path}' == free or f'config.{path}'.startswith(free + '.')
-            for free in config_lib.FREE
-        )
+        if not config_lib.may_change(f'config.{path}')
     ]
     label = ','.join([name, *(re.sub(r'[^\w.=,+-]', '_', part) for part in parts)])
     if len(label) > 120:

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxdl.api import DataSet, Task, facts_of
@@ -44,7 +44,9 @@ FREE = (
     'config.data.cache',
 )
 # Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
-MOVABLE = ('config.data.source.train', 'config.data.source.evals', 'config.data.tokenizer.vocab')
+
+# The packages whose modules are imported where a run's config.json names them.
+TRUSTED = ('jaxdl', 'flax', 'optax', 'jax')
 
 
 @dataclasses.dataclass
@@ -488,17 +490,22 @@ def why_alone(config: Config) -> str:
     return ''
 
 
-def differences(old: dict, new: dict, path: str = 'config') -> list[str]:
-    """The paths at which two JSON trees of configs differ."""
+def differences(old: Any, new: Any, path: str = 'config', *, added: bool = True) -> list[str]:
+    """The paths at which two JSON trees of configs differ; added=False: but for fields only in `new`."""
     if isinstance(old, dict) and isinstance(new, dict) and old.get('type') == new.get('type'):
         found = []
-        for key in [*old, *(k for k in new if k not in old)]:
+        for key in [*old, *(k for k in new if k not in old and added)]:
             if key not in old or key not in new:
                 found.append(f'{path}.{key}')
             else:
-                found += differences(old[key], new[key], f'{path}.{key}')
+                found += differences(old[key], new[key], f'{path}.{key}', added=added)
         return found
     return [] if old == new else [path]
+
+
+def may_change(path: str, also: Iterable[str] = ()) -> bool:
+    """Whether a resume may change the field 'config.a.b': it or a parent is in FREE or in `also`."""
+    return any(path == free or path.startswith(free + '.') for free in (*FREE, *also))
 
 
 def at(tree: dict, path: str) -> Any:
@@ -517,7 +524,7 @@ def to_json(node: Any) -> Any:
     """The tree as plain JSON; objects carry their class as 'type': 'module:Class'."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return {
-            'type': f'{type(node).__module__}:{type(node).__qualname__}',
+            'type': _name_of(type(node)),
             **{f.name: to_json(getattr(node, f.name)) for f in fields(node)},
         }
     if isinstance(node, tuple | list):
@@ -527,65 +534,140 @@ def to_json(node: Any) -> Any:
     if node is None or isinstance(node, bool | int | float | str):
         return node
     if callable(node) and hasattr(node, '__qualname__'):
-        return {'type': 'function', 'name': f'{node.__module__}:{node.__qualname__}'}
+        return {'type': 'function', 'name': _name_of(node)}
     raise UserError(
         f'{node!r} ({type(node).__name__}) cannot be part of a config: '
         'use numbers, strings, tuples, dataclasses or functions'
     )
 
 
-def from_json(tree: Any) -> Any:
+def _name_of(thing: Any) -> str:
+    """'module:qualified name' of a class or function."""
+    name = f'{thing.__module__}:{thing.__qualname__}'
+    if '<' in name:
+        raise UserError(
+            f'{name} cannot be part of a config, since nothing could find it again; '
+            'define it at the top level of a module'
+        )
+    return name
+
+
+def with_defaults(tree: Any, node: Any) -> Any:
+    """`tree`, JSON of an older version, with the defaults of the fields that came since.
+
+    The defaults are those of the classes of `node`, a config of today: nothing is imported.
+    """
+    if isinstance(tree, list) and isinstance(node, tuple | list) and len(tree) == len(node):
+        return [with_defaults(*pair) for pair in zip(tree, node, strict=True)]
+    if not (isinstance(tree, dict) and dataclasses.is_dataclass(node)):
+        return tree
+    if tree.get('type') != _name_of(type(node)):
+        return tree
+    found = dict(tree)
+    for field in fields(node):
+        if field.name in tree:
+            found[field.name] = with_defaults(tree[field.name], getattr(node, field.name))
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = to_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = to_json(field.default_factory())
+    return found
+
+
+def things_in(node: Any) -> dict[str, Any]:
+    """{'module:qualified name': class or function} of everything that a config is made of."""
+    if isinstance(node, dict):
+        node = tuple(node.values())
+    found = {}
+    if isinstance(node, tuple | list):
+        for item in node:
+            found |= things_in(item)
+    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        found[_name_of(type(node))] = type(node)
+        for field in fields(node):
+            found |= things_in(getattr(node, field.name))
+    elif callable(node) and hasattr(node, '__qualname__'):
+        found[_name_of(node)] = node
+    return found
+
+
+def from_json(tree: Any, given: Config | None = None) -> Any:
     """The inverse of to_json: rebuilds the objects, so a run's folder is enough to evaluate it.
 
-    This is the only place where a class is found by its name; the names were written by to_json.
+    This is the only place where a class is found by its name. A run's folder may come from anybody,
+    so only modules of TRUSTED packages are imported; other classes are taken from `given`, a
+    config that the user named.
 
     Raises:
-        UserError: a class is gone, or the tree is not what to_json writes.
+        UserError: a class is gone or may not be imported, or the tree is not what to_json writes.
     """
+    known = {} if given is None else {_plain(k): v for k, v in things_in(given).items()}
     try:
-        return _build(tree)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _build(tree, known)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the constructors of its classes raise
         raise UserError(
-            f'config.json does not hold a config ({type(error).__name__}: {error}); put the file '
-            'back as it was written'
+            f'config.json does not hold a config ({error}); put the file back as it was written'
         ) from None
 
 
-def _build(tree: Any) -> Any:
+def of_config_file(name: str) -> bool:
+    """Whether 'module:Class' is defined in a config file, which no import finds for certain."""
+    return name.startswith('configs.')
+
+
+def _plain(name: str) -> str:
+    """The name under which a class is looked up: a config file may have been copied or renamed."""
+    return name.partition(':')[2] if of_config_file(name) else name
+
+
+def _build(tree: Any, known: dict[str, Any]) -> Any:
     if isinstance(tree, list):
-        return tuple(_build(item) for item in tree)
+        return tuple(_build(item, known) for item in tree)
     if not isinstance(tree, dict):
         return tree
-    kind = tree['type']
+    kind = tree.get('type')
     if kind == 'dict':
-        return {key: _build(value) for key, value in tree['items'].items()}
+        return {key: _build(value, known) for key, value in tree['items'].items()}
     if kind == 'function':
-        return _find(tree['name'])
-    cls = _find(kind)
+        return _find(tree['name'], known)
+    if not isinstance(kind, str):
+        raise ValueError("an object without its 'type'")
+    cls = _find(kind, known)
     if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls)):
         raise UserError(f'config.json names {kind}, which is not a dataclass')
-    known = {f.name for f in dataclasses.fields(cls)}
-    arguments = {key: _build(value) for key, value in tree.items() if key != 'type'}
-    unknown = [key for key in arguments if key not in known]
+    names = {f.name for f in dataclasses.fields(cls)}
+    arguments = {key: _build(value, known) for key, value in tree.items() if key != 'type'}
+    unknown = [key for key in arguments if key not in names]
     if unknown:
         raise UserError(
             f'config.json gives {kind} the field {unknown[0]!r}, which this version does not have'
-            f'{nearest(unknown[0], known)}'
+            f'{nearest(unknown[0], names)}'
         )
     return cls(**arguments)
 
 
-def _find(name: str) -> Any:
+def _find(name: str, known: dict[str, Any]) -> Any:
+    if _plain(name) in known:
+        return known[_plain(name)]
     module, _, qualified = name.partition(':')
+    if module.split('.')[0] not in TRUSTED:
+        raise UserError(
+            f"config.json names {name:.80}, and of what a run's folder names only modules of "
+            f'{", ".join(TRUSTED)} are imported.\nIf it is yours, name the config file that it is '
+            'defined in or that imports it: --config=FILE[:variant]'
+        )
     try:
         found: Any = importlib.import_module(module)
         for part in qualified.split('.'):
             found = getattr(found, part)
+        if _name_of(found) != name:
+            raise AttributeError(name)  # reached through a module that only imports it
         return found
     except (ImportError, AttributeError, ValueError):
         raise UserError(
-            f'config.json names {name}, which cannot be imported; '
-            'was it renamed, or defined in a config file instead of a module?'
+            f'config.json names {name:.80}, which cannot be imported; was it renamed?'
         ) from None
 
 

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -254,7 +255,7 @@ class CommandLine:
 
 
 def load_module(path: str) -> Any:
-    """The module of a config file, run anew; it is not entered into sys.modules.
+    """The module of a config file, run anew.
 
     Raises:
         UserError: it is no Python file, or running it failed.
@@ -264,6 +265,7 @@ def load_module(path: str) -> Any:
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: is no Python file')
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where classes that it defines are looked up
     try:
         spec.loader.exec_module(module)
     except UserError:

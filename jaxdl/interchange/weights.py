@@ -185,11 +185,9 @@ def import_run(config: Any, workdir: str, source: str, *, new_head: bool) -> Non
     Raises:
         UserError: the weights do not fit, or the folder holds a run.
     """
-    from jaxdl.core import config as config_lib
     from jaxdl.core import mesh as mesh_lib
     from jaxdl.core.feed import Feed
     from jaxdl.core.program import Program
-    from jaxdl.record import metrics_file as logs
     from jaxdl.record.checkpoints import Checkpoints
     from jaxdl.record.folder import Workdir
 
@@ -211,16 +209,17 @@ def import_run(config: Any, workdir: str, source: str, *, new_head: bool) -> Non
         state = state.replace(ema={**state.ema, 'params': average})
     place.create()
     try:
-        logs.write_json_atomic(place.config, config_lib.to_json(config))
-        config.data.keep(place.path)  # the tokenizer that the ids of the weights stand for
+        info = place.begin(config)
         checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
         extra = {'sums': [], 'counted': 0, 'metrics': {}}
         saved = checkpoints.save(0, state, extra=extra) and checkpoints.wait()
         checkpoints.close()
+        if not saved:
+            info.end('failed', checkpoints.failed)
+            raise UserError(f'--workdir={workdir}: {checkpoints.failed}')
+        info.end('preempted', f'holds the weights of {source}; not trained yet', saved=0)
     finally:
         place.release()
-    if not saved:
-        raise UserError(f'--workdir={workdir}: {checkpoints.failed}')
 
 
 def export_run(workdir: str, folder: str) -> int:

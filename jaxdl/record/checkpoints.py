@@ -1,13 +1,14 @@
-"""Checkpoints that are checked: Orbax writes them, a digest of every array proves them.
+"""Checkpoints that are checked: Orbax writes them, a sealed record in each proves them.
 
-Orbax does not check array bytes. So each checkpoint also holds a digest per leaf of the state,
-computed on the device, which does not depend on the sharding. A restore computes it again; where
-it differs, or anything cannot be read, the next older step is tried.
+Orbax does not check array bytes, nor to which step and run they belong. So each checkpoint also
+holds a record (identity.py) with a digest per leaf of the state, computed on the device, which does
+not depend on the sharding. A restore computes the digests again; where anything differs, or cannot
+be read, the next older step is tried.
 """
 
 import functools
-import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -22,8 +23,8 @@ from jaxdl.core import config as config_lib
 from jaxdl.core.optim import path_name
 from jaxdl.errors import UserError
 from jaxdl.record.digest import Digest
+from jaxdl.record.identity import hash_of, identity, read_record, record_file, seal
 
-_DIGESTS = 'digests.json'
 READ_AHEAD = 2**27  # bytes that a restore holds in host memory beside the arrays
 
 
@@ -50,6 +51,8 @@ class Checkpoints:
         self.read_only = read_only
         self.failed = ''
         self._checkpointer: Any = None
+        self._under_way: int | None = None  # the step that is being saved
+        self._identity: dict[str, Any] | None = None  # as the checkpoints of this call are to be
 
     def steps(self) -> list[int]:
         """The steps that are complete as far as their folders say, oldest first."""
@@ -109,22 +112,21 @@ class Checkpoints:
         self.wait()  # if the save before this one failed it is named, and this one may work
         try:
             checkpointer = self._open()
-            text, names = json.dumps(extra), leaf_names(state)
+            if self._identity is None:
+                self._identity = identity(self.folder.parent)
+            content = {**self._identity, 'step': step, 'leaves': leaf_names(state), 'extra': extra}
             context = _orbax().Context()
             # Weights are noise to a compressor: four times the processor's time for 8 % of the size.
             context.array.saving.use_compression = False
             with context:
                 checkpointer.save_checkpointables_async(
                     step,
-                    {'state': state, 'digest': Digest(state)},
+                    {'state': state, 'record': _Record(json.dumps(content), Digest(state))},
                     overwrite=True,
                     metrics=None if best is None else {'best': best},
-                    custom_metadata={
-                        'extra': text,
-                        'sha256': _checksum(text, names),
-                        'leaves': names,
-                    },
+                    custom_metadata={'step': step},
                 )
+            self._under_way = step
             return True
         except Exception as error:  # whatever the file system or Orbax raises: the run goes on
             self._warn(step, error)
@@ -132,13 +134,17 @@ class Checkpoints:
 
     def wait(self) -> bool:
         """Waits for the save that is under way; False if it failed."""
+        step, self._under_way = self._under_way, None
         if self._checkpointer is None:
             return True
         try:
             self._checkpointer.wait()
+            # Orbax passes over a step in silence where it knows a newer one.
+            if step is not None and not record_file(self.folder, step).is_file():
+                raise OSError('Orbax has written nothing; is there a folder of a later step?')
             return True
         except Exception as error:
-            self._warn(None, error)
+            self._warn(step, error)
             return False
 
     def _warn(self, step: int | None, error: BaseException) -> None:
@@ -205,9 +211,14 @@ class Checkpoints:
         )
 
     def _load(self, step: int, choose: Callable, *, whole: bool) -> tuple[Any, dict]:
-        names, text, abstract, error = [], '', None, None
+        record, abstract, error = {}, None, None
         try:
-            names, text, shapes = self._read_metadata(step)
+            record = self._read_record(step)
+            if whole:
+                self._compare(record)
+            shapes, names = self._shapes(step), record['leaves']
+            if shapes.keys() != set(names):
+                raise Damaged('the description of its arrays cannot be read')
             abstract = choose(shapes)
             wanted = leaf_names(abstract)
             if (names != wanted) if whole else not set(wanted) <= set(names):
@@ -217,15 +228,15 @@ class Checkpoints:
             error = found
         _agree(error)  # before all processes start to read together
         try:
-            state = self._read_state(step, abstract, names)
+            state = self._read_state(step, abstract, record)
         except Damaged as found:
             error = found
         _agree(error)
-        return state, json.loads(text)
+        return state, record['extra']
 
-    def _read_state(self, step: int, abstract: Any, names: list[str]) -> Any:
+    def _read_state(self, step: int, abstract: Any, record: dict[str, Any]) -> Any:
         ocp = _orbax()
-        wanted = leaf_names(abstract)
+        wanted, names = leaf_names(abstract), record['leaves']
         context = ocp.Context()
         context.pytree.loading.partial_load = len(wanted) < len(names)
         # Or Orbax reads all of it into host memory at once, beside the arrays themselves.
@@ -233,21 +244,83 @@ class Checkpoints:
         context.memory.read_concurrent_bytes = max(READ_AHEAD, 2 * largest)
         try:
             with context:
-                found = ocp.load_checkpointables(
-                    self.folder / str(step), {'state': abstract, 'digest': Digest}
-                )
+                state = ocp.load_checkpointables(self.folder / str(step), {'state': abstract})[
+                    'state'
+                ]
         except Exception as error:
             raise Damaged(f'it cannot be read ({_first_line(error)})') from None
-        state = found['state']
-        if len(found['digest']) != len(names):
-            raise Damaged(f'it has {len(found["digest"])} digests for {len(names)} leaves')
-        expected = dict(zip(names, found['digest'], strict=True))
+        expected = dict(zip(names, record['digests'], strict=True))
         digests = zip(wanted, Digest(state).values().tolist(), strict=True)
         wrong = [name for name, digest in digests if expected[name] != digest]
         if wrong:
             more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
             raise Damaged(f'the bytes of {wrong[0]}{more} do not match their digest')
+        held = dict(zip(wanted, jax.tree.leaves(state), strict=True)).get('step')
+        if held is not None and int(held) != step:
+            raise Damaged(f'its state is of step {int(held)}')
         return state
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        """The record of a step of this run."""
+        if not (self.folder / str(step)).is_dir():
+            raise Damaged('there is no such folder')
+        try:
+            record = read_record(record_file(self.folder, step))
+        except (OSError, ValueError) as error:
+            raise Damaged(f'its record cannot be read ({_first_line(error)})') from None
+        if record['step'] != step:
+            raise Damaged(f'it is the checkpoint of step {record["step"]}')
+        if len(record['leaves']) != len(record['digests']):
+            raise Damaged(f'it has {len(record["digests"])} digests for its leaves')
+        own = identity(self.folder.parent)['id']
+        if own and record['id'] != own:
+            raise Damaged(f'it belongs to another run ({record["id"]:.8}…, this one is {own:.8}…)')
+        return record
+
+    def check(self, step: int | None = None) -> dict[str, Any]:
+        """The record of the newest readable checkpoint of this run, or of `step`; {}: there is none.
+
+        Raises:
+            UserError: config.json or another file of the folder is not what it was saved with.
+        """
+        for candidate in [step] if step is not None else reversed(self.steps()):
+            try:
+                record = self._read_record(candidate)
+            except Damaged:
+                continue
+            self._compare(record)
+            return record
+        return {}
+
+    def _compare(self, record: dict[str, Any]) -> None:
+        """Raises UserError where the run's folder says other things than the record."""
+        place, found = self.folder.parent, identity(self.folder.parent)
+        changed = [
+            path
+            for path in config_lib.differences(record['config'], found['config'], added=False)
+            if not config_lib.may_change(path, map(str, record['places']))
+        ]
+        if found['config'] and record['config'] and changed:
+            was, now = (
+                config_lib.at(tree, changed[0]) for tree in (record['config'], found['config'])
+            )
+            raise UserError(
+                f'{place / "config.json"} is not the one that step {record["step"]} was trained with: '
+                f'{changed[0]} was {json.dumps(was):.60}, now it is {json.dumps(now):.60}'
+                f'{f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""}.\n'
+                'Put the file back as it was written'
+            )
+        if found['data'] and found['data'] != record['data']:
+            raise UserError(
+                f'{place / "run.json"} has other fingerprints of the data than step {record["step"]} '
+                'was trained on; put the file back as it was written'
+            )
+        for name, was in record['files'].items():
+            if name != 'config.py' and hash_of(place / name) != was:
+                raise UserError(
+                    f'{place / name} is not the file that step {record["step"]} was trained with; '
+                    'put it back'
+                )
 
     def _name_damage(self, step: int, error: Damaged) -> None:
         place = self.folder / str(step)
@@ -256,35 +329,27 @@ class Checkpoints:
         if not self.read_only:
             self._set_aside(step)
 
-    def _read_metadata(self, step: int) -> tuple[list[str], str, dict[str, jax.ShapeDtypeStruct]]:
-        """(leaf names, the text of `extra`, the shapes of the leaves) of a step."""
-        if not (self.folder / str(step)).is_dir():
-            raise Damaged('there is no such folder')
-        # Read by itself: one step with broken metadata keeps Orbax from opening the whole folder.
+    def _shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """{path: shape and dtype} of the leaves of a step."""
         found = self._metadata(step)
-        metadata = found.custom_metadata
-        if not isinstance(metadata, dict) or not {'extra', 'sha256', 'leaves'} <= set(metadata):
-            raise Damaged('its metadata is missing or incomplete')
-        names, text = list(map(str, metadata['leaves'])), str(metadata['extra'])
-        if _checksum(text, names) != metadata['sha256']:
-            raise Damaged('its metadata does not match its checksum')
-        if found.metadata.get('state') is None:
-            raise Damaged('the description of its arrays cannot be read')
         try:
             leaves = jax.tree_util.tree_leaves_with_path(found.metadata['state'])
-            shapes = {
+            return {
                 path_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
                 for path, leaf in leaves
             }
         except Exception as error:
             raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
-        return names, text, shapes
 
     def _metadata(self, step: int) -> Any:
+        """What Orbax says of a step; one where it cannot keeps it from opening the whole folder."""
         try:
-            return _orbax().checkpointables_metadata(self.folder / str(step))
+            found = _orbax().checkpointables_metadata(self.folder / str(step))
         except Exception as error:
             raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+        if found.custom_metadata != {'step': step}:
+            raise Damaged('its metadata is missing or of another step')
+        return found
 
     def _set_aside(self, step: int) -> None:
         target = self.folder.parent / 'damaged'
@@ -300,10 +365,6 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None  # it listed this step when it was opened
-
-
-def _checksum(text: str, names: list[str]) -> str:
-    return hashlib.sha256('\n'.join([text, *names]).encode()).hexdigest()
 
 
 def _agree(error: Damaged | None) -> None:
@@ -323,38 +384,47 @@ def _first_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {text[:120]}'
 
 
-class _DigestHandler:
-    """How Orbax writes a Digest: by its own thread, so the training does not wait for the sums."""
+class _Record:
+    """What is written beside the state, once its digests are known."""
 
-    async def save(self, directory: Any, checkpointable: Digest) -> Any:
+    def __init__(self, content: str, digest: Digest):
+        self.content, self.digest = content, digest
+
+    def text(self) -> bytes:
+        return seal({**json.loads(self.content), 'digests': self.digest.values().tolist()})
+
+
+class _RecordHandler:
+    """How Orbax writes a record: by its own thread, so the training does not wait for the sums."""
+
+    async def save(self, directory: Any, checkpointable: _Record) -> Any:
         async def write():
             folder = await directory.await_creation()
-            values = checkpointable.values().tolist()
+            text = checkpointable.text()
             if jax.process_index() == 0:
-                (folder / _DIGESTS).write_text(json.dumps(values))
+                (folder / 'record.json').write_bytes(text)
 
         return write()
 
     async def load(self, directory: Any, abstract_checkpointable: Any = None) -> Any:
-        async def read():
-            return list(map(int, json.loads((directory / _DIGESTS).read_text())))
-
-        return read()
+        raise NotImplementedError  # it is read before Orbax is asked for anything
 
     async def metadata(self, directory: Any) -> None:
         return None
 
     def is_handleable(self, checkpointable: Any) -> bool:
-        return isinstance(checkpointable, Digest)
+        return isinstance(checkpointable, _Record)
 
     def is_abstract_handleable(self, abstract_checkpointable: Any) -> bool:
-        return abstract_checkpointable is Digest
+        return abstract_checkpointable is _Record
 
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax, which takes seconds to import, once it can write digests."""
+    """Orbax, which takes seconds to import, once it can write records."""
     from orbax.checkpoint import v1 as ocp
 
-    ocp.handlers.register_handler(_DigestHandler)
+    # What fails is raised, and named here in one line: Orbax's own tracebacks would bury it.
+    logging.getLogger('absl').addFilter(lambda line: f'{os.sep}orbax{os.sep}' not in line.pathname)
+    ocp.handlers.register_handler(_RecordHandler)
     return ocp

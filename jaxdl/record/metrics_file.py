@@ -1,28 +1,25 @@
-"""What a run writes down about itself: metrics.jsonl, run.json, TensorBoard, progress.
+"""metrics.jsonl, which is the truth: TensorBoard and the reports hold the same values.
 
-metrics.jsonl is the truth; TensorBoard holds the same values. Whatever the disk does, none of the
-writers here raises into the training: they say once on stderr what failed, keep what they could
-not write, and go on trying. Only process 0 of a run may write.
+Whatever the disk does, nothing here raises into the training: it says once on stderr what failed,
+keeps what it could not write, and goes on trying. Only process 0 of a run may write.
 """
 
 import contextlib
-import datetime
 import json
 import math
 import numbers
 import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
-from jaxdl.files import parse_json
+from jaxdl.files import parse_object, write_bytes
+from jaxdl.files import write_json as write_json_atomic
 from jaxdl.record.parameters import count_parameters, parameter_table
 from jaxdl.record.pictures import confusion_image, image_grid
+from jaxdl.record.run_info import RunInfo
 from jaxdl.record.tensorboard import TensorBoard
 from jaxdl.record.terminal import Progress, warn
 
@@ -71,6 +68,10 @@ class MetricsFile:
         self._waiting: dict[int, dict[str, Any]] = {}
         self._lost = 0
         self._work()
+        # The row of a step is on the disk before its checkpoint is.
+        newest = -1 if self._row is None else self._row['step']
+        if self._file is not None and max(newest, 0) < last_step:
+            warn(f'{self.path}: the row of step {last_step} is missing, and perhaps earlier ones')
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds values to the line of `step`; raises ValueError if a later step was written."""
@@ -140,7 +141,7 @@ class MetricsFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows, broken = _repair(self.path, self._keep)
         if broken:
-            warn(f'{self.path}: dropped what was no JSON object with a step: line {_few(broken)}')
+            warn(f'{self.path}: dropped what is no row of metrics: line {_few(broken)}')
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._size = os.fstat(self._file).st_size
         self._line, self._row = rows[-1] if rows else (b'', None)
@@ -200,13 +201,16 @@ def _plain(value: Any) -> int | float | str:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None where it is not one that `write` makes."""
     try:
-        row = parse_json(line)
+        row = parse_object(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or type(row.get('step')) is not int:
-        return None
-    return row
+    numbers_fit = all(
+        type(value) in (float, str) or (type(value) is int and abs(value) < 2**63)
+        for value in row.values()
+    )
+    return row if numbers_fit and type(row.get('step')) is int and row['step'] >= 0 else None
 
 
 def _rows(data: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
@@ -244,7 +248,7 @@ def _repair(path: Path, last_step: float) -> tuple[list[tuple[bytes, dict[str, A
         # Cutting the end off is atomic, and works on a full disk too.
         os.truncate(path, len(kept))
     else:
-        _replace(path, kept)
+        write_bytes(path, kept)
     return rows, broken
 
 
@@ -267,7 +271,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     rows, broken = _rows(data)
     if broken:
         raise UserError(
-            f'{path}: line {_few(broken)}: not a JSON object with an integer "step"; '
+            f'{path}: line {_few(broken)}: not a JSON object of numbers with an integer "step"; '
             'delete such lines, or resume the run, which drops them'
         )
     special = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
@@ -275,169 +279,3 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         {k: special.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
         for _, row in rows
     ]
-
-
-# ---- run.json -----------------------------------------------------------------------------------
-
-
-def write_json_atomic(path: str | os.PathLike, obj: Any) -> None:
-    """Writes `obj` as JSON so that `path` always holds the old or the new content, whole.
-
-    Raises OSError where the disk refuses, and leaves the old content then.
-    """
-    text = json.dumps(_strict(obj), indent=2, allow_nan=False, ensure_ascii=False)
-    _replace(Path(path), (text + '\n').encode())
-
-
-def _strict(obj: Any) -> Any:
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return str(obj)
-    if isinstance(obj, Mapping):
-        return {str(key): _strict(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_strict(value) for value in obj]
-    return obj
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    # The new name is on the disk only when the folder is.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-class RunInfo:
-    """The file run.json: what was run, on what, and how it ended.
-
-    Opening starts a session with status 'running'; earlier sessions of the same run stay in
-    'history', and one that never said how it ended is marked 'killed' there. `fields` are stored
-    as they are (devices, parameters, steps, …).
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        *,
-        command: Sequence[str] | None = None,
-        from_step: int = 0,
-        **fields: Any,
-    ):
-        self.path = Path(path)
-        self.failed = False
-        earlier = self._earlier()
-        words = ['python', *sys.orig_argv[1:]] if command is None else list(command)
-        now = _now()
-        self._clock = time.monotonic()
-        self._seconds_before = float(earlier.get('seconds') or 0)
-        self.data: dict[str, Any] = {
-            'status': 'running',
-            'reason': '',
-            'command': shlex.join(words),
-            'step': from_step,
-            'from_step': from_step,
-            'started': now,
-            'ended': None,
-            'seconds': self._seconds_before,
-            'git': git_revision(),
-            'python': sys.version.split()[0],
-            'packages': package_versions(),
-            'host': os.uname().nodename,
-            'process': os.getpid(),
-            **fields,
-            'history': earlier.get('history', []),
-        }
-        if earlier:
-            self.data['history'] = [*self.data['history'], _session(earlier)]
-        self._save()
-
-    def update(self, **fields: Any) -> None:
-        """Sets fields, such as step=, parameters= or devices=, and saves."""
-        self.data.update(fields)
-        self.data['seconds'] = round(self._seconds_before + time.monotonic() - self._clock, 3)
-        self._save()
-
-    def end(self, status: str, reason: str = '', **fields: Any) -> None:
-        """Says how the session ended: 'finished', 'preempted' or 'failed', and why."""
-        if status not in ('finished', 'preempted', 'failed'):
-            raise ValueError(f"status={status!r}: must be 'finished', 'preempted' or 'failed'")
-        self.update(status=status, reason=reason, ended=_now(), **fields)
-
-    def _earlier(self) -> dict[str, Any]:
-        try:
-            earlier = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            warn(f'{self.path}: cannot be read ({error}); its history is lost')
-            return {}
-        return earlier if isinstance(earlier, dict) else {}
-
-    def _save(self) -> None:
-        try:
-            write_json_atomic(self.path, self.data)
-            self.failed = False
-        except OSError as error:
-            if not self.failed:
-                self.failed = True
-                warn(f'cannot write {self.path}: {error.strerror or error}. Training goes on')
-
-
-def _session(data: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ('status', 'reason', 'command', 'from_step', 'step', 'started', 'ended', 'git', 'host')
-    session = {key: data.get(key) for key in (*keys, 'devices')}
-    if session['status'] == 'running':
-        session.update(status='killed', reason='ended without a word')
-    return session
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-
-
-def git_revision() -> dict[str, Any] | None:
-    """{'revision', 'dirty'} of the code that runs, or None outside a git checkout."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ['git', '-C', str(folder), *words],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        revision = git('rev-parse', 'HEAD')
-        dirty = bool(git('status', '--porcelain', '--untracked-files=no'))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {'revision': revision, 'dirty': dirty}
-
-
-def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that decide a run's numbers."""
-    from importlib import metadata
-
-    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
-    names += ('tensorflow-datasets', 'ml_collections', 'jax-cuda12-plugin', 'jax-cuda13-plugin')
-    found = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

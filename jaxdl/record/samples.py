@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from jaxdl.files import parse_object
 from jaxdl.record.terminal import warn
 
 
@@ -79,10 +80,11 @@ def _lines(path: Path) -> list[tuple[bytes, int]]:
     found: list[tuple[bytes, int]] = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            step = json.loads(line)['step']
-        except (ValueError, KeyError, TypeError):
+            step = parse_object(line).get('step')
+        except ValueError:
             break  # torn by a crash; what follows cannot be trusted
-        if not line.endswith(b'\n') or (found and step <= found[-1][1]):
+        rises = type(step) is int and (not found or step > found[-1][1])
+        if not line.endswith(b'\n') or not rises:
             break
         found.append((line, step))
     return found

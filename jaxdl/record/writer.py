@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
@@ -56,14 +55,12 @@ class Record:
         if not self.chief:
             return
         try:
-            logs.write_json_atomic(self.place.config, config_lib.to_json(config))
-            self.keep_data(config.data)
+            self.info = self.place.begin(config, **facts)
         except OSError as error:
             raise UserError(
                 f'--workdir={self.place.path} cannot be written: {error.strerror or error}; '
                 'make room there, or give another --workdir'
             ) from None
-        self.info = logs.RunInfo(self.place.run, **facts)
 
     def keep_data(self, data: Any) -> None:
         """Lets the data set save into the folder what the weights depend on, or compare it."""

@@ -16,7 +16,7 @@ from jaxdl.account.energy import Meter, local_gpus
 from jaxdl.core.config import Config
 from jaxdl.core.pipeline import Order
 from jaxdl.core.step import FINITE, TrainState, hyper_parameters
-from jaxdl.errors import Diverged
+from jaxdl.errors import Diverged, NotSaved
 from jaxdl.metrics import MetricPacking
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
@@ -242,13 +242,13 @@ class Lane:
         """Saves the last state and says that the run is done.
 
         Raises:
-            OSError: it could not be saved.
+            NotSaved: it could not be saved.
         """
         saved = self.save(state)
         with self.clock('checkpoint'):
             saved = self.checkpoints.wait() and saved
         if not saved:
-            raise OSError(f'the run reached step {self.step}, but {self.checkpoints.failed}')
+            raise NotSaved(f'the run reached step {self.step}, but {self.checkpoints.failed}')
         self.record.note(step=self.step, saved=self.step)
         self.write(self.step, self.account.metrics())
         self.record.end('finished', f'step {self.step}')

@@ -1,9 +1,11 @@
 """A finished or running run opened for reading: its config, its program, its newest good state."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from jaxdl.core import config as config_lib
+from jaxdl.core import flags as cli
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config
 from jaxdl.core.feed import Feed
@@ -12,6 +14,7 @@ from jaxdl.core.step import TrainState
 from jaxdl.errors import UserError
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.folder import Workdir
+from jaxdl.record.identity import hash_of
 
 
 @dataclasses.dataclass
@@ -35,25 +38,31 @@ class Restored:
     workdir: Workdir
 
 
-def open_run(path: str, *, step: int | None = None, data: bool = True) -> Restored:
+def open_run(
+    path: str, *, step: int | None = None, data: bool = True, config_file: str = ''
+) -> Restored:
     """Opens a run's folder without changing anything in it.
 
     The config comes from config.json, so the folder is enough; the mesh of the run is used where it
     fits the devices that are here, and pure data parallelism otherwise.
 
     With data=False the evaluation sets stay closed, and a data set that knows its shapes without
-    its files (`example`) is not read at all.
+    its files (`example`) is not read at all. The training set is read only where neither an
+    evaluation set nor `example` tells the shapes.
+
+    Args:
+        config_file: 'FILE[:variant]', whose classes config.json may name besides those of
+            config.TRUSTED; it is run. A run's own copy is config.py in its folder.
 
     Raises:
-        UserError: no run, no good checkpoint, or its classes are gone.
+        UserError: no run, no good checkpoint, its classes are gone or may not be imported, or its
+            files or evaluation sets are not those that it was trained with.
     """
     workdir = Workdir(path)
     if not workdir.path.is_dir():
         raise UserError(f'--workdir={path}: there is no such folder')
-    config = config_lib.from_json(workdir.read_config())
-    if not isinstance(config, Config):
-        raise UserError(f'{workdir.config} does not hold a Config')
-    checkpoints = Checkpoints(workdir.checkpoints, config.checkpoint, read_only=True)
+    tree = workdir.read_config()
+    checkpoints = Checkpoints(workdir.checkpoints, config_lib.Checkpoint(), read_only=True)
     steps = checkpoints.steps()
     if not steps:
         raise UserError(
@@ -61,17 +70,52 @@ def open_run(path: str, *, step: int | None = None, data: bool = True) -> Restor
         )
     if step is not None and step not in steps:
         raise UserError(f'--step={step}: the checkpoints are {", ".join(map(str, steps))}')
+    config = _config(workdir, tree, config_file, checkpoints)
+    record = checkpoints.check(step)
+    config_lib.check(dataclasses.replace(config, float8=False))  # which only training needs
     try:
         mesh = mesh_lib.make_mesh(config.mesh)
     except UserError:
         mesh = mesh_lib.make_mesh(config_lib.Mesh())
     config.data.recall(workdir.path)
-    sources = config.data.eval_sources() if data else {}
+    sources = {}
+    if data and record.get('data'):
+        known = {name: value for name, value in record['data'].items() if name != 'train'}
+        workdir.check_data(known, config.data.fingerprint(train=False))
+    if data:
+        sources = config.data.eval_sources()
     example = None if data else config.data.example()
     if example is None:
-        source = next(iter(sources.values())) if sources else config.data.train_source()
+        source = next(iter((sources or config.data.eval_sources()).values()), None)
+        source = source or config.data.train_source()
         example = Feed(source, mesh_lib.batch_shards(mesh), mesh, placement='stream').example
     program = Program(config, mesh, {k: v for k, v in example.items() if k != 'id'})
     found, state, _ = checkpoints.restore(program.abstract, step=step)
     checkpoints.close()
     return Restored(config, found, state, program, sources, workdir)
+
+
+def _config(
+    workdir: Workdir, tree: dict, config_file: str, checkpoints: Checkpoints
+) -> config_lib.Config:
+    """The config of config.json; the config file that the user names is run first."""
+    given = None
+    if config_file:
+        path = Path(config_file.partition(':')[0])
+        saved = checkpoints.check().get('files', {}).get('config.py')
+        if saved and hash_of(path) != saved:
+            raise UserError(
+                f'--config={config_file}: {path} is not the file that the run was trained with; '
+                f'{workdir.source} is a copy of that one, unless it was changed'
+            )
+        given = cli.load_config(config_file)
+    try:
+        config = config_lib.from_json(tree, given)
+    except UserError as error:
+        kept = f'\nIts own is kept as {workdir.source}: read it before you run it' * (
+            workdir.source.is_file() and not config_file
+        )
+        raise UserError(f'--workdir={workdir.path}: {error}{kept}') from None
+    if not isinstance(config, Config):
+        raise UserError(f'{workdir.config} does not hold a Config')
+    return config

@@ -128,3 +128,47 @@ def test_none_good_says_what_was_tried(saved, tmp_path):
     store.close()
     # Nothing is moved where nothing replaces it, so the next call says the same.
     assert store.steps() == [1, 2] and not (tmp_path / 'run' / 'damaged').exists()
+
+
+def test_a_step_that_orbax_passes_over_is_a_failed_save(saved, tmp_path, capsys):
+    """A folder of a later step, which nobody looked at, makes Orbax skip all steps below it."""
+    folder, _, state = saved
+    shutil.copytree(folder, tmp_path / 'checkpoints')
+    shutil.copytree(tmp_path / 'checkpoints' / '2', tmp_path / 'checkpoints' / '90')
+    store = checkpoints.Checkpoints(tmp_path / 'checkpoints', config.Checkpoint(keep=5))
+    placed = jax.device_put({**state, 'step': np.int32(3)}, jax.devices()[0])
+    store.save(3, placed, extra={})
+    assert not store.wait()
+    assert 'checkpoint of step 3 could not be saved' in capsys.readouterr().err
+    store.close()
+
+
+def test_the_step_inside_the_state_counts(tmp_path, capsys):
+    store = checkpoints.Checkpoints(tmp_path, config.Checkpoint(keep=5))
+    placed = jax.device_put({'step': np.int32(3)}, jax.devices()[0])
+    for step in (3, 4):
+        assert store.save(step, placed, extra={}) and store.wait()
+    place = mesh_lib.replicated(mesh_lib.make_mesh(Mesh(), jax.devices()[:1]))
+    step, *_ = store.restore({'step': jax.ShapeDtypeStruct((), np.int32, sharding=place)})
+    store.close()
+    assert step == 3 and 'its state is of step 3' in capsys.readouterr().err
+
+
+def test_a_record_is_sealed(tmp_path):
+    """Whatever is changed in the text of a record and still parses to something else is seen."""
+    from jaxdl.record import identity
+
+    content = {kind: value() for kind, value in identity.IN_CHECKPOINT.items()}
+    text = identity.seal({**content, 'step': 7, 'extra': {'a': float('nan'), 'b': [1, 2.5]}})
+    path, rng = tmp_path / 'record.json', random.Random(0)
+    path.write_bytes(text)
+    good = identity.read_record(path)
+    assert good['step'] == 7
+    for _ in range(300):
+        data = bytearray(text)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            assert repr(identity.read_record(path)) == repr(good)
+        except ValueError:
+            pass

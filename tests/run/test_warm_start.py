@@ -88,7 +88,7 @@ def load(path, config, devices=1, mesh=None, **options):
     made, feed, order = small.program(config, devices)
     state = made.init(feed.source.fetch(order.batch(0)))
     before = jax.tree.map(np.asarray, state)
-    after, table = warm_start.load(InitFrom(str(path), **options), made, state)
+    after, table = warm_start.load(InitFrom(str(path), **options), made, state, made.hyper)
     return before, after, table
 
 

@@ -3,21 +3,17 @@
 import abc
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxdl.api import DataSet, Source, Task, facts_of
-from jaxdl.data.cached import Damaged, read_object, write_object
 from jaxdl.data.text import tokenizers
 from jaxdl.data.text.corpus import Corpus, corpora
 from jaxdl.data.text.sources import Records, TextFiles, TextSource
 from jaxdl.data.text.tokenizers import Tokenizer
 from jaxdl.errors import UserError
 from jaxdl.files import needed_cache_folder
-
-KEYS = 'data.json'
 
 
 @dataclasses.dataclass
@@ -30,6 +26,8 @@ class TextSet(DataSet, abc.ABC):
         cache: folder for tokenised text; empty: $JAXDL_CACHE or the user's cache folder.
     """
 
+    places: ClassVar = ('source.train', 'source.evals', 'cache', 'tokenizer.vocab')
+    kept: ClassVar = (tokenizers.FILE,)
     parts: ClassVar[tuple[str, ...]] = ('text',)
     texts: ClassVar[int] = 1  # so many of the parts, the first ones, are tokenised
 
@@ -90,29 +88,13 @@ class TextSet(DataSet, abc.ABC):
             cache=needed_cache_folder(self.cache) / 'tokenizers',
         )
 
-    def keep(self, folder: str | os.PathLike) -> None:
-        """Saves the tokenizer and hashes of the texts into a run's folder, or compares them.
+    def fingerprint(self, *, train: bool = True) -> dict[str, str]:
+        found = {f'eval/{name}': records.key() for name, records in self.eval_records().items()}
+        return found | ({'train': self.train_records().key()} if train else {})
 
-        So the files of a run may move, and nothing else may take their place. Raises UserError
-        where the folder holds others.
-        """
+    def keep(self, folder: str | os.PathLike) -> None:
+        """Saves the tokenizer into a run's folder, or compares it. Raises UserError where they differ."""
         tokenizers.keep(self.tokenizer, folder)
-        keys = {f'eval {name}': records.key() for name, records in self.eval_records().items()}
-        keys['train'] = self.train_records().key()
-        path = Path(folder) / KEYS
-        try:
-            old = read_object(path)
-        except FileNotFoundError:
-            return write_object(path, keys)
-        except Damaged as error:
-            raise UserError(f'{error}; put it back, or give another --workdir') from None
-        changed = [name for name in {**old, **keys} if old.get(name) != keys.get(name)]
-        if changed:
-            raise UserError(
-                f'--workdir={folder} holds a run on other text: that of {changed[0]!r} changed '
-                '(data.source).\nIts files may move, but give the same text to resume, or another '
-                '--workdir'
-            )
 
     def recall(self, folder: str | os.PathLike) -> None:
         """Takes the tokenizer kept in a run's folder, so the training text is not needed.
