@@ -103,7 +103,7 @@ def test_an_error_arrives_where_its_batch_would(workers):
     fetch = Workers(make, 0, 5, ahead=2, workers=workers)
     try:
         for index in range(bad):
-            assert np.array_equal(fetch.next()['id'], make.order.batch(index))
+            assert np.array_equal(fetch.next()['id'], make.ids(index))
         with pytest.raises(UserError, match='example 13 cannot be read'):
             fetch.next()
     finally:
