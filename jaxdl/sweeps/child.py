@@ -14,7 +14,6 @@ from pathlib import Path
 
 from jaxdl.errors import UserError
 
-SCRIPT = Path(__file__).resolve().parent.parent.parent / 'train.py'
 _PR_SET_PDEATHSIG = 1
 
 # The process that forked this one; set there by jaxdl.sweeps.preload.
@@ -43,7 +42,7 @@ def train(
     log: str,
     fresh: bool,
 ) -> None:
-    """Runs train.py (module 'train') or another module as the program of this process.
+    """Runs a module as the program of this process, as `python -m MODULE` does.
 
     Args:
         module: the program.
@@ -68,16 +67,13 @@ def train(
             os.environ[name] = value
     if cpus:
         os.sched_setaffinity(0, cpus)
-    program = [str(SCRIPT)] if module == 'train' else ['-m', module]
+    program = [sys.executable, '-m', module, *argv]
     if fresh:
-        os.execv(sys.executable, [sys.executable, *program, *argv])
-    sys.argv = [program[-1], *argv]
-    sys.orig_argv = [sys.executable, *program, *argv]  # run.json's `command`
-    # As a program: the worker processes of the data find the file of `__main__`.
-    if module == 'train':
-        runpy.run_path(str(SCRIPT), run_name='__main__')
-    else:
-        runpy.run_module(module, run_name='__main__', alter_sys=True)
+        os.execv(sys.executable, program)
+    sys.argv = [module, *argv]
+    sys.orig_argv = program  # run.json's `command`
+    # alter_sys: the worker processes of the data import what `__main__` is here.
+    runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
 def answer(connection: Connection, question: str, *args) -> None:
