@@ -68,7 +68,10 @@ class DataSet(abc.ABC):
         return {}
 
     def example(self) -> Rows | None:
-        """One example of zeros, known without reading a file; None: a source has to be read."""
+        """One example of zeros with the shapes and dtypes of all, known without reading a source.
+
+        None: it is not known.
+        """
         return None
 
     def class_names(self) -> tuple[str, ...]:
@@ -76,7 +79,10 @@ class DataSet(abc.ABC):
         return ()
 
     def check_with(self, model: Any, task: 'Task') -> None:
-        """Raises UserError where model or task cannot take these examples."""
+        """Raises UserError where model or task cannot take these examples.
+
+        Called before the sources: what it needs must be known without them.
+        """
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         """{'train': hash, 'eval/<name>': hash} of all bytes that decide the examples, wherever they lie.

@@ -71,6 +71,13 @@ class Program:
                 f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
             )
             raise UserError(f'the model cannot take this data ({rows}): {error}') from error
+        except KeyError as error:
+            if error.args and error.args[0] in example:
+                raise
+            raise UserError(
+                f'{type(config.task).__name__} or the model needs {error} in an example; '
+                f'there are {", ".join(example)}'
+            ) from error
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
         rules = (*config.rules, *facts_of(config.model).sharding)
         self.shardings = sharding.state_shardings(shapes, rules, mesh)
@@ -317,3 +324,12 @@ def _abstract(tree: Any) -> Any:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
         tree,
     )
+
+
+def known_program(config: Config, mesh: jax.sharding.Mesh, *, lanes: int = 0) -> Program | None:
+    """The program of a config whose rows are known without reading data, else None.
+
+    So what a model cannot take is an error before anything is read or prepared.
+    """
+    row = config.data.example()
+    return None if row is None else Program(config, mesh, {'id': np.int32(0), **row}, lanes=lanes)

@@ -109,6 +109,7 @@ class TextSet(DataSet, abc.ABC):
         Every id of the tokenizer must be a row of the model's table: a gather past its end would
         silently read the last row.
         """
+        self.tokenizer.read()
         limits = facts_of(model).limits()
         have, need = limits.vocab, self.tokenizer.vocab_size
         if have is not None and have < need:

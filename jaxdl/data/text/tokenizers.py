@@ -46,6 +46,9 @@ class Tokenizer(abc.ABC):
         """Whether token_bytes gives a table."""
         return True
 
+    def read(self) -> None:
+        """Takes what is known without a text, such as a published vocabulary, unless it was taken."""
+
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         """Learns from `texts()` unless already learned; `key` is a hash of those texts."""
         del texts, key, cache  # Bytes has nothing to learn.
@@ -294,6 +297,10 @@ class WordPiece(LibraryTokenizer):
         return False
 
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
+        del texts, key, cache
+        self.read()
+
+    def read(self) -> None:
         if self._engine is not None:
             return
         try:
