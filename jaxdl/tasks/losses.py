@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Predictions
 from jaxdl.metrics import Mean
 from jaxdl.models import ops
 
@@ -29,7 +30,7 @@ def token_losses(
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f'the labels are {labels.dtype}; they must be integers, such as int32')
-    if hasattr(outputs, 'cross_entropy'):
+    if isinstance(outputs, Predictions):
         given = {} if weights is None else {'weights': weights}
         loss, prediction = outputs.cross_entropy(labels, label_smoothing, **given)
         loss, prediction = loss.astype(jnp.float32), prediction.astype(jnp.int32)
