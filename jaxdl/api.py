@@ -85,7 +85,7 @@ class DataSet(abc.ABC):
         """
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
-        """{'train': hash, 'eval/<name>': hash} of all bytes that decide the examples, wherever they lie.
+        """{'train': hash, 'eval/<name>': hash, …} of all bytes that decide the examples, wherever they lie.
 
         {}: not known. train=False leaves the training set out, which may be gone then.
         """

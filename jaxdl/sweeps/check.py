@@ -1,6 +1,6 @@
 """What is looked at before a sweep starts: every trial's config, and the names of its metrics.
 
-Runs in the process that trials are forked from (jaxdl.sweeps.server), never in the sweep's own.
+Runs in the process that trials are forked from (jaxdl.sweeps.preload), never in the sweep's own.
 """
 
 import hashlib
@@ -30,18 +30,26 @@ def read_config(path: str, words: list[str]) -> Config:
 
 
 def identity(config: Config) -> str:
-    """A name for the run itself: what may change between two calls on one folder is left out."""
+    """A name for the run itself: what may change between two calls on one folder is left out.
+
+    Where data says what its bytes are, these count, and not where they lie.
+
+    Raises:
+        UserError: its files are not there.
+    """
+    data = config.data.fingerprint() if config.data.places else {}
+    places = [f'config.data.{name}' for name in config.data.places] if data else []
 
     def strip(tree: Any, path: str) -> Any:
         if isinstance(tree, dict):
             return {
                 key: strip(value, f'{path}.{key}')
                 for key, value in tree.items()
-                if f'{path}.{key}' not in config_lib.FREE
+                if not config_lib.may_change(f'{path}.{key}', places)
             }
         return [strip(item, path) for item in tree] if isinstance(tree, list) else tree
 
-    words = json.dumps(strip(config_lib.to_json(config), 'config'), sort_keys=True)
+    words = json.dumps([strip(config_lib.to_json(config), 'config'), data], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -51,13 +59,14 @@ def check_trials(trials: list[dict]) -> list[dict]:
     for trial in trials:
         try:
             config = read_config(trial['config'], trial['words'])
+            name = identity(config)
         except UserError as error:
             found.append({'error': str(error)})
             continue
         found.append(
             {
                 'group': config_lib.program_key(config),
-                'identity': identity(config),
+                'identity': name,
                 'steps': config.steps,
                 'deterministic': config.deterministic,
                 'alone': config_lib.why_alone(config),

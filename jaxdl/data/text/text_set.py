@@ -90,6 +90,9 @@ class TextSet(DataSet, abc.ABC):
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         found = {f'eval/{name}': records.key() for name, records in self.eval_records().items()}
+        if isinstance(self.tokenizer, tokenizers.WordPiece):  # others follow from the texts
+            self.tokenizer.read()
+            found['tokenizer'] = self.tokenizer.fingerprint()
         return found | ({'train': self.train_records().key()} if train else {})
 
     def keep(self, folder: str | os.PathLike) -> None:
