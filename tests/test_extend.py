@@ -1,6 +1,7 @@
 """docs/extend.md: the file it shows trains, outside the repository, as the page says."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,14 +16,19 @@ def test_the_page_trains_as_it_stands(tmp_path):
     (tmp_path / 'spirals.py').write_text(code)
     assert len(code.splitlines()) <= 120
     words = [*command.split(), '--config.model.width=24', '--config.optimizer.schedule.floor=0.2']
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env={**__import__('os').environ, 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+
+    def call(*words):
+        environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    done = call(*words)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'runs' / 'spirals'
     rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -35,3 +41,11 @@ def test_the_page_trains_as_it_stands(tmp_path):
         row['step']: row['train/learning_rate'] for row in rows if 'train/learning_rate' in row
     }
     assert rates[50] > rates[150] < rates[200] > rates[300]
+    # Its classes are used again only where the user names their file.
+    evaluate = ['-m', 'jaxdl', 'evaluate', '--workdir=runs/spirals', '--json']
+    done = call(*evaluate)
+    assert done.returncode == 2 and '--config=FILE' in done.stderr
+    done = call(*evaluate, '--config=spirals.py')
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found['eval/valid/accuracy'] == rows[-1]['eval/valid/accuracy']

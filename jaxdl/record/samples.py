@@ -70,7 +70,7 @@ class SamplesFile:
 
 def read_samples(path: Path) -> dict[int, list[int]]:
     """{step: ids} of a samples.jsonl."""
-    return {step: json.loads(line)['ids'] for line, step in _lines(path)}
+    return {step: parse_object(line)['ids'] for line, step in _lines(path)}
 
 
 def _lines(path: Path) -> list[tuple[bytes, int]]:

@@ -271,6 +271,8 @@ def test_without_a_home_nothing_is_cached_and_no_folder_named_after_it(tmp_path,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr('pwd.getpwuid', {}.__getitem__)  # as for a user id without an entry
     monkeypatch.chdir(tmp_path)
-    done = {}
-    runtime._set_compile_cache(done)
-    assert done == {'compile_cache': None} and not list(tmp_path.iterdir())
+    for given in ('', '~/cache'):
+        monkeypatch.setenv('JAXDL_CACHE', given)
+        done = {}
+        runtime._set_compile_cache(done)
+        assert done == {'compile_cache': None} and not list(tmp_path.iterdir())

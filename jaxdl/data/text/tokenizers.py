@@ -19,6 +19,7 @@ import numpy as np
 from jaxdl.data import cached
 from jaxdl.data.text.reading import digest, read_text
 from jaxdl.errors import UserError
+from jaxdl.files import expanded
 
 FILE = 'tokenizer.json'
 
@@ -304,7 +305,7 @@ class WordPiece(LibraryTokenizer):
         if self._engine is not None:
             return
         try:
-            text = read_text(Path(os.path.expanduser(self.vocab)))
+            text = read_text(Path(expanded(self.vocab)))
         except UserError as error:
             raise UserError(f'data.tokenizer.vocab={self.vocab!r}: {error}') from None
         lines = text.removesuffix('\n').split('\n')
@@ -429,6 +430,7 @@ def _learn(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
     done.wait()
     if errors:
         raise errors[0]
+    # The library's own words, not a file's.
     return [tuple(pair) for pair in json.loads(engine.to_str())['model']['merges']]
 
 
