@@ -262,8 +262,8 @@ def run(
         if pool.killed:
             print(
                 f'error: {pool.signal}: {over} of {len(pool.trials)} trials are over, '
-                f'{len(pool.killed)} were killed before they saved (they go on from their last '
-                'checkpoints); the same command resumes',
+                f'{len(pool.killed)} killed before saving; the same command resumes from their last '
+                'checkpoints',
                 file=sys.stderr,
             )
             return 1

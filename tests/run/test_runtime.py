@@ -192,6 +192,12 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
     added = f'{half}:glibc.malloc.tcache_count=0' if some else half
     assert run(GLIBC_TUNABLES=half)[0].endswith(f' {added}')
     assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1
+    # Where it may not be started again it goes on as it is.
+    script = (tmp_path / 'again.py').read_text()
+    refuse = 'import os\ndef refuse(*_): raise PermissionError\nos.execve = refuse\n'
+    (tmp_path / 'again.py').write_text(refuse + script)
+    said, starts = run(GLIBC_TUNABLES='')
+    assert said == "['a b', '--c=d']" and len(starts) == 1
 
 
 # ---- what is printed ----

@@ -363,7 +363,7 @@ def test_what_does_not_stop_is_killed(tmp_path, monkeypatch, capsys, again):
     given = types.SimpleNamespace(vectorize=1)
     assert command.run(given, pool.sweep, pool.store, launcher, 's.py', pool.trials) == 1
     (line,) = re.findall('error: .*', capsys.readouterr().err)
-    assert 'SIGTERM' in line and '1 were killed' in line and 'resumes' in line
+    assert 'SIGTERM' in line and '1 killed before saving' in line and 'resumes' in line
     assert pool.store.state('0000')['status'] == 'pending'
     assert launcher.stopped == [('0000', 'sweep', False), ('0000', 'sweep', True)]
     assert len(looks) == (3 if again else 5)
