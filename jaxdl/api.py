@@ -142,9 +142,11 @@ class Predictions(abc.ABC):
     """A model's outputs for a large vocabulary, which form their loss without all of their logits.
 
     Attributes:
+        vocab: number of tokens; labels are below it.
         next_sentence: [batch, 2] logits of BERT's second objective, or None.
     """
 
+    vocab: int = 0
     next_sentence: Any = None
 
     @abc.abstractmethod

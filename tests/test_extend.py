@@ -9,6 +9,17 @@ import sys
 from tests.conftest import ROOT
 
 
+def call(words: list[str], folder) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
 def test_the_page_trains_as_it_stands(tmp_path):
     page = (ROOT / 'docs' / 'extend.md').read_text()
     code = re.search(r'```python\n(.*?)```', page, re.S).group(1)
@@ -16,19 +27,7 @@ def test_the_page_trains_as_it_stands(tmp_path):
     (tmp_path / 'spirals.py').write_text(code)
     assert len(code.splitlines()) <= 120
     words = [*command.split(), '--config.model.width=24', '--config.optimizer.schedule.floor=0.2']
-
-    def call(*words):
-        environ = {**os.environ, 'PYTHONPATH': str(ROOT)}
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-
-    done = call(*words)
+    done = call(words, tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'runs' / 'spirals'
     rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -41,11 +40,11 @@ def test_the_page_trains_as_it_stands(tmp_path):
         row['step']: row['train/learning_rate'] for row in rows if 'train/learning_rate' in row
     }
     assert rates[50] > rates[150] < rates[200] > rates[300]
-    # Its classes are used again only where the user names their file.
-    evaluate = ['-m', 'jaxdl', 'evaluate', '--workdir=runs/spirals', '--json']
-    done = call(*evaluate)
-    assert done.returncode == 2 and '--config=FILE' in done.stderr
-    done = call(*evaluate, '--config=spirals.py')
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    # The folder alone may not bring code along; the user's own file, named, may be used.
+    words = ['-m', 'jaxdl', 'evaluate', '--workdir=runs/spirals', '--json']
+    refused = call(words, tmp_path)
+    assert refused.returncode == 2 and '--config=FILE' in refused.stderr, refused.stderr
+    again = call([*words, '--config=spirals.py'], tmp_path)
+    assert again.returncode == 0, again.stderr
+    found = json.loads(again.stdout)
     assert found['eval/valid/accuracy'] == rows[-1]['eval/valid/accuracy']

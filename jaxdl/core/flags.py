@@ -119,7 +119,7 @@ class CommandLine:
             needed = name in self._required
             usage.append(shown if needed else f'[{shown}]')
             rows.append((shown, self._meaning[name] + ' (required)' * needed))
-            if name == 'config':
+            if name == 'config' and self._takes_config:
                 usage.append('[--config.FIELD=VALUE …]')
                 rows.append(
                     ('--config.FIELD=VALUE', 'sets a field; --config=NAME --help lists them')

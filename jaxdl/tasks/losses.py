@@ -19,10 +19,9 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (loss, prediction), both of `labels`' shape: nats in float32, and int32 arg max.
 
-    `outputs` is either logits `[..., classes]` or, for large vocabularies, an object with a size
-    `vocab` and `cross_entropy(labels, label_smoothing) -> (loss, argmax)` that works in pieces. A
-    `label_smoothing` of exactly 0.0 adds no code; otherwise it may be a traced scalar. `weights`
-    of `labels`' shape multiply the losses; the object, then called with them too, can skip work.
+    `outputs` is either logits `[..., classes]` or, for large vocabularies, `Predictions`, which work
+    in pieces. A `label_smoothing` of exactly 0.0 adds no code; otherwise it may be a traced scalar.
+    `weights` of `labels`' shape multiply the losses.
     The loss of a label outside 0 … classes - 1 is nan, unless its weight is 0.
 
     Raises:
