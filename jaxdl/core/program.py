@@ -67,10 +67,9 @@ class Program:
         try:
             self._init = self._scoped(jax.jit(self._plain.init).trace)(self._init_batch, self.hyper)
         except ValueError as error:
-            rows = ', '.join(
-                f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
-            )
-            raise UserError(f'the model cannot take this data ({rows}): {error}') from error
+            raise UserError(
+                f'the model cannot take this data ({_shapes(example)}): {error}'
+            ) from error
         except KeyError as error:
             if error.args and error.args[0] in example:
                 raise
@@ -104,6 +103,15 @@ class Program:
         )
         self.traces: list[str] = []
         self._train_jaxpr: Any = None
+
+    def check_example(self, example: dict[str, np.ndarray]) -> None:
+        """Raises UserError where the rows are not those that the program was made for."""
+        there, here = _shapes(self.example), _shapes(example)
+        if there != here:
+            raise UserError(
+                f'{type(self.config.data).__name__}.example() gives {there}, but a row of the '
+                f'training set is {here}; they must have the same arrays'
+            )
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -324,6 +332,12 @@ def _abstract(tree: Any) -> Any:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
         tree,
     )
+
+
+def _shapes(example: dict[str, np.ndarray]) -> str:
+    """The names, dtypes and shapes of one example."""
+    arrays = {name: np.asarray(value) for name, value in sorted(example.items())}
+    return ', '.join(f'{name} {a.dtype}{list(a.shape)}' for name, a in arrays.items())
 
 
 def known_program(config: Config, mesh: jax.sharding.Mesh, *, lanes: int = 0) -> Program | None:

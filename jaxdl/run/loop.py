@@ -155,6 +155,7 @@ class Loop:
                     ranges=bounds_of(config),
                 )
             self.program = known or Program(config, self.mesh, self.feed.example, lanes=lanes)
+            self.program.check_example(self.feed.example)
             self.evaluator = Evaluator(self.program, sources)
             for one in configs:
                 check_best(one.checkpoint.best, self.evaluator.names())

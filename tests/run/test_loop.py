@@ -97,6 +97,24 @@ def test_what_the_config_decides_comes_before_the_data_and_leaves_no_folder(
     assert not (tmp_path / 'run').exists()
 
 
+class Misdescribed(Documents):
+    """Says that its rows are longer than they are."""
+
+    def example(self):
+        return {name: np.resize(row, 9) for name, row in super().example().items() if row.shape}
+
+
+def test_a_data_set_whose_rows_are_not_as_declared_is_named(tmp_path):
+    (tmp_path / 'text.txt').write_text('rain and wind ' * 50)
+    source = TextFiles(train=str(tmp_path / 'text.txt'))
+    data = Misdescribed(source=source, tokenizer=Bytes(), length=8)
+    model = RnnLM(vocab=260, width=8, layers=1)
+    config = small.config(data=data, model=model, task=LanguageModel())
+    with pytest.raises(UserError, match=r'Misdescribed.example\(\) gives .*int32\[9\], but a row'):
+        trainer.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
 def run_json(folder) -> dict:
     return json.loads((folder / 'run.json').read_text())
 
