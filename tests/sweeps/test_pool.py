@@ -446,7 +446,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     other = Sweep('c.py', METRIC, points=grid({'y': (1, 2)}))
     with pytest.raises(UserError, match='another sweep'):
         pool.store.adopt(other, trials(other))
-    with pytest.raises(UserError, match='has changed since'):
+    with pytest.raises(UserError, match='has changed; compare'):
         pool.store.adopt(pool.sweep, trials(pool.sweep, 'b'))
     # More points are welcome, also in front: the old ones keep their numbers.
     more = Sweep('c.py', METRIC, points=grid({'x': (7, 0, 1, 2, 3)}))
