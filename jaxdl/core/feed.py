@@ -51,7 +51,7 @@ class Feed:
             raise UserError('the data set is empty: give a split that holds examples')
         self.source = source = CheckedSource(source, ranges, name) if ranges else source
         self.batch_size = batch_size
-        self.rows = mesh_lib.Rows(mesh_lib.batch_sharding(mesh), batch_size)
+        self.rows = mesh_lib.LocalRows(mesh_lib.batch_sharding(mesh), batch_size)
         arrays = None if placement == 'stream' else source.in_memory()
         self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
         if arrays is None and self.placement in ('device', 'host'):

@@ -75,7 +75,7 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
 
 
 @dataclasses.dataclass
-class Rows:
+class LocalRows:
     """Which rows of a global batch this process holds, and how they become a global array.
 
     Attributes:

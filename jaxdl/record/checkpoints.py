@@ -32,7 +32,7 @@ def leaf_names(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be trusted; the message says which part and why."""
 
 
@@ -96,7 +96,7 @@ class Checkpoints:
                 for step in self.steps():
                     try:
                         self._metadata(step)
-                    except Damaged as error:
+                    except DamagedCheckpoint as error:
                         self._name_damage(step, error)
                 self._checkpointer = open_folder()
         return self._checkpointer
@@ -198,7 +198,7 @@ class Checkpoints:
         for candidate in reversed(steps):
             try:
                 state, extra = self._load(candidate, choose, whole=whole)
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 tried[candidate] = error
                 continue
             for damaged, error in tried.items():
@@ -218,18 +218,20 @@ class Checkpoints:
                 self._compare(record)
             shapes, names = self._shapes(step), record['leaves']
             if shapes.keys() != set(names):
-                raise Damaged('the description of its arrays cannot be read')
+                raise DamagedCheckpoint('the description of its arrays cannot be read')
             abstract = choose(shapes)
             wanted = leaf_names(abstract)
             if (names != wanted) if whole else not set(wanted) <= set(names):
                 odd = sorted(set(wanted) ^ set(names))
-                raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
-        except Damaged as found:
+                raise DamagedCheckpoint(
+                    f'its state has other leaves than this config: {", ".join(odd[:3])}'
+                )
+        except DamagedCheckpoint as found:
             error = found
         _agree(error)  # before all processes start to read together
         try:
             state = self._read_state(step, abstract, record)
-        except Damaged as found:
+        except DamagedCheckpoint as found:
             error = found
         _agree(error)
         return state, record['extra']
@@ -248,33 +250,35 @@ class Checkpoints:
                     'state'
                 ]
         except Exception as error:
-            raise Damaged(f'it cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'it cannot be read ({_first_line(error)})') from None
         expected = dict(zip(names, record['digests'], strict=True))
         digests = zip(wanted, Digest(state).values().tolist(), strict=True)
         wrong = [name for name, digest in digests if expected[name] != digest]
         if wrong:
             more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-            raise Damaged(f'the bytes of {wrong[0]}{more} do not match their digest')
+            raise DamagedCheckpoint(f'the bytes of {wrong[0]}{more} do not match their digest')
         held = dict(zip(wanted, jax.tree.leaves(state), strict=True)).get('step')
         if held is not None and int(held) != step:
-            raise Damaged(f'its state is of step {int(held)}')
+            raise DamagedCheckpoint(f'its state is of step {int(held)}')
         return state
 
     def _read_record(self, step: int) -> dict[str, Any]:
         """The record of a step of this run."""
         if not (self.folder / str(step)).is_dir():
-            raise Damaged('there is no such folder')
+            raise DamagedCheckpoint('there is no such folder')
         try:
             record = read_record(record_file(self.folder, step))
         except (OSError, ValueError) as error:
-            raise Damaged(f'its record cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its record cannot be read ({_first_line(error)})') from None
         if record['step'] != step:
-            raise Damaged(f'it is the checkpoint of step {record["step"]}')
+            raise DamagedCheckpoint(f'it is the checkpoint of step {record["step"]}')
         if len(record['leaves']) != len(record['digests']):
-            raise Damaged(f'it has {len(record["digests"])} digests for its leaves')
+            raise DamagedCheckpoint(f'it has {len(record["digests"])} digests for its leaves')
         own = identity(self.folder.parent)['id']
         if own and record['id'] != own:
-            raise Damaged(f'it belongs to another run ({record["id"]:.8}…, this one is {own:.8}…)')
+            raise DamagedCheckpoint(
+                f'it belongs to another run ({record["id"]:.8}…, this one is {own:.8}…)'
+            )
         return record
 
     def check(self, step: int | None = None) -> dict[str, Any]:
@@ -286,7 +290,7 @@ class Checkpoints:
         for candidate in [step] if step is not None else reversed(self.steps()):
             try:
                 record = self._read_record(candidate)
-            except Damaged:
+            except DamagedCheckpoint:
                 continue
             self._compare(record)
             return record
@@ -322,7 +326,7 @@ class Checkpoints:
                     'put it back'
                 )
 
-    def _name_damage(self, step: int, error: Damaged) -> None:
+    def _name_damage(self, step: int, error: DamagedCheckpoint) -> None:
         place = self.folder / str(step)
         if jax.process_index() == 0:
             print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
@@ -339,16 +343,16 @@ class Checkpoints:
                 for path, leaf in leaves
             }
         except Exception as error:
-            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its metadata cannot be read ({_first_line(error)})') from None
 
     def _metadata(self, step: int) -> Any:
         """What Orbax says of a step; one where it cannot keeps it from opening the whole folder."""
         try:
             found = _orbax().checkpointables_metadata(self.folder / str(step))
         except Exception as error:
-            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its metadata cannot be read ({_first_line(error)})') from None
         if found.custom_metadata != {'step': step}:
-            raise Damaged('its metadata is missing or of another step')
+            raise DamagedCheckpoint('its metadata is missing or of another step')
         return found
 
     def _set_aside(self, step: int) -> None:
@@ -367,14 +371,14 @@ class Checkpoints:
             self._checkpointer = None  # it listed this step when it was opened
 
 
-def _agree(error: Damaged | None) -> None:
-    """Raises Damaged on every process where it happened on one: all must use the same step."""
+def _agree(error: DamagedCheckpoint | None) -> None:
+    """Raises DamagedCheckpoint on every process if it happened on one: all must use one step."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         good = np.asarray(multihost_utils.process_allgather(np.asarray(error is None)))
         if error is None and not good.all():
-            raise Damaged(f'process {int(np.argmin(good.ravel()))} cannot read it')
+            raise DamagedCheckpoint(f'process {int(np.argmin(good.ravel()))} cannot read it')
     if error is not None:
         raise error
 

@@ -41,7 +41,7 @@ class Launcher(Protocol):
     def close(self) -> None: ...
 
 
-class Display(Protocol):
+class SweepView(Protocol):
     """Shows how the sweep stands."""
 
     def event(self, text: str) -> None: ...
@@ -69,7 +69,7 @@ class Pool:
         sweep: Sweep,
         trials: list[Trial],
         launcher: Launcher,
-        display: Display,
+        display: SweepView,
         *,
         study: Study | None = None,
         together: int = 1,
