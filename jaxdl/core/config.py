@@ -2,7 +2,7 @@
 
 A config is the object tree itself: plain dataclasses that hold the model, the task, the data and
 the optimizer as objects, so nothing is looked up by name. Flax Linen modules are dataclasses and
-hold no arrays, so a config can hold a model. After parsing nobody changes a config.
+hold no arrays, so a config can hold a model. A config is not changed after it was parsed.
 """
 
 import copy
@@ -21,7 +21,7 @@ from typing import Any
 from jaxdl.api import DataSet, Task, facts_of
 from jaxdl.errors import UserError, nearest
 
-# Fields that may change between two calls on one folder: they place, log or extend the same run.
+# Fields that a resumed run may change: they say where it runs, what it logs and how long it is.
 FREE = (
     'config.steps',
     'config.log_every',
@@ -51,7 +51,7 @@ TRUSTED = ('jaxdl', 'flax', 'optax', 'jax')
 
 @dataclasses.dataclass
 class Mesh:
-    """How many ways each kind of parallelism splits the devices; one axis may be -1: what is left.
+    """How many ways each kind of parallelism splits the devices; -1 on one axis: all that remain.
 
     Attributes:
         data: replicas of the model, each with its share of the batch.
@@ -341,7 +341,7 @@ def check_pattern(pattern: str) -> None:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    from jaxdl.core.optim import Optimizer  # imports jax, which not every reader of a config needs
+    from jaxdl.core.optim import Optimizer  # imports jax, which some readers of configs do without
 
     for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
         given = getattr(config, name)
@@ -479,7 +479,7 @@ def program_key(config: Config) -> str:
 
 
 def why_alone(config: Config) -> str:
-    """Why this config cannot be trained together with others in one program, or ''."""
+    """Why this config cannot share a program with other runs (`--vectorize`), or ''."""
     if config.compile == 'pmap':
         return "compile='pmap'"
     if config.accumulate > 1:
@@ -491,7 +491,10 @@ def why_alone(config: Config) -> str:
 
 
 def differences(old: Any, new: Any, path: str = 'config', *, added: bool = True) -> list[str]:
-    """The paths at which two JSON trees of configs differ; added=False: but for fields only in `new`."""
+    """The paths at which two JSON trees of configs differ.
+
+    added=False leaves out fields that only `new` has.
+    """
     if isinstance(old, dict) and isinstance(new, dict) and old.get('type') == new.get('type'):
         found = []
         for key in [*old, *(k for k in new if k not in old and added)]:
@@ -553,9 +556,9 @@ def _name_of(thing: Any) -> str:
 
 
 def with_defaults(tree: Any, node: Any) -> Any:
-    """`tree`, JSON of an older version, with the defaults of the fields that came since.
+    """`tree`, the JSON of an older version, completed with the defaults of newer fields.
 
-    The defaults are those of the classes of `node`, a config of today: nothing is imported.
+    The defaults come from the classes of `node`, a config of this version, so nothing is imported.
     """
     if isinstance(tree, list) and isinstance(node, tuple | list) and len(tree) == len(node):
         return [with_defaults(*pair) for pair in zip(tree, node, strict=True)]
@@ -575,7 +578,7 @@ def with_defaults(tree: Any, node: Any) -> Any:
 
 
 def things_in(node: Any) -> dict[str, Any]:
-    """{'module:qualified name': class or function} of everything that a config is made of."""
+    """{'module:qualified name': class or function} of all objects in a config."""
     if isinstance(node, dict):
         node = tuple(node.values())
     found = {}
@@ -599,21 +602,21 @@ def from_json(tree: Any, given: Config | None = None) -> Any:
     config that the user named.
 
     Raises:
-        UserError: a class is gone or may not be imported, or the tree is not what to_json writes.
+        UserError: a class is missing or may not be imported, or to_json did not write the tree.
     """
     known = {} if given is None else {_plain(k): v for k, v in things_in(given).items()}
     try:
         return _build(tree, known)
     except UserError:
         raise
-    except Exception as error:  # whatever the constructors of its classes raise
+    except Exception as error:  # constructors of the named classes may raise anything
         raise UserError(
             f'config.json does not hold a config ({error}); put the file back as it was written'
         ) from None
 
 
 def of_config_file(name: str) -> bool:
-    """Whether 'module:Class' is defined in a config file, which no import finds for certain."""
+    """Whether 'module:Class' is defined in a config file, which cannot be imported by its name."""
     return name.startswith('configs.')
 
 

@@ -1,4 +1,4 @@
-"""Devices as a mesh, and how batches come onto it. One device is a mesh of one."""
+"""Devices as a mesh, and how batches are placed on it. A single device is a mesh of one."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ from jaxdl.core.config import Mesh, divisors
 from jaxdl.errors import UserError
 
 AXES = Mesh.AXES
-# The layers of a pipeline share the rows of a batch among them; what comes before and after the
-# pipeline is split over its axis too.
+# The mesh axes that split the rows of a batch. 'pipe' is among them because the layers before and
+# after the pipeline would otherwise do the same work on each of its stages.
 BATCH_AXES = ('data', 'fsdp', 'pipe')
 
 
@@ -47,12 +47,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
-    """Rows over the data axes; `leading` axes before the row axis are not split."""
+    """Splits rows over BATCH_AXES; `leading` axes in front of the row axis are not split."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
 def stacked(leaf: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
-    """`count` of the same on a new first axis, which is not split."""
+    """The shape of `count` such arrays stacked on a new first axis, which is not split."""
     place = NamedSharding(leaf.sharding.mesh, PartitionSpec(None, *leaf.sharding.spec))
     return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=place)
 
@@ -76,7 +76,7 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
 
 @dataclasses.dataclass
 class LocalRows:
-    """Which rows of a global batch this process holds, and how they become a global array.
+    """The rows of a global batch that this process holds, and how they become a global array.
 
     Attributes:
         sharding: of the global batch.
@@ -90,13 +90,13 @@ class LocalRows:
         slices = self.sharding.addressable_devices_indices_map((self.size,)).values()
         spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
         self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
-        # Made once: a sharding takes longer to make than a small batch to send.
+        # Made once, because making a sharding takes longer than sending a small batch.
         self._places = [batch_sharding(self.sharding.mesh, leading) for leading in range(3)]
 
     def place(self, local: Any, *, leading: int = 0) -> Any:
-        """The global arrays whose rows `mine` are those of the tree `local` [len(mine), …].
+        """Global arrays of which this process provides the rows `mine`: the tree `local`.
 
-        With leading=n the arrays have n axes before that of the rows.
+        `local` holds arrays [len(mine), …]; with leading=n there are n axes in front of the rows.
         """
         sharding = self._places[leading]
         if jax.process_count() == 1:
