@@ -123,7 +123,7 @@ class Lock:
         self._file: Any = None
 
     def take(self, *, wait: bool = False) -> bool:
-        """Takes the lock; whether that worked. Raises OSError where the file cannot be opened."""
+        """Takes the lock; False if it is held elsewhere. Raises OSError if it cannot be opened."""
         file = open(self.path, 'a+')
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
