@@ -27,7 +27,7 @@ def end_with_parent(number: int) -> None:
 
 
 def _leave_the_sweep(number: int) -> None:
-    """Starts a new session, so that Ctrl-C reaches only the sweep, but ends when the parent dies."""
+    """Starts a new session, which Ctrl-C does not reach, but ends when the parent dies."""
     os.setsid()
     end_with_parent(number)
     if fork_server and os.getppid() != fork_server:

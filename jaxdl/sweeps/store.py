@@ -279,7 +279,7 @@ class Store:
         return Lock(self.path / 'trials' / name / '.lock')
 
     def wait_for(self, names: list[str], grace: float, say: Callable[[str], None]) -> None:
-        """Waits for processes that a killed sweep left behind, and kills them after `grace` seconds.
+        """Waits for processes that a killed sweep left behind; kills them after `grace` seconds.
 
         The kernel has told them to save and stop when the sweep died.
 
