@@ -228,12 +228,12 @@ class Checkpoints:
                 )
         except DamagedCheckpoint as found:
             error = found
-        _agree(error)  # all processes must take part in the read that follows, or none
+        _raise_on_all(error)  # all processes must take part in the read that follows, or none
         try:
             state = self._read_state(step, abstract, record)
         except DamagedCheckpoint as found:
             error = found
-        _agree(error)
+        _raise_on_all(error)
         return state, record['extra']
 
     def _read_state(self, step: int, abstract: Any, record: dict[str, Any]) -> Any:
@@ -371,7 +371,7 @@ class Checkpoints:
             self._checkpointer = None  # Orbax still lists the moved step until it opens anew
 
 
-def _agree(error: DamagedCheckpoint | None) -> None:
+def _raise_on_all(error: DamagedCheckpoint | None) -> None:
     """Raises DamagedCheckpoint on every process if it happened on one: all must use one step."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

@@ -171,7 +171,7 @@ class Loop:
         self.pending: collections.deque = collections.deque()
         self.flag = StopFlag(self.mesh, config.steps_per_call)
         self.progress: logs.Progress | None = None
-        self.caught_up = False  # whether `_catch_up` was called, after the first step
+        self.first_step_done = False  # whether `_after_first_step` was called
 
     # ---- the whole of it ----
 
@@ -189,7 +189,7 @@ class Loop:
             self.peers.meet()
             states = {lane: start(lane, self.program, self.feed.source.fetch) for lane in everyone}
             for lane in everyone:
-                self._look_whether_finished(lane)
+                self._check_whether_finished(lane)
             self.lanes = self.active
             if self.lanes:
                 self._begin_all(states[self.lanes[0]])
@@ -225,7 +225,7 @@ class Loop:
         self._end('failed', reason)
         self.peers.failed(RuntimeError(reason))
 
-    def _look_whether_finished(self, lane: Lane) -> None:
+    def _check_whether_finished(self, lane: Lane) -> None:
         """Raises UserError where the run has more steps than the config."""
         steps = lane.config.steps
         if lane.step > steps:
@@ -340,16 +340,16 @@ class Loop:
 
     def _events(self) -> None:
         """After each call: reads older metrics, evaluates, saves and ends lanes, where due."""
-        self._take_in(self.train_step.most)
-        if self.chief and not self.caught_up:
-            self._take_in(0)
-            self._catch_up()
+        self._read_metrics(self.train_step.most)
+        if self.chief and not self.first_step_done:
+            self._read_metrics(0)
+            self._after_first_step()
         evaluate = [lane for lane in self.active if lane.due(lane.config.eval_every)]
         save = [lane for lane in self.active if lane.due(lane.config.checkpoint.every)]
         ended = any(lane.step >= lane.config.steps for lane in self.active)
         if not (evaluate or save or ended):
             return
-        self._take_in(0)
+        self._read_metrics(0)
         evaluate, save = (self._sound(lanes) for lanes in (evaluate, save))
         if evaluate:
             self._evaluate(evaluate)
@@ -363,7 +363,7 @@ class Loop:
 
     def _profile(self) -> None:
         """Starts or ends a trace, after all steps under way are done."""
-        self._take_in(0)
+        self._read_metrics(0)
         with self.clock('profile'), self.watchdog.paused():
             self._message(self.profiler.turn(self.active[0].step))
 
@@ -381,7 +381,7 @@ class Loop:
         try:
             return stream.next()
         except Exception as error:
-            self._take_in(0)
+            self._read_metrics(0)
             left = self._sound(self.lanes)
             step, saved = max(lane.step for lane in left or self.lanes), ''
             # A single process saves first. With several, a save needs all of them, and the others
@@ -399,7 +399,7 @@ class Loop:
 
     # ---- metrics ----
 
-    def _take_in(self, leave: int) -> None:
+    def _read_metrics(self, leave: int) -> None:
         """Reads the metrics of the oldest calls until only `leave` calls are under way."""
         calls = self.config.steps_per_call
         while len(self.pending) > leave:
@@ -411,9 +411,9 @@ class Loop:
             self.watchdog.beat()
             for index in range(calls):
                 first = [last - calls + 1 + index for last in steps]
-                self._count(first, vectors[:, index])
+                self._count_step(first, vectors[:, index])
 
-    def _count(self, steps: Sequence[int], vectors: np.ndarray) -> None:
+    def _count_step(self, steps: Sequence[int], vectors: np.ndarray) -> None:
         """Adds the metrics of one step of every lane, [lanes, size]."""
         rows: dict[Lane, tuple[int, dict[str, float]]] = {}
         for lane, step, vector in zip(self.lanes, steps, vectors, strict=True):
@@ -448,9 +448,9 @@ class Loop:
         if self.progress is not None:
             self.progress.message(text)
 
-    def _catch_up(self) -> None:
+    def _after_first_step(self) -> None:
         """Counts FLOPs and writes a fresh run's pictures, after the first step to not delay it."""
-        self.caught_up = True
+        self.first_step_done = True
         batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
         with self.clock('compile'):  # no step runs now, so the peak FLOP/s can be measured
             jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
@@ -476,10 +476,10 @@ class Loop:
         generates = self.config.task.defines('generate')
         try:
             with self.clock('evaluation'):
-                found = self.evaluator.run(self.state, self.hyper, self._heard)
+                found = self.evaluator.run(self.state, self.hyper, self._on_evaluation_progress)
                 states = self.program.split(self.state) if generates else [self.state] * len(found)
                 generated = {
-                    lane: self.evaluator.generate(one, self._heard, final=final)
+                    lane: self.evaluator.generate(one, self._on_evaluation_progress, final=final)
                     for lane, one in zip(self.lanes, states, strict=True)
                     if lane in lanes
                 }
@@ -500,7 +500,7 @@ class Loop:
                 lane.record.results(lane.step, values, written, self.config.data.class_names())
         self._write(rows)
 
-    def _heard(self) -> None:
+    def _on_evaluation_progress(self) -> None:
         """Called during an evaluation; a signal interrupts it if the run has a single process."""
         self.watchdog.beat()
         if self.stop.name and self.flag.alone:
@@ -511,7 +511,7 @@ class Loop:
         back = [lane for lane in self.active if lane.rollback is not None]
         if not back:
             return
-        self._take_in(0)
+        self._read_metrics(0)
         states = self.program.split(self.state)
         for index, lane in enumerate(self.lanes):
             if lane in back:
@@ -523,7 +523,7 @@ class Loop:
             self.progress = logs.Progress(self.config.steps, start=min(lane.step for lane in back))
 
     def _preempt(self) -> None:
-        self._take_in(0)
+        self._read_metrics(0)
         name = self.stop.name or 'a signal to another process'
         lanes = self._sound(self.lanes)
         saved = self._save(lanes) and all([lane.checkpoints.wait() for lane in lanes])

@@ -26,7 +26,7 @@ def end_with_parent(number: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-def _leave_the_sweep(number: int) -> None:
+def _leave_session(number: int) -> None:
     """Starts a new session, which Ctrl-C does not reach, but ends when the parent dies."""
     os.setsid()
     end_with_parent(number)
@@ -53,7 +53,7 @@ def train(
         log: the file for its output.
         fresh: whether to exec a new process, which shares no state with the fork server.
     """
-    _leave_the_sweep(signal.SIGTERM)
+    _leave_session(signal.SIGTERM)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for old, new in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
         os.dup2(old, new)
@@ -85,7 +85,7 @@ def answer(connection: Connection, question: str, *args) -> None:
 
     The answer is (value, '', '') or (None, the user's mistake, another error).
     """
-    _leave_the_sweep(signal.SIGKILL)
+    _leave_session(signal.SIGKILL)
     os.dup2(2, 1)  # keeps what configs and libraries print out of the sweep's stdout
     from jaxdl.sweeps import check
 

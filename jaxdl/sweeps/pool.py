@@ -104,7 +104,7 @@ class Pool:
         names = [t.id for t in self.trials if t.id not in adopted]
         running = [name for name in names if self.store.is_running(name)]
         self.store.wait_for(running, self.sweep.grace, self.display.event)
-        self._take_stock()
+        self._queue_unfinished()
         old = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         try:
             self.summary = self.results.write(self.trials)
@@ -113,9 +113,9 @@ class Pool:
                 if not self.launcher.jobs:
                     break
                 for job in self.launcher.poll(0.2):
-                    self._ended(job)
+                    self._handle_end(job)
                 if time.monotonic() - self._looked >= TICK:
-                    self._look()
+                    self._check_running()
                 if self.signal:
                     self._stop_all()
                 self.display.show(self)
@@ -135,7 +135,7 @@ class Pool:
             self.signal = name
             os.write(2, f'\n{name}: the trials save and stop; a second one kills them\n'.encode())
 
-    def _take_stock(self) -> None:
+    def _queue_unfinished(self) -> None:
         """Queues the trials that are neither over nor still in a cluster's queue."""
         adopted = set()
         for job in self.launcher.jobs.values():
@@ -206,14 +206,14 @@ class Pool:
             return []
         first = self.queue[0]
         members = [first]
-        if self.together > 1 and self._may_join(first):
-            others = [t for t in self.queue[1:] if t.group == first.group and self._may_join(t)]
+        if self.together > 1 and self._may_share(first):
+            others = [t for t in self.queue[1:] if t.group == first.group and self._may_share(t)]
             members += others[: self.together - 1]
         for trial in members:
             self.queue.remove(trial)
         return members
 
-    def _may_join(self, trial: Trial) -> bool:
+    def _may_share(self, trial: Trial) -> bool:
         """Whether a trial may share a program; after a failed attempt it is tried alone."""
         return not trial.alone and self.store.state(trial.id)['broken'] == 0
 
@@ -257,7 +257,7 @@ class Pool:
 
     # ---- endings ----
 
-    def _ended(self, job: Job) -> None:
+    def _handle_end(self, job: Job) -> None:
         self._kill_at.pop(job.name, None)
         self._signs.pop(job.name, None)
         if job.code == LOST:  # it was told to save and stop, and may still be running
@@ -267,10 +267,10 @@ class Pool:
             before = self.store.state(trial.id).get('wall', 0.0)
             share = job.seconds / len(job.trials)
             self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
-            self._judge(trial, job)
+            self._conclude_or_requeue(trial, job)
         self.summary = self.results.write(self.trials)
 
-    def _judge(self, trial: Trial, job: Job) -> None:
+    def _conclude_or_requeue(self, trial: Trial, job: Job) -> None:
         code = job.code
         stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
         alone = len(job.trials) == 1
@@ -288,9 +288,9 @@ class Pool:
         elif code == 2:
             self._conclude(trial, stores.MISTAKE, endings.last_words(self.store, trial, 'error'))
         else:
-            self._broke(trial, job, stopping)
+            self._handle_failure(trial, job, stopping)
 
-    def _broke(self, trial: Trial, job: Job, stopping: str) -> None:
+    def _handle_failure(self, trial: Trial, job: Job, stopping: str) -> None:
         code = job.code
         tail = endings.tail(self.store, trial)
         lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
@@ -358,12 +358,12 @@ class Pool:
 
     # ---- looking at what runs ----
 
-    def _look(self) -> None:
+    def _check_running(self) -> None:
         self._looked = time.monotonic()
         for job in list(self.launcher.jobs.values()):
             for trial in job.trials:
                 if self._refresh(trial):
-                    self._consider(trial, job)
+                    self._stop_early(trial, job)
             self._check_hang(job)
             if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
                 self._kill_at.pop(job.name)
@@ -392,7 +392,7 @@ class Pool:
     def _value(self, trial: Trial) -> float | None:
         return value_of(self.sweep, self._rows(trial))[0]
 
-    def _consider(self, trial: Trial, job: Job) -> None:
+    def _stop_early(self, trial: Trial, job: Job) -> None:
         """Stops a running trial early if the study says so."""
         if self.study is None or self.sweep.stopping is None or job.stopping:
             return

@@ -186,7 +186,7 @@ class Slurm(Checks):
         """The jobs that ended, waiting at most about `timeout` seconds for one."""
         end = time.monotonic() + timeout
         while True:
-            found = self._results() + self._look()
+            found = self._results() + self._check_queue()
             if found or time.monotonic() >= end:
                 return found
             time.sleep(min(0.2, timeout))
@@ -213,7 +213,7 @@ class Slurm(Checks):
         job.code = code
         return job
 
-    def _look(self) -> list[Job]:
+    def _check_queue(self) -> list[Job]:
         """Queries the queue every LOOK_EVERY seconds; jobs missing without a result have ended."""
         if time.monotonic() - self._looked < LOOK_EVERY or not self.jobs:
             return []

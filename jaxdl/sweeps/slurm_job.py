@@ -61,11 +61,11 @@ def _told_to_stop(store: Store, ids: list[str]) -> bool:
 def _is_unwanted(store: Store, ids: list[str]) -> bool:
     """Whether the sweep has stopped the trials, or a user has cancelled the job."""
     job = show(own_id())
-    cancelled = job.get('JobState') in ('CANCELLED', 'COMPLETING') and not _makes_room(job)
+    cancelled = job.get('JobState') in ('CANCELLED', 'COMPLETING') and not _is_preempted(job)
     return cancelled or _told_to_stop(store, ids)
 
 
-def _makes_room(job: dict[str, str]) -> bool:
+def _is_preempted(job: dict[str, str]) -> bool:
     """Whether Slurm has preempted the job for another one."""
     return job.get('PreemptTime', 'None') not in ('None', 'N/A', 'Unknown', '')
 
@@ -77,7 +77,7 @@ def _requeue() -> None:
             break
         time.sleep(2)
     else:
-        if not _makes_room(show(own_id())):
+        if not _is_preempted(show(own_id())):
             return
     time.sleep(600)  # until Slurm ends this process; preempted jobs may be requeued by Slurm itself
 
