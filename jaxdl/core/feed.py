@@ -35,6 +35,7 @@ class Feed:
     Attributes:
         resident: the arrays of the set that are kept on the device, or {}.
         example: one row as the step sees it, {name: array}.
+        mine: the positions in a batch of the rows that this process holds, int64 [rows].
     """
 
     def __init__(
@@ -51,7 +52,10 @@ class Feed:
             raise UserError('the data set is empty: give a split that holds examples')
         self.source = source = CheckedSource(source, ranges, name) if ranges else source
         self.batch_size = batch_size
-        self.rows = mesh_lib.LocalRows(mesh_lib.batch_sharding(mesh), batch_size)
+        self.sharding = mesh_lib.batch_sharding(mesh)
+        self.mine = mesh_lib.rows_here(self.sharding, batch_size)
+        # Made once, because making a sharding takes longer than sending a small batch.
+        self._places = [mesh_lib.batch_sharding(mesh, leading) for leading in range(3)]
         arrays = None if placement == 'stream' else source.in_memory()
         self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
         if arrays is None and self.placement in ('device', 'host'):
@@ -77,19 +81,34 @@ class Feed:
 
     def load(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """This process's rows of the global batch `ids` [..., batch], checked."""
-        rows = pipeline.Load(self.fetch, lambda _: ids, self.rows.mine, self._shapes)(0)
-        return rows if mask is None else {**rows, 'mask': mask[self.rows.mine]}
+        rows = pipeline.Load(self.fetch, lambda _: ids, self.mine, self._shapes)(0)
+        return rows if mask is None else {**rows, 'mask': mask[self.mine]}
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global batch on the mesh; axes in front of the row axis are not split."""
-        return self.rows.place(rows, leading=rows['id'].ndim - 1)
+        """The global batch on the mesh from this process's rows; axes before them are not split."""
+        leading = rows['id'].ndim - 1
+        sharding = self._places[leading]
+        if jax.process_count() == 1:
+            return jax.device_put(rows, sharding)
+
+        def globally(local):
+            shape = (*local.shape[:leading], self.batch_size, *local.shape[leading + 1 :])
+
+            def piece(index):
+                start, stop, _ = index[leading].indices(self.batch_size)
+                first = int(np.searchsorted(self.mine, start))
+                return local[(*index[:leading], slice(first, first + stop - start))]
+
+            return jax.make_array_from_callback(shape, sharding, piece)
+
+        return jax.tree.map(globally, rows)
 
     def abstract(self, *, mask: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one batch on the mesh, as the step gets it."""
         rows = {**self._rows, 'mask': np.ones(1, np.float32)} if mask else self._rows
         return {
             name: jax.ShapeDtypeStruct(
-                (self.batch_size, *value.shape[1:]), value.dtype, sharding=self.rows.sharding
+                (self.batch_size, *value.shape[1:]), value.dtype, sharding=self.sharding
             )
             for name, value in rows.items()
         }
@@ -105,7 +124,7 @@ class Feed:
         the set is on the device. A streamed set is read by `workers` processes, or by threads if 0.
         `close()` ends the stream.
         """
-        load = pipeline.Load(self.fetch, ids, self.rows.mine, self._shapes)
+        load = pipeline.Load(self.fetch, ids, self.mine, self._shapes)
         if self.placement == 'stream':
             load.fetch = self.source.fetch  # a Feed holds device arrays, which cannot be sent
             return pipeline.Workers(load, 0, calls, ahead=ahead, workers=workers)

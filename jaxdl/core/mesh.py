@@ -1,6 +1,5 @@
 """Devices as a mesh, and how batches are placed on it. A single device is a mesh of one."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -74,45 +73,11 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
         )
 
 
-@dataclasses.dataclass
-class LocalRows:
-    """The rows of a global batch that this process holds, and how they become a global array.
-
-    Attributes:
-        sharding: of the global batch.
-        size: rows of the global batch.
-    """
-
-    sharding: NamedSharding
-    size: int
-
-    def __post_init__(self):
-        slices = self.sharding.addressable_devices_indices_map((self.size,)).values()
-        spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
-        self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
-        # Made once, because making a sharding takes longer than sending a small batch.
-        self._places = [batch_sharding(self.sharding.mesh, leading) for leading in range(3)]
-
-    def place(self, local: Any, *, leading: int = 0) -> Any:
-        """Global arrays of which this process provides the rows `mine`: the tree `local`.
-
-        `local` holds arrays [len(mine), …]; with leading=n there are n axes in front of the rows.
-        """
-        sharding = self._places[leading]
-        if jax.process_count() == 1:
-            return jax.device_put(local, sharding)
-
-        def globally(local):
-            shape = (*local.shape[:leading], self.size, *local.shape[leading + 1 :])
-
-            def piece(index):
-                start, stop, _ = index[leading].indices(self.size)
-                first = int(np.searchsorted(self.mine, start))
-                return local[(*index[:leading], slice(first, first + stop - start))]
-
-            return jax.make_array_from_callback(shape, sharding, piece)
-
-        return jax.tree.map(globally, local)
+def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
+    """The rows of a global batch of `size` that this process holds, int64, increasing."""
+    slices = sharding.addressable_devices_indices_map((size,)).values()
+    spans = {tuple(s[0].indices(size)[:2]) for s in slices if s is not None}
+    return np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))
 
 
 def put(tree: Any, sharding: Any) -> Any:

@@ -28,53 +28,6 @@ from jaxdl.run import nonfinite
 ASIDE = ('evaluation', 'checkpoint', 'log', 'compile', 'profile')
 
 
-class Interval:
-    """What was measured since the last line of metrics.
-
-    Attributes:
-        sums: float64 [size], the sum of the packed metrics over all finite steps.
-        counted: the number of finite steps.
-    """
-
-    def __init__(self, clock: Clock):
-        self.clock = clock
-        self.sums = np.zeros(0, np.float64)
-        self.counted = 0
-        self._step, self._seconds = 0, 0.0
-
-    def save(self) -> dict[str, Any]:
-        """JSON for `begin`, stored in a checkpoint so that a resumed run reports the same means."""
-        return {'sums': self.sums.tolist() if self.counted else [], 'counted': self.counted}
-
-    def begin(self, step: int, size: int, saved: dict[str, Any] | None = None) -> None:
-        """Starts at `step`; sums that a checkpoint held are continued if their size is the same."""
-        found = np.asarray((saved or {}).get('sums') or [], np.float64)
-        if len(found) == size:
-            self.sums, self.counted = found, int((saved or {})['counted'])
-        else:
-            self.sums, self.counted = np.zeros(size, np.float64), 0
-        self._step, self._seconds = step, self._training()
-
-    def add(self, vector: np.ndarray) -> None:
-        self.sums = self.sums + vector
-        self.counted += 1
-
-    def end(self, step: int, packing: MetricPacking, task: Any) -> tuple[dict[str, float], float]:
-        """Returns (means, seconds per step) and begins the next; no means if no step was finite."""
-        means = packing.means(self.sums) if self.counted else {}
-        scalars = {name: value for name, value in means.items() if isinstance(value, float)}
-        if scalars:
-            scalars |= task.derived(scalars)
-        steps = step - self._step
-        seconds = (self._training() - self._seconds) / steps if steps > 0 else 0.0
-        self.begin(step, packing.size)
-        return scalars, seconds
-
-    def _training(self) -> float:
-        seconds = self.clock.read()
-        return self.clock.total() - sum(seconds.get(name, 0.0) for name in ASIDE)
-
-
 class Lane:
     """One run.
 
@@ -92,6 +45,8 @@ class Lane:
         rollback: set by a non-finite step after which the run must return to its last checkpoint.
         saved_step: the step that was saved or restored last.
         unevaluated: whether a signal interrupted the evaluation of the newest step.
+        sums: float64 [size], sum of the packed metrics of finite steps since the last logged line.
+        counted: the number of these steps.
     """
 
     def __init__(self, config: Config, place: Workdir, examples: int, clock: Clock):
@@ -108,7 +63,6 @@ class Lane:
             run=place.read_run(),
             last_row=self.last_row(),
         )
-        self.interval = Interval(clock)
         self.saved_before = place.saved_step()
         self.metrics: dict[str, float] = {}
         self.recalled: dict[str, Any] = {}
@@ -118,6 +72,7 @@ class Lane:
         self.saved_step: int | None = None
         self.unevaluated = False
         self.evaluated = -1  # the newest evaluated step
+        self.sums, self.counted = np.zeros(0, np.float64), 0
 
     def last_row(self) -> dict[str, Any]:
         """The newest line of metrics.jsonl, {} where there is none."""
@@ -157,21 +112,40 @@ class Lane:
 
     # ---- the metrics of steps ----
 
-    def count(
-        self, step: int, vector: np.ndarray, packing: MetricPacking, suspects: Sequence[str]
-    ) -> str:
+    def begin_training(self, packing: MetricPacking, suspects: Sequence[str]) -> None:
+        """Called before the first step; continues the sums of an unfinished interval.
+
+        `packing` names the entries of a step's vector of metrics, `suspects` is the result of
+        `Steps.suspects`.
+        """
+        self.packing, self.suspects = packing, suspects
+        self._begin_interval(self.step)
+        saved = np.asarray(self.recalled.get('sums') or [], np.float64)
+        if len(saved) == packing.size:
+            self.sums, self.counted = saved, int(self.recalled['counted'])
+
+    def _begin_interval(self, step: int) -> None:
+        self.sums, self.counted = np.zeros(self.packing.size, np.float64), 0
+        self._since = step, self._seconds_of_training()
+
+    def _seconds_of_training(self) -> float:
+        seconds = self.clock.read()
+        return self.clock.total() - sum(seconds.get(name, 0.0) for name in ASIDE)
+
+    def count(self, step: int, vector: np.ndarray) -> str:
         """Adds the packed metrics of a step and returns a warning, or ''.
 
         If the step was not finite, `rollback` or `diverged` may be set, as the policy says.
         """
-        metrics = packing.unpack(vector)
+        metrics = self.packing.unpack(vector)
         if metrics[FINITE][0] == 1:
             self.in_a_row = 0
-            self.interval.add(vector)
+            self.sums += vector
+            self.counted += 1
             return ''
         self.in_a_row += 1
         self.skipped += 1
-        message = nonfinite.describe(step, metrics, suspects, self.ids(step))
+        message = nonfinite.describe(step, metrics, self.suspects, self.ids(step))
         try:
             return nonfinite.judge(
                 self.config.divergence,
@@ -188,17 +162,23 @@ class Lane:
             self.record.end('failed', str(error), exit=error.exit_code)
         return ''
 
-    def log(self, step: int, packing: MetricPacking) -> dict[str, float]:
+    def log(self, step: int) -> dict[str, float]:
         """Ends the interval and returns the row of `step`: its means and its speed."""
-        means, seconds = self.interval.end(step, packing, self.config.task)
-        row = {f'train/{name}': value for name, value in means.items()}
+        means = self.packing.means(self.sums) if self.counted else {}
+        scalars = {name: value for name, value in means.items() if isinstance(value, float)}
+        if scalars:
+            scalars |= self.config.task.derived(scalars)
+        row = {f'train/{name}': value for name, value in scalars.items()}
         if self.skipped:
             row['train/skipped'] = float(self.skipped)
         if self.rollbacks:
             row['train/rollbacks'] = float(self.rollbacks)
+        first, before = self._since
+        seconds = (self._seconds_of_training() - before) / (step - first) if step > first else 0.0
         row |= self.account.speed(step, seconds)
         size = self.config.batch_size
         row['perf/epoch'] = (step + self.offset) * size / self.order.examples
+        self._begin_interval(step)
         return row
 
     def write(self, step: int, row: dict[str, float]) -> None:
@@ -218,7 +198,8 @@ class Lane:
         # Only the value of this very step: an older one would rank this state by another state.
         best = self.metrics.get(self.config.checkpoint.best) if self.evaluated == step else None
         extra = {
-            **self.interval.save(),
+            'sums': self.sums.tolist() if self.counted else [],
+            'counted': self.counted,
             'metrics': self.metrics,
             'unevaluated': self.unevaluated,
             'account': self.account.extra(),
