@@ -71,7 +71,7 @@ class DataSet(abc.ABC):
         return None
 
     def class_names(self) -> tuple[str, ...]:
-        """The names of the labels in order, () where they have none."""
+        """The names of the labels in order; () if they have none."""
         return ()
 
     def check_with(self, model: Any, task: 'Task') -> None:
@@ -133,7 +133,7 @@ class Model:
 
 
 class Predictions(abc.ABC):
-    """A model's outputs for a large vocabulary, which form their loss without all of their logits.
+    """A model's outputs for a large vocabulary; they compute the loss without storing all logits.
 
     Attributes:
         vocab: number of tokens; labels are below it.
@@ -147,14 +147,14 @@ class Predictions(abc.ABC):
     def cross_entropy(
         self, labels: 'jax.Array', label_smoothing: Any = 0.0, weights: Any = None
     ) -> 'tuple[jax.Array, jax.Array]':
-        """(float32 loss in nats, most likely token), both of `labels`' shape.
+        """(float32 loss in nats, most likely token), both of the shape of `labels`.
 
-        `weights` of that shape multiply the losses; given here they may save work.
+        `weights`, of the same shape, multiply the losses; passing them here may save work.
         """
 
     @abc.abstractmethod
     def at(self, places: 'jax.Array') -> 'Predictions':
-        """Those at `places` [batch, places] alone, so that no work is done for the others."""
+        """The predictions at the positions `places` [batch, places] only, to save work."""
 
 
 _ANY_MODEL = Model()

@@ -109,7 +109,7 @@ class Meter:
         return {k: r.joules for k, r in self.read().items() if r.joules is not None}
 
     def metrics(self) -> dict[str, float]:
-        """`energy/gpu_joules`, `energy/gpu_watts`, ...: only what was measured."""
+        """`energy/gpu_joules`, `energy/gpu_watts`, …, for measured parts only."""
         found = {}
         for name, reading in self.read().items():
             if reading.joules is not None:
@@ -119,7 +119,7 @@ class Meter:
         return found
 
     def describe(self) -> str:
-        """One line: what is measured and what is not, with the reason."""
+        """One line that names the measured parts, and the others with the reason."""
         words = {'gpu': 'GPU', 'cpu': 'CPU'}
         found = []
         for name, reading in self.read().items():

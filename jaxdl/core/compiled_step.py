@@ -23,7 +23,7 @@ PAUSE = 5e-4
 
 
 class CompiledStep:
-    """A compiled training step; called like it.
+    """A compiled training step, called like the function that it was compiled from.
 
     Args:
         step: compiled by `Program.compile_train`.
@@ -70,7 +70,7 @@ class CompiledStep:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """In words, which arrays of a batch have another shape or dtype than in `old`."""
+    """Texts that name the arrays of a batch whose shape or dtype differs from `old`."""
     return [
         f'{name} from {_shape(old.get(name))} to {_shape(new.get(name))}'
         for name in {**old, **new}

@@ -21,7 +21,8 @@ from typing import Any
 from jaxdl.api import DataSet, Task, facts_of
 from jaxdl.errors import UserError, nearest
 
-# Fields that a resumed run may change: they say where it runs, what it logs and how long it is.
+# Fields that a resumed run may change: they say where it runs, what it logs and how long it is. The
+# fields in `DataSet.places` are allowed besides, if the data has the same bytes.
 FREE = (
     'config.steps',
     'config.log_every',
@@ -43,9 +44,8 @@ FREE = (
     'config.data.source.data_dir',
     'config.data.cache',
 )
-# Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
 
-# The packages whose modules are imported where a run's config.json names them.
+# Only modules of these packages are imported if a run's config.json names them.
 TRUSTED = ('jaxdl', 'flax', 'optax', 'jax')
 
 
@@ -62,8 +62,8 @@ class Mesh:
         zero: split the optimizer's state over the data axis too (ZeRO-1).
         offload: keep the optimizer's state in host memory between its updates.
         sequence: split activations between layers by their length over the tensor axis too.
-        pipe_parts: micro-batches under way in the pipeline, at most; 0: four a stage.
-        context_by: how attention sees the whole sequence: 'ring' (keys travel), 'heads' (all-to-all), or 'auto': heads where they divide.
+        pipe_parts: the most micro-batches in the pipeline at a time; 0: four per stage.
+        context_by: how attention sees the whole sequence: 'ring' (keys are passed on), 'heads' (all-to-all), or 'auto': heads if they divide.
     """
 
     AXES: typing.ClassVar = ('data', 'fsdp', 'pipe', 'context', 'tensor')
@@ -138,7 +138,7 @@ class InitFrom:
 
     Attributes:
         path: the other run's folder, or 'folder:STEP'; empty: none.
-        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied in turn.
+        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied one after the other.
         skip: patterns of leaf paths; matching ones of this model keep their own initialisation, matching ones of the other run are left there.
     """
 
@@ -171,17 +171,17 @@ class Config:
         log_every: steps between two lines of metrics.
         eval_every: steps between two evaluations; 0: only at the end.
         eval_batch_size: examples of one evaluation step; 0: batch_size.
-        accumulate: parts a batch is cut into, one after the other, to save memory.
-        ema: share of the steps so far over which the averaged weights, which are evaluated, look back; 0: no average.
+        accumulate: parts into which a batch is cut, processed one after the other to save memory.
+        ema: share of the steps so far that the averaged weights, which are evaluated, cover; 0: no average.
         float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
-        divergence: what happens when a value is not finite.
+        divergence: what follows a value that is not finite.
         init_from: parameters to start from.
         mesh: how the devices are arranged.
         rules: (path pattern, axes) pairs that place the state on the mesh, first match first; those of the model come after them.
         compile: 'jit' over the mesh, or 'pmap' for pure data parallelism.
-        placement: where the training set lives: 'device', 'host', 'stream', or 'auto' by its size.
+        placement: where the training set is kept: 'device', 'host', 'stream', or 'auto' by its size.
         steps_per_call: optimizer steps in one compiled program.
         prefetch: batches prepared ahead of the device.
         workers: processes that read and decode when placement is 'stream'; 0: threads of this process.

@@ -30,7 +30,7 @@ class Feed:
         mesh: the devices.
         placement: 'device', 'host', 'stream' or 'auto'.
         ranges: bounds of integer arrays, from `ranges.bounds_of`; a value outside is an error.
-        name: of the set, for messages.
+        name: name of the set, for messages.
 
     Attributes:
         resident: the arrays of the set that are kept on the device, or {}.

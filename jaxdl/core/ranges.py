@@ -22,7 +22,7 @@ class CheckedSource(Source):
     Attributes:
         source: the examples.
         bounds: as in `check_ranges`.
-        name: of the set, for messages.
+        name: name of the set, for messages.
     """
 
     source: Source

@@ -123,7 +123,7 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
 
 
 def gather(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Fetches the rows batch['id'] of a data set that lives on the device."""
+    """Fetches the rows batch['id'] of a data set that is kept on the device."""
     if not resident:
         return dict(batch)
     rows = {name: jnp.take(values, batch['id'], axis=0) for name, values in resident.items()}

@@ -32,14 +32,14 @@ class Digest:
         leaves = jax.tree.leaves(tree)
         self._count = len(leaves)
         self._parts: list[tuple[list[int], jax.Array]] = []
-        alike: dict[Any, list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for index, leaf in enumerate(leaves):
             if leaf.size <= SMALL:
-                alike.setdefault((leaf.shape, leaf.dtype, leaf.sharding), []).append(index)
-        if alike:
-            program = _of_small(tuple(sharding for *_, sharding in alike))
-            small = program([[leaves[index] for index in group] for group in alike.values()])
-            self._parts.append(([index for group in alike.values() for index in group], small))
+                groups.setdefault((leaf.shape, leaf.dtype, leaf.sharding), []).append(index)
+        if groups:
+            program = _of_small(tuple(sharding for *_, sharding in groups))
+            small = program([[leaves[index] for index in group] for group in groups.values()])
+            self._parts.append(([index for group in groups.values() for index in group], small))
         for index, leaf in enumerate(leaves):
             if leaf.size > SMALL:
                 self._parts.append(([index], _of_large(leaf.shape, leaf.sharding)(leaf)))

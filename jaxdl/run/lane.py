@@ -75,7 +75,7 @@ class Lane:
         self.sums, self.counted = np.zeros(0, np.float64), 0
 
     def last_row(self) -> dict[str, Any]:
-        """The newest line of metrics.jsonl, {} where there is none."""
+        """The newest line of metrics.jsonl, or {}."""
         return (logs.read_metrics(self.place.metrics) or [{}])[-1]
 
     @property
@@ -83,7 +83,7 @@ class Lane:
         """Whether its state may be evaluated and saved: it is not over nor to be rolled back."""
         return not self.over and self.rollback is None
 
-    # ---- where it starts ----
+    # ---- the start ----
 
     def recall(self, state: TrainState, extra: dict | None) -> None:
         """Continues from `state`; `extra` is what its checkpoint held beside it, or None."""

@@ -173,7 +173,7 @@ class Loop:
         self.progress: logs.Progress | None = None
         self.first_step_done = False  # whether `_after_first_step` was called
 
-    # ---- the whole of it ----
+    # ---- start and end ----
 
     def run(self) -> list[Result]:
         config = self.config
