@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 SMALL = 2**16  # words of an array up to which all arrays share one program
 WIDTH = 1024  # words of a row, so that the hashed positions of a row stay in the cache
-FOLD = 8  # rows that are added in registers before a sum is written to memory
+FOLD = 8  # rows that are added before a sum is written to memory
 _GOLDEN, _START = 0x9E3779B9, 0x7F4A7C15
 
 
@@ -140,8 +140,8 @@ def _block(x: jax.Array, starts: Any, shape: tuple[int, ...]) -> jax.Array:
 def _fold_rows(rows: jax.Array) -> jax.Array:
     """Fewer rows with the same sum as `rows` [many, width].
 
-    It is a loop because XLA would otherwise fuse it with the hashing and compute that again. It has
-    only two iterations because a GPU starts kernels for each.
+    It is a loop because XLA cannot fuse a loop with the computation of `rows`. It has only two
+    iterations because a GPU starts kernels for each.
     """
     count = rows.shape[0] // FOLD
 

@@ -448,7 +448,7 @@ class Loop:
             self.progress.message(text)
 
     def _after_first_step(self) -> None:
-        """Counts FLOPs and writes a fresh run's pictures, after the first step to not delay it."""
+        """Counts FLOPs and writes a fresh run's pictures, for which the first step does not wait."""
         self.first_step_done = True
         batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
         with self.clock('compile'):  # no step runs now, so the peak FLOP/s can be measured
@@ -506,7 +506,7 @@ class Loop:
             raise Interrupted
 
     def _go_back(self) -> None:
-        """Returns lanes whose policy asks for a roll-back to their last checkpoints."""
+        """Rolls back the lanes whose policy asks for it, each to its last checkpoint."""
         back = [lane for lane in self.active if lane.rollback is not None]
         if not back:
             return
