@@ -44,6 +44,7 @@ class CommandLine:
         self._required: list[str] = []
         self._may_be_empty: set[str] = set()
         self._choices: dict[str, tuple[str, ...]] = {}
+        self._takes_config = False
 
     # ---- the flags ----
 
@@ -97,6 +98,7 @@ class CommandLine:
 
     def config(self, *, required: bool = True) -> None:
         """The flag --config, and --config.FIELD for each of its fields."""
+        self._takes_config = True
         self.string('config', 'NAME', 'a config: its name or file, :variant', required=required)
 
     def _describe(self, name: str, value: str, meaning: str) -> None:
@@ -116,7 +118,7 @@ class CommandLine:
             needed = name in self._required
             usage.append(shown if needed else f'[{shown}]')
             rows.append((shown, self._meaning[name] + ' (required)' * needed))
-            if name == 'config':
+            if name == 'config' and self._takes_config:
                 usage.append('[--config.FIELD=VALUE …]')
                 rows.append(
                     ('--config.FIELD=VALUE', 'sets a field; --config=NAME --help lists them')
@@ -158,7 +160,7 @@ class CommandLine:
         command, words = argv[0], list(argv[1:])
         if os.path.isabs(command):  # started with python -m: the path of a module
             command = f'python -m {os.path.relpath(command)[:-3].replace(os.sep, ".")}'
-        takes_config = 'config' in self._flags
+        takes_config = self._takes_config
         rest, overrides = _split(words) if takes_config else (words, [])
         if any(word in HELP for word in words):
             print(self.help(command))
@@ -188,7 +190,7 @@ class CommandLine:
         except flags.Error as error:
             raise UserError(' '.join(str(error).split())) from None
         if left and not self.words:
-            example = '--config.FIELD=VALUE' if 'config' in self._flags else '--FLAG=VALUE'
+            example = '--config.FIELD=VALUE' if self._takes_config else '--FLAG=VALUE'
             raise UserError(
                 f'{shortened(left[0])!r} is not a flag; flags are written {example}'
                 f'{nearest(left[0], self._shown)}\n{self._list()}'
@@ -228,7 +230,7 @@ class CommandLine:
 
     def _unknown(self, name: str, words: Sequence[str] = ()) -> str:
         said = f'--{shortened(name)}: there is no such flag'
-        path = config_word(words) if 'config' in self._flags else ''
+        path = config_word(words) if self._takes_config else ''
         if path:
             fields = [field for field, *_ in config_lib.describe(load_config(path))]
             if f'config.{name}' in fields:
