@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxdl.api import DataSet, Task, facts_of
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, check_pattern, nearest, one_of
 
 # Fields that may change between two calls on one folder: they place, log or extend the same run.
 FREE = (
@@ -310,33 +310,6 @@ def divisors(number: int) -> str:
     values = [d for d in range(1, number + 1) if number % d == 0]
     texts = [str(v) for v in values]
     return ', '.join(texts if len(texts) <= 12 else [*texts[:6], '…', *texts[-5:]])
-
-
-def at_least(holder: Any, **bounds: float) -> None:
-    """Raises ValueError where a field of `holder` is below its bound or not a number."""
-    for name, low in bounds.items():
-        value = getattr(holder, name)
-        if not value >= low or value == math.inf:
-            raise ValueError(f'{name}={value}: must be at least {low}')
-
-
-def one_of(holder: Any, **choices: tuple) -> None:
-    """Raises ValueError where a field of `holder` is none of its choices."""
-    for name, allowed in choices.items():
-        value = getattr(holder, name)
-        if value not in allowed:
-            raise ValueError(
-                f'{name}={value!r}: must be one of {", ".join(map(repr, allowed))}'
-                f'{nearest(str(value), allowed)}'
-            )
-
-
-def check_pattern(pattern: str) -> None:
-    """Raises ValueError where `pattern` is no regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
 
 
 def check(config: Config) -> None:

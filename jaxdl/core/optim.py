@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl.api import facts_of
+from jaxdl.errors import at_least, below_one, check_pattern, one_of
+
+MOMENT_DTYPES = ('', 'float32', 'bfloat16')
 
 
 @dataclasses.dataclass
@@ -110,17 +113,9 @@ class Optimizer:
     clip_norm: float = 0.0
 
     def check(self):
-        for name in ('learning_rate', 'weight_decay', 'clip_norm'):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f'{name}={value}: must be a finite number, at least 0')
+        at_least(self, learning_rate=0, weight_decay=0, clip_norm=0)
         for pattern in self.no_decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f'no_decay: {pattern!r} is no regular expression: {error}'
-                ) from None
+            check_pattern(pattern)
 
     def rate(self, step: jax.Array, steps: int) -> jax.Array:
         """The learning rate of the update that follows `step` completed ones.
@@ -191,9 +186,8 @@ class Sgd(Optimizer):
 
     def check(self):
         super().check()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
-        _check_moment_dtype(self)
+        below_one(self, 'momentum')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
         if self.nesterov and not self.momentum:
             raise ValueError('nesterov=True is unused when momentum=0; set nesterov=False')
 
@@ -222,8 +216,8 @@ class AdamW(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        _check_moment_dtype(self)
+        below_one(self, 'b1', 'b2')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
 
     def direction(self):
         return optax.scale_by_adam(
@@ -248,8 +242,8 @@ class Lion(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        _check_moment_dtype(self)
+        below_one(self, 'b1', 'b2')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
 
     def direction(self):
         return optax.scale_by_lion(b1=self.b1, b2=self.b2, mu_dtype=self.moment_dtype or None)
@@ -282,9 +276,7 @@ class Muon(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+        below_one(self, 'b1', 'b2', 'momentum')
         for pair in self.matrices:
             try:
                 pattern, axes = pair
@@ -352,18 +344,3 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.mT if high else x
-
-
-def _check_moment_dtype(optimizer):
-    allowed = ('', 'float32', 'bfloat16')
-    if optimizer.moment_dtype not in allowed:
-        raise ValueError(
-            f'moment_dtype={optimizer.moment_dtype!r}: must be one of {", ".join(map(repr, allowed))}'
-        )
-
-
-def _check_betas(optimizer):
-    for name in ('b1', 'b2'):
-        value = getattr(optimizer, name)
-        if not 0 <= value < 1:
-            raise ValueError(f'{name}={value}: must be in [0, 1)')

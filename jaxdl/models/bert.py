@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least
 from jaxdl.models.attention import ACTIVATIONS, LayerNorm
-from jaxdl.models.layers import Dense, Dropout, check_positive
+from jaxdl.models.layers import Dense, Dropout
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
 from jaxdl.models.stack import MATRICES, Stack
 from jaxdl.models.transformer import TokenTransformer, enter
@@ -42,7 +43,7 @@ class BertShape(TokenTransformer):
 
     def check(self):
         super().check()
-        check_positive(token_types=self.token_types)
+        at_least(self, token_types=1)
         if self.positions != 'learned' or self.norm != 'layer':
             raise ValueError(
                 f"positions={self.positions!r}, norm={self.norm!r}: BERT has 'learned' and 'layer'"
@@ -168,7 +169,7 @@ class BertClassifier(BertShape):
 
     def check(self):
         super().check()
-        check_positive(num_classes=self.num_classes)
+        at_least(self, num_classes=1)
 
     @nn.compact
     def __call__(

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.errors import at_least
+
 # Far below any log-probability, and finite: differences of two of them are not nan.
 IMPOSSIBLE = -1e30
 
@@ -35,10 +37,7 @@ class Sampling:
     top_p: float = 1.0
 
     def check(self):
-        if not self.temperature >= 0:
-            raise ValueError(f'temperature={self.temperature}: must be at least 0 (0 is greedy)')
-        if self.top_k < 0:
-            raise ValueError(f'top_k={self.top_k}: must be at least 1, or 0 for all tokens')
+        at_least(self, temperature=0, top_k=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p={self.top_p}: must be in (0, 1]')
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import ops
-from jaxdl.models.layers import Dense, Dropout, check_dtype, check_positive, check_rate
+from jaxdl.models.layers import DTYPES, Dense, Dropout
 from jaxdl.models.lm_head import SHARDING, DeferredLogits, Embedding, Head, padded_vocab
 
 CELLS = ('lstm', 'gru')
@@ -203,10 +204,8 @@ class RnnLM(Model, nn.Module):
         return Limits(vocab=self.vocab)
 
     def check(self):
-        check_positive(vocab=self.vocab, vocab_multiple=self.vocab_multiple)
+        at_least(self, vocab=1, vocab_multiple=1, head_chunks=0)
         check_rnn(self)
-        if self.head_chunks < 0:
-            raise ValueError(f'head_chunks={self.head_chunks}: must be at least 0')
 
     @nn.compact
     def __call__(
@@ -300,10 +299,9 @@ class RnnClassifier(Model, nn.Module):
         return Limits(vocab=self.vocab, classes=self.num_classes)
 
     def check(self):
-        check_positive(num_classes=self.num_classes, vocab=self.vocab, embed_width=self.embed_width)
+        at_least(self, num_classes=1, vocab=1, embed_width=1)
+        one_of(self, pooling=('mean', 'max', 'last'))
         check_rnn(self)
-        if self.pooling not in ('mean', 'max', 'last'):
-            raise ValueError(f'pooling={self.pooling!r}: must be one of mean, max, last')
 
     @nn.compact
     def __call__(
@@ -344,8 +342,6 @@ class RnnClassifier(Model, nn.Module):
 
 def check_rnn(model) -> None:
     """Raises ValueError for wrong fields that both recurrent models have."""
-    check_positive(width=model.width, layers=model.layers)
-    if model.cell not in CELLS:
-        raise ValueError(f'cell={model.cell!r}: must be one of {", ".join(CELLS)}')
-    check_dtype(model.dtype)
-    check_rate('dropout', model.dropout)
+    at_least(model, width=1, layers=1)
+    one_of(model, cell=CELLS, dtype=DTYPES)
+    below_one(model, 'dropout')

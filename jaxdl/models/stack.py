@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import attention, layout, lm_head, pipeline
 from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
-from jaxdl.models.layers import Dropout, check_dtype, check_rate
+from jaxdl.models.layers import DTYPES, Dropout
 
 REMAT = {
     # Keeps the products with weights, which are dear, and recomputes attention and the rest.
@@ -118,30 +119,22 @@ class Transformer(Model, nn.Module):
 
     def check(self):
         """Raises ValueError for a shape that cannot be built."""
-        for name in ('width', 'layers', 'heads'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
-        for name in ('kv_heads', 'head_dim', 'mlp_width'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1, or 0 for auto')
+        at_least(self, width=1, layers=1, heads=1, kv_heads=0, head_dim=0, mlp_width=0)
         if not self.head_dim and self.width % self.heads:
             raise ValueError(f'heads={self.heads}: must divide width={self.width}, or set head_dim')
         if self.heads % self.key_heads:
             raise ValueError(f'kv_heads={self.kv_heads}: must divide heads={self.heads}')
         if self.positions == 'rotary' and self.channels % 2:
             raise ValueError(f'head_dim={self.channels}: must be even for rotary positions')
-        for name, allowed in (
-            ('activation', tuple(attention.ACTIVATIONS)),
-            ('norm', ('layer', 'rms')),
-            ('positions', ('learned', 'sinusoidal', 'rotary', 'none')),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f'{name}={getattr(self, name)!r}: must be one of {", ".join(allowed)}'
-                )
+        one_of(
+            self,
+            activation=attention.ACTIVATIONS,
+            norm=('layer', 'rms'),
+            positions=('learned', 'sinusoidal', 'rotary', 'none'),
+            dtype=DTYPES,
+        )
         remat_policy(self.remat)
-        check_dtype(self.dtype)
-        check_rate('dropout', self.dropout)
+        below_one(self, 'dropout')
 
     @property
     def key_heads(self) -> int:

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least
 from jaxdl.models.attention import Routing, segment_positions, sinusoidal
-from jaxdl.models.layers import Dropout, check_positive
+from jaxdl.models.layers import Dropout
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
 from jaxdl.models.stack import Cache, Stack, Transformer
 
@@ -31,12 +32,9 @@ class TokenTransformer(Transformer):
 
     def check(self):
         super().check()
-        check_positive(
-            vocab=self.vocab, vocab_multiple=self.vocab_multiple, max_length=self.max_length
-        )
-        for name in ('softcap', 'head_chunks', 'decoder_layers'):
-            if getattr(self, name, 0) < 0:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 0')
+        at_least(self, vocab=1, vocab_multiple=1, max_length=1)
+        of_some = ('softcap', 'head_chunks', 'decoder_layers')
+        at_least(self, **{name: 0 for name in of_some if hasattr(self, name)})
 
 
 class TokenInput(TokenTransformer):

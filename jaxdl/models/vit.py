@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least, one_of
 from jaxdl.models.attention import Routing
-from jaxdl.models.layers import Conv, Dense, Dropout, check_positive
+from jaxdl.models.layers import Conv, Dense, Dropout
 from jaxdl.models.stack import Stack, Transformer
 
 
@@ -36,11 +37,8 @@ class ViT(Transformer):
 
     def check(self):
         super().check()
-        check_positive(num_classes=self.num_classes, patch=self.patch)
-        if self.positions != 'learned':
-            raise ValueError(f"positions={self.positions!r}: must be 'learned'")
-        if self.pooling not in ('class', 'mean'):
-            raise ValueError(f'pooling={self.pooling!r}: must be one of class, mean')
+        at_least(self, num_classes=1, patch=1)
+        one_of(self, positions=('learned',), pooling=('class', 'mean'))
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

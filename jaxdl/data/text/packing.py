@@ -15,7 +15,7 @@ import numpy as np
 from jaxdl.api import Source
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, at_least
 
 IN_MEMORY = 1 << 28
 """Bytes up to which a set of rows is offered as one block, e.g. to be kept on the device."""
@@ -81,8 +81,7 @@ class ContextPacking(DocumentPacking):
     context: int = 0
 
     def check(self):
-        if self.context < 0:
-            raise ValueError(f'context={self.context}: must be at least 0')
+        at_least(self, context=0)
 
     def check_length(self, length: int) -> None:
         if self.context >= length:

@@ -11,7 +11,7 @@ from jaxdl.data.text.packing import GroupedRows, lay_out, pack
 from jaxdl.data.text.sources import Records
 from jaxdl.data.text.text_set import TextSet
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, one_of
 
 
 @dataclasses.dataclass
@@ -36,8 +36,7 @@ class SentencePairs(TextSet):
 
     def check(self):
         super().check()
-        if self.long not in ('error', 'drop'):
-            raise ValueError(f"long={self.long!r}: must be 'error' or 'drop'")
+        one_of(self, long=('error', 'drop'))
 
     def lengths(self) -> dict[str, int]:
         return {'source_length': self.source_length, 'target_length': self.target_length}
