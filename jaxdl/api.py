@@ -19,12 +19,16 @@ import numpy as np
 from jaxdl.errors import UserError
 
 if TYPE_CHECKING:  # data workers import this module, and none of them needs jax
+    import flax.linen as nn
     import jax
 
     from jaxdl.metrics import Mean
 
 Rows = dict[str, np.ndarray]
 Batch = dict[str, 'jax.Array']
+# A tree (nested dicts, tuples, dataclasses) of arrays or of what stands for them, as shapes and
+# shardings: parameters, a model's other variables. No type checker can say what is inside.
+Tree = Any
 
 
 class Source(abc.ABC):
@@ -75,7 +79,7 @@ class DataSet(abc.ABC):
         """The names of the labels in order, () where they have none."""
         return ()
 
-    def check_with(self, model: Any, task: 'Task') -> None:
+    def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples."""
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
@@ -135,7 +139,7 @@ class Model:
 _ANY_MODEL = Model()
 
 
-def facts_of(model: Any) -> Model:
+def facts_of(model: 'nn.Module | Model') -> Model:
     """`model`, or the defaults of Model for a Flax module that does not derive from it.
 
     Raises:
@@ -213,7 +217,13 @@ class Task(abc.ABC):
         return {}
 
     def generate(
-        self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
+        self,
+        model: 'nn.Module',
+        variables: Tree,
+        data: DataSet,
+        *,
+        final: bool,
+        beat: Callable[[], None],
     ) -> Generated | None:
         """What the model makes after an evaluation.
 
@@ -223,13 +233,18 @@ class Task(abc.ABC):
         return None
 
     def continue_text(
-        self, model: Any, variables: dict, data: Any, prompt: str, **options: Any
+        self, model: 'nn.Module', variables: Tree, data: DataSet, prompt: str, **options: Any
     ) -> list[str]:
         """Continuations of `prompt`, for `jaxdl sample`."""
         raise UserError(f'a model trained for {type(self).__name__} continues no text')
 
     def translate(
-        self, model: Any, variables: dict, data: Any, sentences: Sequence[str], **options: Any
+        self,
+        model: 'nn.Module',
+        variables: Tree,
+        data: DataSet,
+        sentences: Sequence[str],
+        **options: Any,
     ) -> list[str]:
         """Translations of `sentences`, for `jaxdl sample --translate`."""
         raise UserError(f'a model trained for {type(self).__name__} translates no text')

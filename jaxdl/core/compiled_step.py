@@ -1,14 +1,16 @@
 """How a step is compiled, and the compiled training step as the loop calls it."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType
 
+from jaxdl.api import Batch, Tree
 from jaxdl.core.mesh import replicated
+from jaxdl.core.step import TrainState
 from jaxdl.errors import UserError
 
 # Enough to keep a device busy, few enough that a signal, a hang or a non-finite number is seen at once.
@@ -19,6 +21,8 @@ MOST = 2
 LARGE = 96 << 20
 # Seconds: a CPU's backend says that a step is done a moment before it frees its temporaries.
 PAUSE = 5e-4
+
+Shapes = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 class CompiledStep:
@@ -36,7 +40,7 @@ class CompiledStep:
         RuntimeError: from a call, where the arguments do not fit the program.
     """
 
-    def __init__(self, step: Callable, traces: list[str], batch: dict[str, Any]):
+    def __init__(self, step: Callable, traces: list[str], batch: Shapes):
         self.step, self.traces, self.batch = step, traces, batch
         analysis = getattr(step, 'memory_analysis', lambda: None)()  # pmap has none
         size = getattr(analysis, 'temp_size_in_bytes', 0)
@@ -52,7 +56,9 @@ class CompiledStep:
         """The compiled program as text, '' where it is compiled at its first call (pmap)."""
         return self.step.as_text() if hasattr(self.step, 'as_text') else ''
 
-    def __call__(self, state: Any, batch: dict[str, jax.Array], resident: dict, hyper: dict) -> Any:
+    def __call__(
+        self, state: TrainState, batch: Batch, resident: Batch, hyper: dict
+    ) -> tuple[TrainState, jax.Array]:
         try:
             result = self.step(state, batch, resident, hyper)
         except TypeError as error:
@@ -68,7 +74,7 @@ class CompiledStep:
         return result
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changes(old: Shapes, new: Shapes) -> list[str]:
     """In words, which arrays of a batch have another shape or dtype than in `old`."""
     return [
         f'{name} from {_shape(old.get(name))} to {_shape(new.get(name))}'
@@ -77,7 +83,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: jax.Array | jax.ShapeDtypeStruct | None) -> str:
     return 'nothing' if leaf is None else f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
 
 
@@ -91,11 +97,11 @@ def _message(changed: list[str]) -> str:
 def compile_step(
     function: Callable,
     arguments: tuple,
-    out_shardings: Any,
+    out_shardings: Tree,
     *,
     donate: bool,
     mesh: jax.sharding.Mesh,
-    look: Callable[[Any], None] | None = None,
+    look: Callable[[ClosedJaxpr], None] | None = None,
 ) -> Callable:
     """Compiles `function` for arguments like these, once; a call with other shapes is an error.
 

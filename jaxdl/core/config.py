@@ -16,10 +16,15 @@ import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxdl.api import DataSet, Task, facts_of
 from jaxdl.errors import UserError, at_least, check_pattern, nearest, one_of
+
+if TYPE_CHECKING:  # not every reader of a config needs jax
+    import flax.linen as nn
+
+    from jaxdl.core.optim import Optimizer
 
 # Fields that may change between two calls on one folder: they place, log or extend the same run.
 FREE = (
@@ -190,10 +195,10 @@ class Config:
         hang_timeout: seconds without a step after which all stacks are printed and the run ends; 0: never.
     """
 
-    model: Any
-    task: Any
-    data: Any
-    optimizer: Any
+    model: 'nn.Module'
+    task: Task
+    data: DataSet
+    optimizer: 'Optimizer'
     steps: int
     batch_size: int
     seed: int = 0
@@ -408,8 +413,6 @@ def rebuild(node: Any, change: Callable[[str, Any], Any], path: str = 'config') 
         updates = {
             f.name: rebuild(getattr(node, f.name), change, f'{path}.{f.name}') for f in fields(node)
         }
-        if _is_module(node):
-            return node.clone(**updates)
         return dataclasses.replace(node, **updates)
     if isinstance(node, tuple):
         return tuple(rebuild(item, change, f'{path}[{i}]') for i, item in enumerate(node))

@@ -6,7 +6,6 @@ placed on the mesh. Every way gives the same batches in the same order.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +50,7 @@ class Feed:
             raise UserError('the data set is empty: give a split that holds examples')
         self.source = source = CheckedSource(source, ranges, name) if ranges else source
         self.batch_size = batch_size
-        self.rows = mesh_lib.Rows(mesh_lib.batch_sharding(mesh), batch_size)
+        self.rows = mesh_lib.Rows(mesh, batch_size)
         arrays = None if placement == 'stream' else source.in_memory()
         self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
         if arrays is None and self.placement in ('device', 'host'):
@@ -98,7 +97,7 @@ class Feed:
 
     def training(
         self, ids: Callable[[int], np.ndarray], calls: int, *, ahead: int, workers: int = 0
-    ) -> Any:
+    ) -> pipeline.Prefetch | pipeline.Workers | pipeline.Direct:
         """The rows for calls 0 … calls - 1 of the step, one by one from `next()`; `close()` ends it.
 
         `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, except

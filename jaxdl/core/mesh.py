@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxdl.api import Tree
 from jaxdl.core.config import Mesh, divisors
 from jaxdl.errors import UserError
 
@@ -18,7 +18,7 @@ AXES = Mesh.AXES
 BATCH_AXES = ('data', 'fsdp', 'pipe')
 
 
-def make_mesh(sizes: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+def make_mesh(sizes: Mesh, devices: Sequence[object] | None = None) -> jax.sharding.Mesh:
     """The devices arranged as the config says.
 
     Raises:
@@ -79,21 +79,23 @@ class Rows:
     """Which rows of a global batch this process holds, and how they become a global array.
 
     Attributes:
-        sharding: of the global batch.
+        mesh: the devices.
         size: rows of the global batch.
+        sharding: of the global batch.
     """
 
-    sharding: NamedSharding
+    mesh: jax.sharding.Mesh
     size: int
 
     def __post_init__(self):
+        # Made once: a sharding takes longer to make than a small batch to send.
+        self._places = [batch_sharding(self.mesh, leading) for leading in range(3)]
+        self.sharding = self._places[0]
         slices = self.sharding.addressable_devices_indices_map((self.size,)).values()
         spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
         self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
-        # Made once: a sharding takes longer to make than a small batch to send.
-        self._places = [batch_sharding(self.sharding.mesh, leading) for leading in range(3)]
 
-    def place(self, local: Any, *, leading: int = 0) -> Any:
+    def place(self, local: Tree, *, leading: int = 0) -> Tree:
         """The global arrays whose rows `mine` are those of the tree `local` [len(mine), …].
 
         With leading=n the arrays have n axes before that of the rows.
@@ -115,7 +117,7 @@ class Rows:
         return jax.tree.map(globally, local)
 
 
-def put(tree: Any, sharding: Any) -> Any:
+def put(tree: Tree, sharding: NamedSharding | Tree) -> Tree:
     """Places host arrays, the same on every process, on the mesh; one sharding, or a tree of them."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

@@ -8,13 +8,15 @@ decay and the clipping norm may be traced values.
 import dataclasses
 import math
 import re
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl.api import facts_of
+from jaxdl.api import Tree, facts_of
 from jaxdl.errors import at_least, below_one, check_pattern, one_of
 
 MOMENT_DTYPES = ('', 'float32', 'bfloat16')
@@ -107,7 +109,7 @@ class Optimizer:
     decay_first: ClassVar[bool] = False  # weight decay is part of the gradient
 
     learning_rate: float = 1e-3
-    schedule: Any = dataclasses.field(default_factory=Cosine)
+    schedule: Callable[[jax.Array], jax.Array] = dataclasses.field(default_factory=Cosine)
     weight_decay: float = 0.0
     no_decay: tuple[str, ...] = NORMS_AND_BIASES
     clip_norm: float = 0.0
@@ -125,7 +127,7 @@ class Optimizer:
         """
         return self.learning_rate * self.schedule((step + 0.5) / steps)
 
-    def for_model(self, model: Any) -> 'Optimizer':
+    def for_model(self, model: nn.Module) -> 'Optimizer':
         """This optimizer with what `model` says of its parameters; most need nothing of it.
 
         Raises ValueError where it needs something that the model does not say.
@@ -145,10 +147,12 @@ class Optimizer:
             parts.insert(0 if self.decay_first else 1, decay)
         if not _off(self.clip_norm):
             parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
-        parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
+        parts.append(
+            optax.scale_by_learning_rate(lambda count: self.rate(jnp.asarray(count), steps))
+        )
         return optax.chain(*parts)
 
-    def decays(self, params: Any) -> Any:
+    def decays(self, params: Tree) -> Tree:
         """A tree of booleans: which parameters are decayed."""
         patterns = [re.compile(p) for p in self.no_decay]
         return jax.tree_util.tree_map_with_path(
@@ -161,7 +165,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _off(value: Any) -> bool:
+def _off(value: float | jax.Array) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
@@ -301,7 +305,7 @@ class Muon(Optimizer):
         muon = optax.chain(
             optax.trace(self.momentum, nesterov=True),
             optax.scale(1 - self.momentum),  # the source averages gradients, a trace adds them up
-            optax.GradientTransformation(lambda _: optax.EmptyState(), self._orthogonalised),
+            optax.stateless(self._orthogonalised),
         )
         adam = optax.chain(
             optax.scale_by_adam(b1=self.b1, b2=self.b2), optax.scale(self.adam_ratio)
@@ -313,13 +317,13 @@ class Muon(Optimizer):
         name = path_name(path)
         return next((axes for pattern, axes in self.matrices if re.search(pattern, name)), None)
 
-    def labels(self, params: Any) -> Any:
+    def labels(self, params: Tree) -> Tree:
         """A tree of 'muon' and 'adam': which part updates each parameter."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: 'adam' if self._layer_axes(path) is None else 'muon', params
         )
 
-    def _orthogonalised(self, updates, state, params=None):
+    def _orthogonalised(self, updates, params):
         del params
 
         def one(path, update):
@@ -329,7 +333,7 @@ class Muon(Optimizer):
             # The factor keeps the size of the outputs' change independent of the layer's shape.
             return orthogonal(matrix).reshape(update.shape) * max(1, columns / rows) ** 0.5
 
-        return jax.tree_util.tree_map_with_path(one, updates), state
+        return jax.tree_util.tree_map_with_path(one, updates)
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Model
 from jaxdl.errors import at_least, below_one, one_of
@@ -228,7 +229,7 @@ class TransformerBlock(Transformer):
             update, past = layer(norm(x) if self.pre_norm else x)
             x = x + Dropout(self.dropout)(update, train=True)
             x = x if self.pre_norm else norm(x)
-            return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), past
+            return with_logical_constraint(x, ('batch', 'length', 'embed')), past
 
         own = other = None
         if cache is not None:
@@ -237,11 +238,10 @@ class TransformerBlock(Transformer):
         if self.cross:
             x, other = residual(x, 'cross', attend('cross', True, other))
         x, _ = residual(x, 'mlp', mlp)
-        return x, None if cache is None else LayerCache(own, other)
+        return x, None if own is None else LayerCache(own, other)
 
 
-@flax.struct.dataclass
-class LayerCache:
+class LayerCache(flax.struct.PyTreeNode):
     """What one block remembers: its own keys and values and those of cross attention."""
 
     own: KeyValues
@@ -253,8 +253,7 @@ class LayerCache:
         )
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
     """What a Transformer decoder remembers of the tokens it has read.
 
     Attributes:
@@ -370,7 +369,7 @@ class Stack(Transformer):
                 block,
                 variable_axes={'params': 0},
                 split_rngs={'params': True, 'dropout': True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # Flax declares int
                 length=self.layers,
             )
             past = None if cache is None else cache.layers
@@ -378,7 +377,7 @@ class Stack(Transformer):
         else:
             past = []
             for i in range(self.layers):
-                layer = None if cache is None else cache.layers[i]
+                layer = None if cache is None else cache.layers[i]  # pyright: ignore[reportIndexIssue]
                 x, layer = block(**options, name=f'layer_{i}')(x, layer, routing)
                 past.append(layer)
             past = tuple(past)
@@ -396,7 +395,7 @@ class Stack(Transformer):
             layer = jax.checkpoint(layer, policy=remat_policy(self.remat), prevent_cse=False)
         key = self.make_rng('dropout') if self.has_rng('dropout') else jax.random.key(0)
         x = pipeline.run(layer, self.get_variable('params', 'layers'), x, routing, key)
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         return self.make_norm('final_norm')(x) if self.pre_norm else x
 
 

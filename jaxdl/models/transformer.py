@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits
 from jaxdl.errors import at_least
@@ -56,8 +57,10 @@ class TokenInput(TokenTransformer):
                 self.max_length, self.width, std=std, dtype='float32', logical=''
             )
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns the vectors [batch, time, width] of `tokens` at `positions` [batch, time]."""
+    def __call__(self, tokens: jax.Array, routing: Routing) -> jax.Array:
+        """Returns the vectors [batch, time, width] of `tokens` at the positions of `routing`."""
+        positions = routing.positions
+        assert positions is not None
         if self.positions == 'learned' and tokens.shape[1] > self.max_length:
             raise ValueError(
                 f'{tokens.shape[1]} tokens, but max_length={self.max_length} of the learned '
@@ -70,7 +73,7 @@ class TokenInput(TokenTransformer):
             x = x + self.places(positions)
         elif self.positions == 'sinusoidal':
             x = x + sinusoidal(positions, self.width)
-        return nn.with_logical_constraint(x.astype(self.dtype), ('batch', 'length', 'embed'))
+        return with_logical_constraint(x.astype(self.dtype), ('batch', 'length', 'embed'))
 
     @property
     def table(self) -> jax.Array:
@@ -123,21 +126,22 @@ class TransformerLM(TokenTransformer):
             name='embed',
             **shape,
         )
-        x = inputs(tokens, routing.positions)
+        x = inputs(tokens, routing)
         x = Dropout(shape['dropout'])(x, train=train)
         x, cache = Stack(causal=True, name='decoder', **shape)(x, routing, entered)
         head = Head(
             self.vocab,
             multiple=self.vocab_multiple,
             softcap=self.softcap,
-            chunks=0 if cache is not None else self.head_chunks,
+            chunks=self.head_chunks,
             std=self.init_std,
             name='head',
         )
         table = inputs.table if self.tied else None
         if cache is not None:
-            return head(x[:, -1:], table)[:, 0], cache
-        return head(x, table)
+            return head(x[:, -1:], table).logits()[:, 0], cache
+        out = head(x, table)
+        return out if self.head_chunks else out.logits()
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Returns an empty key–value cache for `batch` rows of up to `length` tokens."""

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits
 from jaxdl.errors import at_least, one_of
@@ -67,7 +68,7 @@ class ViT(Transformer):
             first = jnp.broadcast_to((first + place).astype(x.dtype), (batch, 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
         x = Dropout(shape['dropout'])(x, train=train)
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         x, _ = Stack(name='encoder', **shape)(x, Routing())
         x = x[:, 0] if self.pooling == 'class' else x.mean(axis=1)
         # Zeros: every class is equally likely at the start, as in the paper's own code.

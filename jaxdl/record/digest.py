@@ -130,9 +130,9 @@ def _block(x: jax.Array, starts: Any, shape: tuple[int, ...]) -> jax.Array:
     words = words.reshape(-1, width)
     count = math.gcd(first.size, FOLD) if words.size > SMALL else 1
     # Vector instructions come of whole rows added to whole rows.
-    sums = sum(
-        _scramble(part ^ (place[:, None] + rest))
-        for part, place in zip(jnp.split(words, count), jnp.split(first, count), strict=True)
+    parts = zip(jnp.split(words, count), jnp.split(first, count), strict=True)
+    sums = functools.reduce(
+        jnp.add, (_scramble(part ^ (place[:, None] + rest)) for part, place in parts)
     )
     return (_added(sums) if count > 1 else sums).sum(dtype=jnp.uint32)
 

@@ -9,7 +9,7 @@ import glob
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdl.errors import UserError, at_least, nearest, one_of
@@ -135,7 +135,7 @@ class Sweep:
         self.overrides = plain_point(self.overrides)
         if not isinstance(self.points, Search):
             self.points = [plain_point(point) for point in self.points]
-        self.seeds = plain(tuple(self.seeds) if hasattr(self.seeds, '__iter__') else self.seeds)
+        self.seeds = plain(tuple(self.seeds) if isinstance(self.seeds, Iterable) else self.seeds)
         seeds = (self.seeds,) if not isinstance(self.seeds, tuple) else self.seeds
         if any(type(seed) is not int or seed < 0 for seed in seeds):
             raise ValueError(f'seeds={self.seeds!r}: must be whole numbers from 0 on')

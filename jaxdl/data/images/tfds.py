@@ -116,13 +116,11 @@ class Tfds(DataSet):
                 f'set the task and the model to {len(names)}'
             )
 
-    def class_names(self, feature: str = 'label') -> tuple[str, ...]:
-        """Returns the names of the classes of a label feature, () if it has none."""
+    def class_names(self) -> tuple[str, ...]:
         spec = self._image_set()
         if spec is not None:
-            return spec.classes.get(feature, ())
-        features = self._builder().info.features
-        return tuple(getattr(features[feature], 'names', None) or ()) if feature in features else ()
+            return spec.classes.get('label', ())
+        return tuple(getattr(self._builder().info.features.get('label'), 'names', None) or ())
 
     def _root(self) -> pathlib.Path:
         return store.data_dir(self.data_dir)

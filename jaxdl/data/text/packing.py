@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.api import Source
+from jaxdl.api import Rows, Source
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.tokenizers import Tokenizer
 from jaxdl.errors import UserError, at_least
@@ -65,7 +65,7 @@ class DocumentPacking(abc.ABC):
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
         """One row of zeros with the shapes and dtypes of all; `sized`: token sizes are known."""
         names = ('tokens', 'targets', 'segments', 'positions')
-        row = {name: np.zeros(length, np.int32) for name in names}
+        row: Rows = {name: np.zeros(length, np.int32) for name in names}
         row['target_mask'] = np.zeros(length, np.bool_)
         return {**row, 'bytes': np.zeros((), np.int32)} if sized else row
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxdl.api import Source
+from jaxdl.api import Rows, Source
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import GroupedRows, lay_out, pack
 from jaxdl.data.text.sources import Records
@@ -42,7 +42,7 @@ class SentencePairs(TextSet):
         return {'source_length': self.source_length, 'target_length': self.target_length}
 
     def example(self) -> dict[str, np.ndarray]:
-        row = {'row': np.zeros((), np.int32)}
+        row: Rows = {'row': np.zeros((), np.int32)}
         for side, length in (('source', self.source_length), ('target', self.target_length)):
             for name in (side, f'{side}_segments', f'{side}_positions'):
                 row[name] = np.zeros(length, np.int32)

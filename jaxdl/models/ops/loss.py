@@ -2,9 +2,9 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax import Array, lax
 
 from jaxdl.models import layout
@@ -229,8 +229,8 @@ def _keep_apart(sums):
     d_kernel, d_bias = sums
     names = ('batch', 'inner')
     if d_bias is not None:
-        d_bias = nn.with_logical_constraint(d_bias, (*names, 'vocab'))
-    return nn.with_logical_constraint(d_kernel, (*names, 'embed', 'vocab')), d_bias
+        d_bias = with_logical_constraint(d_bias, (*names, 'vocab'))
+    return with_logical_constraint(d_kernel, (*names, 'embed', 'vocab')), d_bias
 
 
 def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks):
