@@ -136,6 +136,34 @@ class Model:
         return Limits()
 
 
+class Predictions(abc.ABC):
+    """A model's outputs for a large vocabulary, which form their loss without all of their logits.
+
+    Attributes:
+        vocab: number of tokens; labels are below it.
+        next_sentence: [batch, 2] logits of BERT's second objective, or None.
+    """
+
+    vocab: int = 0
+    next_sentence: 'jax.Array | None' = None
+
+    @abc.abstractmethod
+    def cross_entropy(
+        self,
+        labels: 'jax.Array',
+        label_smoothing: 'float | jax.Array' = 0.0,
+        weights: 'jax.Array | None' = None,
+    ) -> 'tuple[jax.Array, jax.Array]':
+        """(float32 loss in nats, most likely token), both of `labels`' shape.
+
+        `weights` of that shape multiply the losses; given here they may save work.
+        """
+
+    @abc.abstractmethod
+    def at(self, places: 'jax.Array') -> 'Predictions':
+        """Those at `places` [batch, places] alone, so that no work is done for the others."""
+
+
 _ANY_MODEL = Model()
 
 

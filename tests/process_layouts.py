@@ -44,7 +44,7 @@ def main(argv):
     for family, mesh in meshes.items():
         run = layouts.config(family, mesh=mesh)
         found[family] = layouts.losses(run, layouts.initial(run)).tolist()
-    rows = layouts.built(run)[1].rows.mine
+    rows = layouts.built(run)[1].mine
     fetched = multihost_utils.process_allgather(rows).reshape(jax.process_count(), -1)
     if jax.process_index() == 0:
         with open(argv[1], 'w') as file:

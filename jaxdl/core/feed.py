@@ -34,6 +34,7 @@ class Feed:
     Attributes:
         resident: the arrays of the set that live on the device, {} where none do.
         example: one row as the step sees it, {name: array}.
+        mine: the places in a batch whose rows this process holds, int64 [rows].
     """
 
     def __init__(
@@ -50,7 +51,10 @@ class Feed:
             raise UserError('the data set is empty: give a split that holds examples')
         self.source = source = CheckedSource(source, ranges, name) if ranges else source
         self.batch_size = batch_size
-        self.rows = mesh_lib.Rows(mesh, batch_size)
+        self.sharding = mesh_lib.batch_sharding(mesh)
+        self.mine = mesh_lib.rows_here(self.sharding, batch_size)
+        # Made once: a sharding takes longer to make than a small batch to send.
+        self._places = [mesh_lib.batch_sharding(mesh, leading) for leading in range(3)]
         arrays = None if placement == 'stream' else source.in_memory()
         self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
         if arrays is None and self.placement in ('device', 'host'):
@@ -76,19 +80,34 @@ class Feed:
 
     def load(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The rows of one global batch [..., batch] that belong to this process, checked."""
-        rows = pipeline.Load(self.fetch, lambda _: ids, self.rows.mine, self._shapes)(0)
-        return rows if mask is None else {**rows, 'mask': mask[self.rows.mine]}
+        rows = pipeline.Load(self.fetch, lambda _: ids, self.mine, self._shapes)(0)
+        return rows if mask is None else {**rows, 'mask': mask[self.mine]}
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global batch on the mesh; axes before that of the rows are not split."""
-        return self.rows.place(rows, leading=rows['id'].ndim - 1)
+        """The global batch, of the rows of this process; axes before that of the rows are not split."""
+        leading = rows['id'].ndim - 1
+        sharding = self._places[leading]
+        if jax.process_count() == 1:
+            return jax.device_put(rows, sharding)
+
+        def globally(local):
+            shape = (*local.shape[:leading], self.batch_size, *local.shape[leading + 1 :])
+
+            def piece(index):
+                start, stop, _ = index[leading].indices(self.batch_size)
+                first = int(np.searchsorted(self.mine, start))
+                return local[(*index[:leading], slice(first, first + stop - start))]
+
+            return jax.make_array_from_callback(shape, sharding, piece)
+
+        return jax.tree.map(globally, rows)
 
     def abstract(self, *, mask: bool) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one batch on the mesh, as the step gets it."""
         rows = {**self._rows, 'mask': np.ones(1, np.float32)} if mask else self._rows
         return {
             name: jax.ShapeDtypeStruct(
-                (self.batch_size, *value.shape[1:]), value.dtype, sharding=self.rows.sharding
+                (self.batch_size, *value.shape[1:]), value.dtype, sharding=self.sharding
             )
             for name, value in rows.items()
         }
@@ -103,7 +122,7 @@ class Feed:
         `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, except
         of a set on the device; of a streamed set by `workers` processes, 0: by threads.
         """
-        load = pipeline.Load(self.fetch, ids, self.rows.mine, self._shapes)
+        load = pipeline.Load(self.fetch, ids, self.mine, self._shapes)
         if self.placement == 'stream':
             load.fetch = self.source.fetch  # what a worker process gets holds no device
             return pipeline.Workers(load, 0, calls, ahead=ahead, workers=workers)

@@ -1,6 +1,5 @@
 """Devices as a mesh, and how batches come onto it. One device is a mesh of one."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -74,47 +73,11 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
         )
 
 
-@dataclasses.dataclass
-class Rows:
-    """Which rows of a global batch this process holds, and how they become a global array.
-
-    Attributes:
-        mesh: the devices.
-        size: rows of the global batch.
-        sharding: of the global batch.
-    """
-
-    mesh: jax.sharding.Mesh
-    size: int
-
-    def __post_init__(self):
-        # Made once: a sharding takes longer to make than a small batch to send.
-        self._places = [batch_sharding(self.mesh, leading) for leading in range(3)]
-        self.sharding = self._places[0]
-        slices = self.sharding.addressable_devices_indices_map((self.size,)).values()
-        spans = {tuple(s[0].indices(self.size)[:2]) for s in slices if s is not None}
-        self.mine = np.sort(np.unique(np.concatenate([np.arange(a, b) for a, b in spans])))
-
-    def place(self, local: Tree, *, leading: int = 0) -> Tree:
-        """The global arrays whose rows `mine` are those of the tree `local` [len(mine), …].
-
-        With leading=n the arrays have n axes before that of the rows.
-        """
-        sharding = self._places[leading]
-        if jax.process_count() == 1:
-            return jax.device_put(local, sharding)
-
-        def globally(local):
-            shape = (*local.shape[:leading], self.size, *local.shape[leading + 1 :])
-
-            def piece(index):
-                start, stop, _ = index[leading].indices(self.size)
-                first = int(np.searchsorted(self.mine, start))
-                return local[(*index[:leading], slice(first, first + stop - start))]
-
-            return jax.make_array_from_callback(shape, sharding, piece)
-
-        return jax.tree.map(globally, local)
+def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
+    """The rows of a global batch of `size` that this process holds, int64, rising."""
+    slices = sharding.addressable_devices_indices_map((size,)).values()
+    spans = {tuple(s[0].indices(size)[:2]) for s in slices if s is not None}
+    return np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))
 
 
 def put(tree: Tree, sharding: NamedSharding | Tree) -> Tree:

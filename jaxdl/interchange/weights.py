@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxdl import files
+from jaxdl.api import facts_of
 from jaxdl.errors import UserError
 from jaxdl.interchange.layouts import Format, layout
 from jaxdl.models.stack import stack_layers, unstack_layers
@@ -39,7 +40,7 @@ def from_hf(
     missing, wrong, found = [], [], {}
     for entry in there.entries:
         ours = [expected[path] for path in entry.here]
-        shape = entry.shape_there(ours, getattr(model, 'vocab', 0))
+        shape = entry.shape_there(ours, facts_of(model).limits().vocab or 0)
         value = tensors.get(entry.there)
         if value is None or tuple(value.shape) != shape:
             if entry.head and new_head:
@@ -65,7 +66,7 @@ def from_hf(
             )
         )
     params = unflatten_dict(found, sep='/')
-    return stack_layers(params) if getattr(model, 'scan_layers', False) else params
+    return stack_layers(params) if model.scan_layers else params
 
 
 def to_hf(params: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -73,7 +74,9 @@ def to_hf(params: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any
     ours: dict[str, Any] = flatten_dict(unstack_layers(jax.device_get(params)), sep='/')
     there = layout(model, ours)
     tensors = {
-        entry.there: entry.to_there([ours[p] for p in entry.here], getattr(model, 'vocab', 0))
+        entry.there: entry.to_there(
+            [ours[p] for p in entry.here], facts_of(model).limits().vocab or 0
+        )
         for entry in there.entries
     }
     return tensors, {**there.config, 'dtype': 'float32'}

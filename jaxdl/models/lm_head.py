@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
+from jaxdl.api import Predictions
 from jaxdl.models import layout, ops
 
 # Where tables and heads live: (pattern of the path, mesh axes of each dimension). The tensor axis
@@ -66,7 +67,7 @@ def gathered(table: jax.Array) -> jax.Array:
     return with_logical_constraint(table, ('vocab' if even else None, 'embed'))
 
 
-class DeferredLogits(flax.struct.PyTreeNode):
+class DeferredLogits(flax.struct.PyTreeNode, Predictions):
     """Predictions over a large vocabulary, kept as the product that would give the logits.
 
     Attributes:
@@ -95,6 +96,10 @@ class DeferredLogits(flax.struct.PyTreeNode):
         if self.softcap:
             out = self.softcap * jnp.tanh(out / self.softcap)
         return with_logical_constraint(out[..., : self.vocab], ('batch', 'length', 'vocab'))
+
+    def at(self, places: jax.Array) -> 'DeferredLogits':
+        """The predictions at `places` [batch, places] alone."""
+        return self.replace(hidden=jnp.take_along_axis(self.hidden, places[..., None], axis=1))
 
     def cross_entropy(
         self, labels: jax.Array, label_smoothing=0.0, weights: jax.Array | None = None

@@ -229,7 +229,7 @@ def _variants(
     if best is None:
         return []
     found: list[Candidate] = []
-    scanned = getattr(config.model, 'scan_layers', False)
+    scanned = has_field(config, SCAN) and config.model.scan_layers
     changes: list[dict[str, Any]] = []
     if has_field(config, ZERO) and best.overrides['config.mesh.data'] > 1:
         changes.append({ZERO: not config.mesh.zero})

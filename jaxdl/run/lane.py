@@ -28,53 +28,6 @@ from jaxdl.run import nonfinite
 ASIDE = ('evaluation', 'checkpoint', 'log', 'compile', 'profile')
 
 
-class Interval:
-    """What was measured since the last line.
-
-    Attributes:
-        sums: float64 [size], of the packed metrics of the steps that were finite.
-        counted: how many those are.
-    """
-
-    def __init__(self, clock: Clock):
-        self.clock = clock
-        self.sums = np.zeros(0, np.float64)
-        self.counted = 0
-        self._step, self._seconds = 0, 0.0
-
-    def save(self) -> dict[str, Any]:
-        """JSON that `begin` takes, so that a resumed run reports the same means."""
-        return {'sums': self.sums.tolist() if self.counted else [], 'counted': self.counted}
-
-    def begin(self, step: int, size: int, saved: dict[str, Any] | None = None) -> None:
-        """Starts at `step`, with the sums that a checkpoint held where they fit."""
-        found = np.asarray((saved or {}).get('sums') or [], np.float64)
-        if len(found) == size:
-            self.sums, self.counted = found, int((saved or {})['counted'])
-        else:
-            self.sums, self.counted = np.zeros(size, np.float64), 0
-        self._step, self._seconds = step, self._training()
-
-    def add(self, vector: np.ndarray) -> None:
-        self.sums = self.sums + vector
-        self.counted += 1
-
-    def end(self, step: int, packing: MetricPacking, task: Any) -> tuple[dict[str, float], float]:
-        """(the means, {} where nothing was finite; seconds per step), and begins the next."""
-        means = packing.means(self.sums) if self.counted else {}
-        scalars = {name: value for name, value in means.items() if isinstance(value, float)}
-        if scalars:
-            scalars |= task.derived(scalars)
-        steps = step - self._step
-        seconds = (self._training() - self._seconds) / steps if steps > 0 else 0.0
-        self.begin(step, packing.size)
-        return scalars, seconds
-
-    def _training(self) -> float:
-        seconds = self.clock.read()
-        return self.clock.total() - sum(seconds.get(name, 0.0) for name in ASIDE)
-
-
 class Lane:
     """One run.
 
@@ -92,6 +45,8 @@ class Lane:
         rollback: a step that was not finite and sends this run back to its last checkpoint.
         saved_step: what was saved or restored last.
         unevaluated: a signal broke the evaluation of the newest step off.
+        sums: float64 [size], the packed metrics of the finite steps since the last line of metrics.
+        counted: how many steps those are.
     """
 
     def __init__(self, config: Config, place: Workdir, examples: int, clock: Clock):
@@ -108,7 +63,6 @@ class Lane:
             run=place.read_run(),
             last_row=self.last_row(),
         )
-        self.interval = Interval(clock)
         self.saved_before = place.saved_step()
         self.metrics: dict[str, float] = {}
         self.recalled: dict[str, Any] = {}
@@ -118,6 +72,7 @@ class Lane:
         self.saved_step: int | None = None
         self.unevaluated = False
         self.evaluated = -1  # the newest step that was evaluated
+        self.sums, self.counted = np.zeros(0, np.float64), 0
 
     def last_row(self) -> dict[str, Any]:
         """The newest line of metrics.jsonl, {} where there is none."""
@@ -157,21 +112,40 @@ class Lane:
 
     # ---- the metrics of steps ----
 
-    def count(
-        self, step: int, vector: np.ndarray, packing: MetricPacking, suspects: Sequence[str]
-    ) -> str:
+    def begin_training(self, packing: MetricPacking, suspects: Sequence[str]) -> None:
+        """Before the first step, with the sums of an interval that a checkpoint broke off.
+
+        `packing` says where each metric stands in a step's vector, `suspects` what
+        `Steps.suspects` gives.
+        """
+        self.packing, self.suspects = packing, suspects
+        self._begin_interval(self.step)
+        saved = np.asarray(self.recalled.get('sums') or [], np.float64)
+        if len(saved) == packing.size:
+            self.sums, self.counted = saved, int(self.recalled['counted'])
+
+    def _begin_interval(self, step: int) -> None:
+        self.sums, self.counted = np.zeros(self.packing.size, np.float64), 0
+        self._since = step, self._seconds_of_training()
+
+    def _seconds_of_training(self) -> float:
+        seconds = self.clock.read()
+        return self.clock.total() - sum(seconds.get(name, 0.0) for name in ASIDE)
+
+    def count(self, step: int, vector: np.ndarray) -> str:
         """Takes in the packed metrics of a step; returns a warning, '' where all is well.
 
         Where the policy sends the run back or ends it, `rollback` or `diverged` say so.
         """
-        metrics = packing.unpack(vector)
+        metrics = self.packing.unpack(vector)
         if metrics[FINITE][0] == 1:
             self.in_a_row = 0
-            self.interval.add(vector)
+            self.sums += vector
+            self.counted += 1
             return ''
         self.in_a_row += 1
         self.skipped += 1
-        message = nonfinite.describe(step, metrics, suspects, self.ids(step))
+        message = nonfinite.describe(step, metrics, self.suspects, self.ids(step))
         try:
             return nonfinite.judge(
                 self.config.divergence,
@@ -188,17 +162,23 @@ class Lane:
             self.record.end('failed', str(error), exit=error.exit_code)
         return ''
 
-    def log(self, step: int, packing: MetricPacking) -> dict[str, float]:
+    def log(self, step: int) -> dict[str, float]:
         """Ends the interval: its means and its speed are the row of `step`."""
-        means, seconds = self.interval.end(step, packing, self.config.task)
-        row = {f'train/{name}': value for name, value in means.items()}
+        means = self.packing.means(self.sums) if self.counted else {}
+        scalars = {name: value for name, value in means.items() if isinstance(value, float)}
+        if scalars:
+            scalars |= self.config.task.derived(scalars)
+        row = {f'train/{name}': value for name, value in scalars.items()}
         if self.skipped:
             row['train/skipped'] = float(self.skipped)
         if self.rollbacks:
             row['train/rollbacks'] = float(self.rollbacks)
+        first, before = self._since
+        seconds = (self._seconds_of_training() - before) / (step - first) if step > first else 0.0
         row |= self.account.speed(step, seconds)
         size = self.config.batch_size
         row['perf/epoch'] = (step + self.offset) * size / self.order.examples
+        self._begin_interval(step)
         return row
 
     def write(self, step: int, row: dict[str, float]) -> None:
@@ -218,7 +198,8 @@ class Lane:
         # The value of an older step would let a later, worse state count as the best.
         best = self.metrics.get(self.config.checkpoint.best) if self.evaluated == step else None
         extra = {
-            **self.interval.save(),
+            'sums': self.sums.tolist() if self.counted else [],
+            'counted': self.counted,
             'metrics': self.metrics,
             'unevaluated': self.unevaluated,
             'account': self.account.extra(),

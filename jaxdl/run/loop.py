@@ -285,7 +285,7 @@ class Loop:
             first = min(lane.step for lane in self.active)
             self.progress = logs.Progress(self.config.steps, start=first)
         for lane in self.active:
-            lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+            lane.begin_training(self.packing, self.suspects)
         self.stop.leave = None  # from here on there is something to save
         self.stop_agreed = False
         try:
@@ -332,7 +332,10 @@ class Loop:
             if self.profiler.due(self.active[0].step):
                 self._profile()
             with self.clock('data_wait'):
-                rows = self._next_rows(stream, call)
+                try:
+                    rows = stream.next()
+                except Exception as error:
+                    raise self._source_failed(call, error) from error
             with self.clock('transfer'):
                 batch = {**self.feed.place(rows), **self.flag.raised(bool(self.stop.name))}
             self._note_samples(call)
@@ -377,24 +380,20 @@ class Loop:
             if not lane.over:
                 lane.record.sampled(lane.step + 1, rows)
 
-    def _next_rows(self, stream: Any, call: int) -> dict[str, np.ndarray]:
-        try:
-            return stream.next()
-        except Exception as error:
-            self._take_in(0)
-            left = self._sound(self.lanes)
-            step, saved = max(lane.step for lane in left or self.lanes), ''
-            # Alone, nothing is lost: with several processes the others do not know and cannot save.
-            if jax.process_count() == 1 and any(
-                lane.step not in (0, lane.saved_step) for lane in left
-            ):
-                if self._save(left) and all(lane.checkpoints.wait() for lane in left):
-                    saved = f'; saved at step {step}, the same command resumes there'
-            ids = ', '.join(map(str, self.ids(call).reshape(-1)[:8]))
-            message = f'the data source failed at step {step + 1} (sample ids {ids}, …)'
-            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-            failure = UserError if isinstance(error, UserError) else RuntimeError
-            raise failure(f'{message}: {kind}{error}{saved}') from error
+    def _source_failed(self, call: int, error: Exception) -> Exception:
+        """What to raise where the examples of a call could not be had; what was trained is saved."""
+        self._take_in(0)
+        left = self._sound(self.lanes)
+        step, saved = max(lane.step for lane in left or self.lanes), ''
+        # Alone, nothing is lost: with several processes the others do not know and cannot save.
+        if jax.process_count() == 1 and any(lane.step not in (0, lane.saved_step) for lane in left):
+            if self._save(left) and all(lane.checkpoints.wait() for lane in left):
+                saved = f'; saved at step {step}, the same command resumes there'
+        ids = ', '.join(map(str, self.ids(call).reshape(-1)[:8]))
+        message = f'the data source failed at step {step + 1} (sample ids {ids}, …)'
+        if isinstance(error, UserError):
+            return UserError(f'{message}: {error}{saved}')
+        return RuntimeError(f'{message}: {type(error).__name__}: {error}{saved}')
 
     # ---- metrics ----
 
@@ -422,14 +421,14 @@ class Loop:
             # All processes see this in the same step, so all stop at the same one.
             asked = self.packing.unpack(vector).get(STOP)
             self.stop_agreed = self.stop_agreed or (asked is not None and bool(asked[0]))
-            warning = lane.count(step, vector, self.packing, self.suspects)
+            warning = lane.count(step, vector)
             if lane.diverged is not None and not self.together:
                 raise lane.diverged
             if warning or lane.diverged is not None:
                 name = f'{lane.place.path.name}: ' if self.together else ''
                 self._message(f'{name}{warning or lane.diverged}')
             if lane.sound and step % lane.config.log_every == 0:
-                rows[lane] = step, lane.log(step, self.packing)
+                rows[lane] = step, lane.log(step)
         self._write(rows)
 
     def _write(self, rows: dict[Lane, tuple[int, dict[str, float]]]) -> None:
@@ -515,7 +514,7 @@ class Loop:
         for index, lane in enumerate(self.lanes):
             if lane in back:
                 states[index] = go_back(lane, self.program, self.feed.source.fetch)
-                lane.interval.begin(lane.step, self.packing.size, lane.recalled)
+                lane.begin_training(self.packing, self.suspects)
         self.state = self.program.join(states)
         if self.progress is not None:
             self.progress.close()

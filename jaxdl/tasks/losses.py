@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdl.api import Predictions
 from jaxdl.metrics import Mean
 from jaxdl.models import ops
 
@@ -18,10 +19,9 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (loss, prediction), both of `labels`' shape: nats in float32, and int32 arg max.
 
-    `outputs` is either logits `[..., classes]` or, for large vocabularies, an object with a size
-    `vocab` and `cross_entropy(labels, label_smoothing) -> (loss, argmax)` that works in pieces. A
-    `label_smoothing` of exactly 0.0 adds no code; otherwise it may be a traced scalar. `weights`
-    of `labels`' shape multiply the losses; the object, then called with them too, can skip work.
+    `outputs` is either logits `[..., classes]` or, for large vocabularies, `Predictions`, which work
+    in pieces. A `label_smoothing` of exactly 0.0 adds no code; otherwise it may be a traced scalar.
+    `weights` of `labels`' shape multiply the losses.
     The loss of a label outside 0 … classes - 1 is nan, unless its weight is 0.
 
     Raises:
@@ -29,7 +29,7 @@ def token_losses(
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f'the labels are {labels.dtype}; they must be integers, such as int32')
-    if hasattr(outputs, 'cross_entropy'):
+    if isinstance(outputs, Predictions):
         given = {} if weights is None else {'weights': weights}
         loss, prediction = outputs.cross_entropy(labels, label_smoothing, **given)
         loss, prediction = loss.astype(jnp.float32), prediction.astype(jnp.int32)

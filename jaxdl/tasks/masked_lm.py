@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl.api import Limits, Task
+from jaxdl.api import Limits, Predictions, Task
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import perplexity, row_weights, token_losses, token_metrics
 
@@ -135,7 +135,7 @@ def split_outputs(outputs: Any) -> tuple[Any, jax.Array | None]:
     """(predictions of tokens, predictions of the next sentence or None) of a model's outputs."""
     if isinstance(outputs, tuple):
         return outputs[0], outputs[1]
-    return outputs, getattr(outputs, 'next_sentence', None)
+    return outputs, outputs.next_sentence if isinstance(outputs, Predictions) else None
 
 
 def at_places(outputs: Any, places: jax.Array) -> Any:
@@ -143,7 +143,6 @@ def at_places(outputs: Any, places: jax.Array) -> Any:
 
     A deferred head then never works on the tokens that were not hidden, 85 of 100.
     """
-    if hasattr(outputs, 'cross_entropy'):
-        hidden = jnp.take_along_axis(outputs.hidden, places[..., None], axis=1)
-        return outputs.replace(hidden=hidden)
+    if isinstance(outputs, Predictions):
+        return outputs.at(places)
     return jnp.take_along_axis(outputs, places[..., None], axis=1)

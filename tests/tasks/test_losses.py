@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxdl.api import Predictions
 from jaxdl.models.lm_head import DeferredLogits
 from jaxdl.tasks.losses import token_losses
 
@@ -43,12 +44,15 @@ def test_bfloat16_logits_are_summed_in_float32():
     np.testing.assert_allclose(loss, np.log(4096), rtol=1e-6)
 
 
-def test_an_object_with_cross_entropy_is_asked():
-    class Head:
+def test_predictions_form_their_own_loss():
+    class Head(Predictions):
         vocab = 3
 
-        def cross_entropy(self, labels, label_smoothing):
+        def cross_entropy(self, labels, label_smoothing=0.0, weights=None):
             return labels * 1.0 + label_smoothing, labels + 1
+
+        def at(self, places):
+            raise AssertionError
 
     loss, prediction = token_losses(Head(), jnp.arange(3), 0.5)
     assert loss.tolist() == [0.5, 1.5, 2.5] and prediction.tolist() == [1, 2, 3]
