@@ -1,4 +1,4 @@
-"""The ways a command ends: its errors, their exit codes, and how they are said."""
+"""The ways a command ends, their exit codes and how they are said; the checks of fields."""
 
 import math
 import re

@@ -120,7 +120,8 @@ class Tfds(DataSet):
         spec = self._image_set()
         if spec is not None:
             return spec.classes.get('label', ())
-        return tuple(getattr(self._builder().info.features.get('label'), 'names', None) or ())
+        features = self._builder().info.features
+        return tuple(getattr(features['label'], 'names', None) or ()) if 'label' in features else ()
 
     def _root(self) -> pathlib.Path:
         return store.data_dir(self.data_dir)

@@ -49,7 +49,7 @@ def chunked_cross_entropy(
     labels: Array,
     bias: Array | None = None,
     softcap: float | None = None,
-    label_smoothing=0.0,
+    label_smoothing: float | Array = 0.0,
     chunks: int | None = None,
     weights: Array | None = None,
 ) -> tuple[Array, Array]:
