@@ -63,7 +63,7 @@ def overview() -> str:
 
 def console(*command: str) -> int:
     """The program `jaxdl`, with `command` before the words it was called with."""
-    # Before any other import, so that signals wait until something here can hear them.
+    # Before any other import, so that signals wait until the command handles them.
     stop = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGUSR1)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, stop)
     from jaxdl.run import runtime

@@ -1,8 +1,7 @@
 """What the core asks of a model, a task, a data set and a source: base classes with defaults.
 
-Every optional method is here, with what it means and what holds where a class does not define it.
-The core calls these methods and probes for no others, and `jaxdl.core.config.check` refuses a
-config whose task or data set is of another kind.
+Every optional method is here, with its meaning and its default. The core calls no other methods,
+and `jaxdl.core.config.check` refuses a config whose task or data set has another base class.
 
 Shapes: a batch is a dict of arrays [batch, …]; `batch['mask']` float32 [batch] is 0 on the rows
 that only fill up an evaluation batch.
@@ -18,7 +17,7 @@ import numpy as np
 
 from jaxdl.errors import UserError
 
-if TYPE_CHECKING:  # data workers import this module, and none of them needs jax
+if TYPE_CHECKING:  # data workers import this module and should not have to import jax
     import flax.linen as nn
     import jax
 
@@ -39,14 +38,14 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, ids: np.ndarray) -> Rows:
-        """The rows `ids` (int64), in that order: new arrays [len(ids), …] of the same shapes always."""
+        """The rows `ids` (int64) in that order: new arrays [len(ids), …], always of one shape."""
 
     def in_memory(self) -> Rows | None:
         """The whole set as arrays [examples, …] if it is in memory, else None."""
         return None
 
     def stages(self, ids: np.ndarray) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
-        """For `jaxdl benchmark`: (name, function returning (records, bytes)) of each stage of `fetch`."""
+        """For `jaxdl benchmark`: each stage of `fetch`, (name, function to (records, bytes))."""
         del ids
         return iter(())
 
@@ -55,8 +54,8 @@ class DataSet(abc.ABC):
     """The `data` of a config: where examples come from.
 
     Attributes:
-        places: fields that only say where data lies; a resume may change them where `fingerprint`
-            says that the bytes are the same.
+        places: fields that only say where files are; a resume may change them if `fingerprint`
+            shows the same bytes.
         kept: names of the files that `keep` writes.
     """
 
@@ -76,33 +75,34 @@ class DataSet(abc.ABC):
         return None
 
     def class_names(self) -> tuple[str, ...]:
-        """The names of the labels in order, () where they have none."""
+        """The names of the labels in order; () if they have none."""
         return ()
 
     def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples."""
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
-        """{'train': hash, 'eval/<name>': hash} of all bytes that decide the examples, wherever they lie.
+        """{'train': hash, 'eval/<name>': hash} of the bytes that decide the examples; {}: unknown.
 
-        {}: not known. train=False leaves the training set out, which may be gone then.
+        The hashes do not depend on where the files are. With train=False the training set is left
+        out and may be missing.
         """
         del train
         return {}
 
     def keep(self, folder: str | os.PathLike) -> None:
-        """Saves into a run's folder what the weights depend on, such as a tokenizer.
+        """Saves files that the weights depend on, such as a tokenizer, into a run's folder.
 
-        Raises UserError where the folder holds another one.
+        Raises UserError where the folder holds different ones.
         """
 
     def recall(self, folder: str | os.PathLike) -> None:
-        """Takes from a run's folder what `keep` saved there."""
+        """Loads the files that `keep` saved in a run's folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a model can take; None: not limited, or not known.
+    """The largest inputs of a model; None: not limited, or not known.
 
     Attributes:
         vocab: token ids must be below it.
@@ -116,15 +116,15 @@ class Limits:
 
 
 class Model:
-    """What a Flax module of a config may say of itself; put it before `nn.Module` among the bases.
+    """Facts that a Flax module may state about itself; put this base class before `nn.Module`.
 
     Attributes:
         sharding: pairs (pattern of a parameter's path, mesh axes), as `config.rules` has them.
         splits: mesh axes besides data and fsdp over which the model can be split.
         matrices: pairs (pattern of a parameter's path, how many of its first axes count layers) of
             the hidden matrices, which an optimizer of matrices such as Muon may orthogonalise.
-            Embeddings, the first and the last layer, norms and biases are none. A kernel of a
-            convolution is one, [height * width * in, out].
+            Embeddings, the first and the last layer, norms and biases do not belong here. The
+            kernel of a convolution does, as [height * width * in, out].
     """
 
     sharding: ClassVar[tuple] = ()
@@ -132,12 +132,12 @@ class Model:
     matrices: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     def limits(self) -> Limits:
-        """What tokens, rows and labels the model can take."""
+        """The largest token id, row length and label that the model can take."""
         return Limits()
 
 
 class Predictions(abc.ABC):
-    """A model's outputs for a large vocabulary, which form their loss without all of their logits.
+    """A model's outputs for a large vocabulary; they compute the loss without storing all logits.
 
     Attributes:
         vocab: number of tokens; labels are below it.
@@ -154,14 +154,14 @@ class Predictions(abc.ABC):
         label_smoothing: 'float | jax.Array' = 0.0,
         weights: 'jax.Array | None' = None,
     ) -> 'tuple[jax.Array, jax.Array]':
-        """(float32 loss in nats, most likely token), both of `labels`' shape.
+        """(float32 loss in nats, most likely token), both of the shape of `labels`.
 
-        `weights` of that shape multiply the losses; given here they may save work.
+        `weights`, of the same shape, multiply the losses; passing them here may save work.
         """
 
     @abc.abstractmethod
     def at(self, places: 'jax.Array') -> 'Predictions':
-        """Those at `places` [batch, places] alone, so that no work is done for the others."""
+        """The predictions at the positions `places` [batch, places] only, to save work."""
 
 
 _ANY_MODEL = Model()
@@ -171,8 +171,8 @@ def facts_of(model: 'nn.Module | Model') -> Model:
     """`model`, or the defaults of Model for a Flax module that does not derive from it.
 
     Raises:
-        UserError: it defines one of Model's names without deriving from it, so that it would be
-            ignored.
+        UserError: it defines one of Model's names without deriving from Model, so that the
+            definition would be ignored.
     """
     if isinstance(model, Model):
         return model
@@ -189,11 +189,11 @@ def facts_of(model: 'nn.Module | Model') -> Model:
 
 @dataclasses.dataclass
 class Generated:
-    """What a model was asked to make after an evaluation.
+    """What a model generated after an evaluation.
 
     Attributes:
-        scores: {'<set>/<metric>': value}, which join the evaluation's metrics.
-        texts: {name: text in Markdown}, to be looked at.
+        scores: {'<set>/<metric>': value}, added to the evaluation's metrics.
+        texts: {name: text in Markdown}, shown in the report.
         notes: {name: text}, how the scores were computed.
     """
 
@@ -203,7 +203,7 @@ class Generated:
 
 
 class Task(abc.ABC):
-    """What a model is for: what it is shown, and what its outputs are worth."""
+    """What a model is trained for: its inputs, and the loss and metrics of its outputs."""
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -221,12 +221,12 @@ class Task(abc.ABC):
         return self.metrics(outputs, batch)
 
     def augment(self, batch: Batch, rng: 'jax.Array') -> Batch:
-        """A training batch after random changes, made on the device; `rng` is a key."""
+        """The training batch after random changes; runs on the device, `rng` is a key."""
         del rng
         return batch
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """What follows from the means of an interval or a whole set, such as a perplexity."""
+        """Metrics computed from the means of an interval or a whole set, such as a perplexity."""
         del means
         return {}
 
@@ -253,10 +253,10 @@ class Task(abc.ABC):
         final: bool,
         beat: Callable[[], None],
     ) -> Generated | None:
-        """What the model makes after an evaluation.
+        """Texts that the model generates after an evaluation; None: nothing.
 
-        `variables` are the model's, on one device; `final` marks the evaluation at the end; `beat`
-        is to be called now and then, and raises where a signal came.
+        `variables` are the model's, on one device. `final` marks the evaluation at the end. Call
+        `beat` often: it tells the watchdog that work goes on, and raises if a signal came.
         """
         return None
 
@@ -278,5 +278,5 @@ class Task(abc.ABC):
         raise UserError(f'a model trained for {type(self).__name__} translates no text')
 
     def defines(self, method: str) -> bool:
-        """Whether this kind of task has its own form of an optional method."""
+        """Whether this task's class overrides an optional method."""
         return getattr(type(self), method) is not getattr(Task, method)

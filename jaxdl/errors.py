@@ -1,4 +1,4 @@
-"""The ways a command ends, their exit codes and how they are said; the checks of fields."""
+"""How a command ends: its errors, their exit codes and their messages; checks of fields."""
 
 import math
 import re
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """Training produced non-finite values and the policy said to stop (exit 3)."""
+    """Training produced non-finite values and config.divergence says to stop (exit 3)."""
 
     exit_code = 3
 
@@ -32,18 +32,18 @@ class NotSaved(OSError):
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Calls `main(argv)` and returns the exit code: 0 done, 2 the user's mistake, 3 diverged,
-    75 preempted, 1 anything else. What went wrong is said on standard error.
+    75 preempted, 1 anything else. The message goes to standard error.
     """
     try:
         return int(main(list(sys.argv if argv is None else argv)) or 0)
-    except SystemExit as stop:  # after --help
+    except SystemExit as stop:  # raised after --help
         return int(stop.code or 0)
     except (UserError, Diverged, Preempted, NotSaved) as error:
         kind = {3: 'diverged', 75: 'preempted'}.get(error.exit_code, 'error')
         lines = [shortened(line, 1500) for line in f'{kind}: {error}'.splitlines()]
         print('\n'.join(lines), file=sys.stderr, flush=True)
         return error.exit_code
-    except KeyboardInterrupt:  # in a program that does not listen for signals
+    except KeyboardInterrupt:  # only where the program did not call `signals.listen`
         print('interrupted', file=sys.stderr)
         return 75
     except Exception:
@@ -54,7 +54,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """`text` on one line, its middle left out where it has more than `most` characters."""
+    """`text` on one line; the middle is left out if it has more than `most` characters."""
     text = text if text.isprintable() else repr(text)[1:-1]
     if len(text) <= most:
         return text
@@ -63,11 +63,11 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def closest(name: str, options: Iterable[str]) -> str:
-    """The option that looks most like `name`, or ''.
+    """The option most similar to `name`, or ''.
 
-    Few letters are changed, or it is an abbreviation: 'lr' is learning_rate, 'wd' weight_decay.
+    Either few letters differ or `name` is an abbreviation: 'lr' of learning_rate.
     """
-    import difflib  # what a start that goes well need not wait for
+    import difflib  # imported here because only a failing command needs it
 
     options = list(map(str, options))
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)

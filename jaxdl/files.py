@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with suspicion, locked, and where caches lie."""
+"""Files: atomic writes, checked JSON, locks, and the cache folder."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ from jaxdl.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of `path` once it is written and on the disk.
+    """A new binary file that replaces `path` once it is complete and on the disk.
 
-    Under a random temporary name, so two processes do not share it. Raises OSError where the disk
-    refuses; the old content stays then.
+    It has a random temporary name until then, so two processes do not write the same file. Raises
+    OSError where the disk refuses; `path` then keeps its old content.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    # The new name is on the disk only when the folder is.
+    # The rename itself is safe only once the folder is on the disk.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -45,7 +45,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _mode_of(path: Path) -> int:
-    """The permissions of the file at `path`, or those that a new file gets here."""
+    """The permissions of the file at `path`, or those of a new file under the umask."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -55,13 +55,13 @@ def _mode_of(path: Path) -> int:
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
+    """Writes a file atomically: a reader sees the old content or the new one, never a part."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """The same with `obj` as JSON; numbers that are not finite become 'nan', 'inf', '-inf'."""
+    """Writes `obj` as JSON atomically; numbers that are not finite become 'nan', 'inf', '-inf'."""
     text = json.dumps(_strict(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + '\n').encode())
 
@@ -76,11 +76,11 @@ def _strict(obj: Any) -> Any:
     return obj
 
 
-DEEPEST = 100  # levels of nested JSON: whatever walks through it by recursion gets to its end
+DEEPEST = 100  # allowed levels of nested JSON, so that recursive readers never run out of stack
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON text; ValueError for everything that is none, too deep nesting included."""
+    """The value of a JSON text; ValueError where it is not JSON, or nested too deep."""
     try:
         value = json.loads(data)
     except RecursionError:
@@ -99,7 +99,7 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def parse_object(data: bytes | str) -> dict[str, Any]:
-    """The same for a JSON object; ValueError for any other value."""
+    """The value of a JSON text that is an object; ValueError for any other value."""
     value = parse_json(data)
     if not isinstance(value, dict):
         raise ValueError(f'it holds a {type(value).__name__} instead of an object')
@@ -112,10 +112,10 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
 
 
 class Lock:
-    """An exclusive lock on a file, which the system releases even if its owner is killed.
+    """An exclusive lock on a file; the system releases it even if the owner is killed.
 
     Args:
-        path: the lock file; it is made where it is missing.
+        path: the lock file, created if it is missing.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -123,7 +123,7 @@ class Lock:
         self._file: Any = None
 
     def take(self, *, wait: bool = False) -> bool:
-        """Whether the lock is held now. Raises OSError where the file cannot be opened."""
+        """Takes the lock; False if it is held elsewhere. Raises OSError if it cannot be opened."""
         file = open(self.path, 'a+')
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -133,7 +133,7 @@ class Lock:
         except BaseException:
             file.close()
             raise
-        with contextlib.suppress(OSError):  # a full disk: the lock itself holds all the same
+        with contextlib.suppress(OSError):  # on a full disk the lock works without its text
             file.seek(0)
             file.truncate()
             file.write(f'{os.getpid()} on {os.uname().nodename}')
@@ -142,7 +142,7 @@ class Lock:
         return True
 
     def is_taken(self) -> bool:
-        """Whether somebody holds the lock; asking does not change who is named in the file."""
+        """Whether some process holds the lock; the text in the file is left unchanged."""
         try:
             with open(self.path) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -153,7 +153,7 @@ class Lock:
         return False
 
     def owner(self) -> str:
-        """Who wrote his name into the lock file, such as '4711 on host'."""
+        """The process named in the lock file, such as '4711 on host'."""
         try:
             return self.path.read_text(errors='replace').strip()[:80] or 'unknown'
         except OSError:
@@ -166,9 +166,9 @@ class Lock:
 
 
 def cache_folder(given: str = '') -> Path | None:
-    """Where derived data may be kept: `given`, $JAXDL_CACHE, $XDG_CACHE_HOME/jaxdl, ~/.cache/jaxdl.
+    """The cache folder: `given`, else $JAXDL_CACHE, $XDG_CACHE_HOME/jaxdl or ~/.cache/jaxdl.
 
-    None where there is no home folder; an absolute path otherwise, which need not exist.
+    An absolute path, which need not exist; None where there is no home folder.
     """
     chosen = given or os.environ.get('JAXDL_CACHE')
     if chosen:
@@ -181,10 +181,10 @@ def cache_folder(given: str = '') -> Path | None:
 
 
 def needed_cache_folder(given: str = '') -> Path:
-    """The same for what cannot do without.
+    """The cache folder, for callers that cannot work without one.
 
     Raises:
-        UserError: there is no home folder and nothing else is said.
+        UserError: there is no home folder, and neither `given` nor the environment names another.
     """
     folder = cache_folder(given)
     if folder is None:

@@ -1,7 +1,7 @@
-"""Metrics as sums and weights, divided only at the very end.
+"""Metrics as sums and weights, divided only when they are logged.
 
 Means of means are wrong under padding, masks, gradient accumulation and unequal shards; sums are
-not. So a metric is `Mean(total, weight)` everywhere until it is written down.
+not. So a metric is `Mean(total, weight)` everywhere until it is logged.
 """
 
 import dataclasses

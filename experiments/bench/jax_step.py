@@ -103,7 +103,7 @@ def build(case, batch: int, words: list[str], group: int):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed
     )
     compiled, _ = program.compile_train(abstract, {})
-    runtime.release_heap()  # as the trainer does, and so on below
+    runtime.release_heap()  # as the loop does, and so on below
     settled = CompiledStep(compiled, program.traces, program.batch)
     state = [program.init({k: v[:2] for k, v in rows.items() if k != 'id'})]
     hyper = program.place_hyper()

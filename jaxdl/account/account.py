@@ -1,7 +1,7 @@
 """What a run costs: where its wall time went, the FLOP/s it reached, the energy it took.
 
-The account covers the whole run: seconds and joules go into each checkpoint and come back with it,
-and what a killed session did after its last checkpoint is counted as lost.
+The account covers the whole run: seconds and joules are saved in each checkpoint and restored with
+it. The time of a killed session after its last checkpoint counts as lost.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ from jaxdl.account.clock import Clock
 from jaxdl.account.energy import Meter
 from jaxdl.account.flops import Flops
 
-# What a step consists of, seen from the host.
+# The parts of a step, as the host sees them.
 LOOP = ('data_wait', 'transfer', 'dispatch', 'device', 'other')
-# Time that a roll-back makes worthless; start-up, compilation and saving would have been anyway.
+# Buckets that count as lost after a roll-back. Start-up, compilation and saving are needed anyway.
 WORK = (*LOOP, 'log', 'evaluation')
 
 
 @dataclasses.dataclass
 class Work:
-    """What a step computes.
+    """The work of a step.
 
     Attributes:
-        flops: of its products on all devices together, as the mathematics needs them.
-        peak: of all devices together, or None where it is not known.
-        measured: the peak was measured here, not published.
+        flops: FLOPs of its products on all devices together, without recomputed ones.
+        peak: highest FLOP/s of all devices together, or None if unknown.
+        measured: whether the peak was measured on this machine and not published.
     """
 
     flops: float
@@ -37,10 +37,10 @@ class Work:
 
     @classmethod
     def of(cls, count: Flops, devices: Iterable[Any], steps: int = 1) -> 'Work':
-        """From the count of a program that runs `steps` on `devices`.
+        """From the `count` of a program that runs `steps` on `devices`.
 
         Raises:
-            UserError: the peak that the environment gives is no number.
+            UserError: JAXDL_PEAK_FLOPS is not a positive number.
         """
         devices = list(devices)
         found = peak.of(devices[0], count.by_dtype)
@@ -54,18 +54,17 @@ class Account:
     """The seconds, FLOPs and joules of one run.
 
     Attributes:
-        work: what a step computes, once that is known.
+        work: the work of a step, once it is known.
         lost: seconds of killed sessions after their last checkpoint.
 
     Args:
-        clock: accounts for every second of this process.
+        clock: the clock of this process.
         meter: measures energy, or None.
         batch_size: examples of a step.
-        run: run.json as the session before left it, or {}.
-        last_row: the newest row that session wrote, or {}.
+        run: run.json of the previous session, or {}.
+        last_row: the newest row of the previous session, or {}.
 
-    Where several runs share the process, `set_share` says which part of its seconds and joules is
-    this run's.
+    If several runs share the process, `set_share` gives this run's part of its seconds and joules.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Account:
         self._started: float | None = None
         self._step, self._waited = -1, 0.0
         self._share = 1.0
-        self._moved: dict[str, float] = {}  # seconds that a roll-back gives to 'lost'
+        self._moved: dict[str, float] = {}  # seconds that roll-backs moved to 'lost'
         self.keep()
 
     def set_share(self, share: float) -> None:
@@ -94,7 +93,7 @@ class Account:
             self.meter.share = share
 
     def _own(self) -> dict[str, float]:
-        """This run's seconds of this process."""
+        """This run's share of the seconds of this process."""
         found = {name: self._share * value for name, value in self.clock.read().items()}
         for name, value in self._moved.items():
             found[name] = found.get(name, 0.0) + value
@@ -103,10 +102,10 @@ class Account:
     # ---- across sessions ----
 
     def begin(self, extra: Mapping[str, Any] | None) -> None:
-        """Goes on with the account `extra` of the checkpoint this session starts from, or anew.
+        """Continues the account `extra` of the restored checkpoint, or begins a new one.
 
-        What the session before did after that checkpoint, up to its last line of metrics, is lost;
-        later than that nothing is known of it.
+        The time of the previous session between that checkpoint and its last line of metrics counts
+        as lost; the time after that line is not known.
         """
         saved: Mapping[str, Any] = extra or {}
         self._earlier = dict(saved.get('seconds', {}))
@@ -118,7 +117,7 @@ class Account:
             self.meter.go_on(self._joules_before(saved.get('joules', {})) if self._run else None)
 
     def _joules_before(self, saved: Mapping[str, Any]) -> dict[str, float]:
-        """Joules of the sessions before; what was used after the checkpoint was used as well."""
+        """Joules of earlier sessions, including those used after the checkpoint."""
         found = {name: _number(value) for name, value in saved.items()}
         for name in ('gpu', 'cpu'):
             later = self._last_row.get(f'energy/{name}_joules')
@@ -127,7 +126,7 @@ class Account:
         return found
 
     def extra(self) -> dict[str, Any]:
-        """What a checkpoint carries, as JSON."""
+        """The account as JSON, for a checkpoint."""
         seconds = {k: v for k, v in self.seconds().items() if k != 'lost'}
         lost = self._own().get('lost', 0.0) + self._earlier.get('lost', 0.0)
         found: dict[str, Any] = {'seconds': {**seconds, 'lost': lost}, 'time': time.time()}
@@ -136,11 +135,11 @@ class Account:
         return found
 
     def keep(self) -> None:
-        """The work so far is safe in a checkpoint."""
+        """Called after a save: a later `undo` does not count the work so far as lost."""
         self._kept = self._own()
 
     def undo(self) -> None:
-        """A roll-back: the work since `keep` was for nothing."""
+        """Called at a roll-back: counts the work since `keep` as lost."""
         now = self._own()
         for name in WORK:
             seconds = now.get(name, 0.0) - self._kept.get(name, 0.0)
@@ -149,7 +148,7 @@ class Account:
         self.keep()
 
     def seconds(self) -> dict[str, float]:
-        """Wall time of the whole run by what it was spent on; the sum is the whole."""
+        """The wall time of the whole run per bucket; the sum is the whole wall time."""
         found = dict(self._earlier)
         for name, value in self._own().items():
             found[name] = found.get(name, 0.0) + value
@@ -159,12 +158,12 @@ class Account:
     # ---- speed ----
 
     def first_step(self) -> None:
-        """A step is done; the first of this process ends its start-up."""
+        """Called after each step; the first step of this process ends its start-up."""
         if self._started is None:
             self._started = self.clock.total()
 
     def speed(self, step: int, seconds: float) -> dict[str, float]:
-        """The metrics of the interval that `step` ends, whose steps took `seconds` each."""
+        """The speed metrics of the interval that ends at `step`; its steps took `seconds` each."""
         row: dict[str, float] = {}
         waited = self.clock.read().get('data_wait', 0.0)
         if seconds > 0:
@@ -189,7 +188,7 @@ class Account:
     # ---- the end ----
 
     def metrics(self) -> dict[str, float]:
-        """`perf/time_<what>_s` for everything, `perf/wall_s` for their sum, and the energy."""
+        """`perf/time_<bucket>_s` for every bucket, their sum `perf/wall_s`, and the energy."""
         seconds = self.seconds()
         row = {f'perf/time_{name}_s': value for name, value in sorted(seconds.items())}
         row['perf/wall_s'] = sum(seconds.values())
@@ -198,7 +197,7 @@ class Account:
         return row
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says: what was lost so far, and what measures the energy."""
+        """Entries of run.json: the time lost so far, and what measures the energy."""
         found: dict[str, Any] = {'lost_seconds': round(self.lost, 3)}
         if self.meter is not None:
             found['energy'] = self.meter.describe()
@@ -209,7 +208,7 @@ class Account:
             self.meter.close()
 
     def sentence(self, *, placement: str) -> str:
-        """One line: the largest shares of the wall time, what bound the run, and what to try."""
+        """One line: the largest shares of the wall time, what limited the run, what to try."""
         seconds = self.seconds()
         whole = max(sum(seconds.values()), 1e-9)
         largest = sorted(seconds.items(), key=lambda item: -item[1])
@@ -222,10 +221,10 @@ class Account:
 
 
 def advice(seconds: Mapping[str, float], *, placement: str) -> str:
-    """What bound a run with these seconds a bucket, and what to try.
+    """What limited a run with these seconds per bucket, and what to try.
 
-    Shares are of the whole where start-up, evaluation, saving or lost work dominate, else of the
-    time of the training steps.
+    Shares are relative to the wall time if start-up, evaluation, saving or lost work dominate, and
+    otherwise to the time of the training steps.
     """
     whole = max(sum(seconds.values()), 1e-9)
     loop = max(sum(seconds.get(name, 0.0) for name in LOOP), 1e-9)
@@ -273,7 +272,7 @@ def _number(value: Any) -> float:
 
 
 def _unix(text: Any) -> float:
-    """Seconds since 1970 of an ISO time, 0 where it is none."""
+    """Seconds since 1970 of a time in ISO format; 0 if it is not one."""
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Where a run's wall time went: buckets that never overlap and add up to the whole."""
+"""Where a run's wall time went: buckets that do not overlap and add up to the wall time."""
 
 import contextlib
 import time
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Accounts every second since `start` to exactly one bucket.
+    """Assigns every second since `start` to exactly one bucket.
 
-    `with clock('eval'):` gives the time inside to 'eval', less what inner blocks take for
-    themselves; time outside all blocks belongs to 'other'.
+    `with clock('eval'):` adds the time inside to 'eval', without the time of inner blocks. Time
+    outside all blocks belongs to 'other'.
 
     Args:
-        start: time.monotonic() at which the account begins.
+        start: time.monotonic() at the beginning.
     """
 
     def __init__(self, start: float | None = None):
@@ -39,7 +39,7 @@ class Clock:
             self._stack.pop()
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Gives `seconds` that were booked to `source` to `target`."""
+        """Moves `seconds` from the bucket `source` to `target`."""
         self._turn()
         seconds = min(seconds, self.seconds.get(source, 0.0))
         self.seconds[source] = self.seconds.get(source, 0.0) - seconds

@@ -1,7 +1,7 @@
 """Measured energy: the GPUs' own counters, and the CPU's (RAPL) where they can be read.
 
-Only measurements are reported. Where there is no sensor the part is unavailable, with the reason;
-nothing is guessed from rated power, and never is 0 J shown for "unknown".
+Only measurements are reported. Without a sensor a part is unavailable, with the reason; nothing is
+guessed from rated power, and "unknown" is never shown as 0 J.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ class Unavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a part of the machine used.
+    """The energy that a part of the machine used.
 
     Attributes:
-        joules: since the run began, earlier parts included; None: unavailable.
+        joules: since the run began, earlier sessions included; None: unavailable.
         watts: mean power since this process began to measure; None: unavailable or too early.
         source: where the number comes from, or why there is none.
     """
@@ -39,17 +39,17 @@ class Meter:
     """Adds up the energy of a run, also across resumes.
 
     Args:
-        previous: None for a run that begins; for one that goes on, the joules of its parts so far,
-            as `joules()` gave them. A part that is missing there was not measured before, so its
-            total is unavailable.
+        previous: None for a new run; for a resumed one, the result of `joules()` at the end of the
+            last session. A part that is missing there was not measured before, so its total is
+            unavailable.
         local_devices: which of the visible GPUs this process uses, by position; None: all.
-        nvml: the module to ask about GPUs, by default `pynvml`.
+        nvml: the module that reads GPUs, by default `pynvml`.
         powercap: the folder of the CPU's counters.
         environ: the environment with CUDA_VISIBLE_DEVICES.
-        clock: seconds, rising.
+        clock: gives seconds that only increase.
 
     Attributes:
-        share: part of what is measured that is this run's, where several share the devices.
+        share: this run's part of the measured energy, if several runs share the devices.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Meter:
             self._thread.start()
 
     def go_on(self, previous: Mapping[str, float] | None) -> None:
-        """Continues a run whose parts so far took `previous` joules, as the argument of that name."""
+        """Continues a run that has used `previous` joules, as the argument of that name."""
         with self._lock:
             for name, part in self._parts.items():
                 part.before = 0.0 if previous is None else previous.get(name)
@@ -93,7 +93,7 @@ class Meter:
             self.update()
 
     def update(self) -> None:
-        """Reads all counters now. For an exact window block on the device first."""
+        """Reads all counters now. Wait for the device first if the window must be exact."""
         with self._lock:
             for part in self._parts.values():
                 part.update()
@@ -105,11 +105,11 @@ class Meter:
             return {name: part.reading(self.share) for name, part in self._parts.items()}
 
     def joules(self) -> dict[str, float]:
-        """The parts that are available, to be given to the next Meter of the same run."""
+        """The joules of the available parts, for the next Meter of the same run."""
         return {k: r.joules for k, r in self.read().items() if r.joules is not None}
 
     def metrics(self) -> dict[str, float]:
-        """`energy/gpu_joules`, `energy/gpu_watts`, ...: only what was measured."""
+        """`energy/gpu_joules`, `energy/gpu_watts`, …, for measured parts only."""
         found = {}
         for name, reading in self.read().items():
             if reading.joules is not None:
@@ -119,7 +119,7 @@ class Meter:
         return found
 
     def describe(self) -> str:
-        """One line: what is measured and what is not, with the reason."""
+        """One line that names the measured parts, and the others with the reason."""
         words = {'gpu': 'GPU', 'cpu': 'CPU'}
         found = []
         for name, reading in self.read().items():
@@ -159,8 +159,9 @@ class _Part:
         try:
             self.measured += sum([sensor.joules() for sensor in self.sensors])
         except Exception as error:
-            # A sensor that stops working (a driver that resets, a counter made root-only) must
-            # not end a run; what it missed cannot be known, so the part is unavailable from now.
+            # A sensor may stop working, because a driver resets or a counter is made root-only.
+            # That must not end the run. The energy since then is unknown, so the part becomes
+            # unavailable.
             self.sensors, self.source = [], f'the sensor failed: {error or type(error).__name__}'
 
     def reading(self, share: float) -> Reading:
@@ -190,7 +191,7 @@ class _EnergyCounter:
 
     def joules(self) -> float:
         now = self._read()
-        # The driver was loaded anew: what was used until then is lost, the rest counts.
+        # After the driver was reloaded the counter starts at 0; only the energy since then counts.
         used = now - self._last if now >= self._last else now
         self._last = now
         return used
@@ -241,7 +242,7 @@ def _gpu_sensors(nvml: Any, environ: Mapping[str, str], local: Sequence[int] | N
 
 
 def local_gpus() -> list[int]:
-    """The places, among the visible GPUs, of those that jax uses in this process; [] for none."""
+    """The positions among the visible GPUs of those that jax uses in this process."""
     import jax
 
     return [d.local_hardware_id for d in jax.local_devices() if d.platform == 'gpu']
@@ -250,8 +251,8 @@ def local_gpus() -> list[int]:
 def visible_devices(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
     """NVML's handles of the GPUs behind CUDA_VISIBLE_DEVICES, in that order.
 
-    Raises Unavailable where numbers in it cannot be matched: CUDA counts the fastest GPU first,
-    NVML by PCI address, which is the same only where all GPUs are of a kind.
+    Raises Unavailable where its numbers cannot be matched: CUDA counts the fastest GPU first and
+    NVML by PCI address, which is the same only if all GPUs are of one kind.
     """
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     visible = environ.get('CUDA_VISIBLE_DEVICES')
@@ -274,7 +275,7 @@ def visible_devices(nvml: Any, environ: Mapping[str, str]) -> list[Any]:
         else:
             matches = [i for i, uuid in enumerate(uuids) if word and uuid.startswith(word)]
         if len(matches) != 1:
-            break  # CUDA too ignores everything from the first wrong entry on
+            break  # CUDA ignores everything from the first invalid entry on
         chosen.append(matches[0])
     return [handles[i] for i in dict.fromkeys(chosen)]
 
@@ -305,8 +306,8 @@ class _Rapl:
 
 def _cpu_sensors(powercap: pathlib.Path):
     packages, memory = [], []
-    # 'intel-rapl:0' is a package, 'intel-rapl:0:1' a part of it; AMD's go by the same name.
-    # The memory is beside its package, not in it; 'psys' would count everything twice.
+    # 'intel-rapl:0' is a package and 'intel-rapl:0:1' a part of it; AMD's have the same names.
+    # Memory is not included in its package, so it is added; 'psys' would count everything twice.
     for folder in sorted(powercap.glob('intel-rapl:*')):
         try:
             name = (folder / 'name').read_text().strip()

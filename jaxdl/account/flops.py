@@ -1,8 +1,8 @@
 """Counts the floating-point operations of a function by walking its jaxpr.
 
-The compiler's own count (`compiled.cost_analysis()`) takes the body of a scan once whatever its
-length, knows nothing of fused kernels, and depends on the backend; this one multiplies by trip
-counts and is the same everywhere. A multiply-add counts as two operations, as in the papers.
+The compiler's own count (`compiled.cost_analysis()`) counts the body of a scan once, whatever its
+length, does not know fused kernels, and depends on the backend. This one multiplies by the number
+of iterations and is the same everywhere. A multiply-add counts as two operations, as in papers.
 """
 
 import collections
@@ -27,8 +27,8 @@ class Flops:
         conv: convolutions; padding counts as work, holes made by dilation do not.
         attention: fused attention kernels, forward and backward.
         other: everything element-wise (one per output element) and reductions (one per input).
-        remat: products recomputed in the backward pass because of rematerialisation; not in the
-            three above, since they do not further the training.
+        remat: products recomputed in the backward pass because of rematerialisation; not included
+            in the three above.
         by_dtype: products (remat included) by the type of their operands, e.g. 'bfloat16'.
         notes: what the count had to assume, e.g. a while loop of unknown length.
     """
@@ -43,12 +43,12 @@ class Flops:
 
     @property
     def model(self) -> float:
-        """Products that the mathematics needs: the numerator of MFU (PaLM, arXiv:2204.02311)."""
+        """Products without recomputed ones: the numerator of MFU (PaLM, arXiv:2204.02311)."""
         return self.matmul + self.conv + self.attention
 
     @property
     def hardware(self) -> float:
-        """Products that are executed, the recomputed ones included (the numerator of HFU)."""
+        """Products including recomputed ones: the numerator of HFU."""
         return self.model + self.remat
 
     def scaled(self, factor: float) -> 'Flops':
@@ -79,12 +79,12 @@ class Flops:
 
 
 def count(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Flops:
-    """Counts the operations of `fn(*args)`; arrays or ShapeDtypeStructs, nothing is computed.
+    """Counts the operations of `fn(*args)` for arrays or ShapeDtypeStructs, without computing it.
 
-    The count is of the whole program on all devices together. Work whose result nobody uses is
-    left out, as the compiler leaves it out, and so is work under `jax.named_scope('unlikely')`:
-    branches for cases that do not come up in training. Products under `jaxdl.models.ops.counted`
-    count as it says, so that a config has one count whatever formulation was chosen for it.
+    The count is of the whole program on all devices together. It leaves out work whose result is
+    unused, as the compiler does, and work under `jax.named_scope('unlikely')`, which is for cases
+    that do not occur in training. Products under `jaxdl.models.ops.counted` count as stated there,
+    so that a config has the same count with every formulation of its operations.
     """
     return count_jaxpr(jax.make_jaxpr(fn)(*args, **kwargs))
 
@@ -97,7 +97,7 @@ def count_jaxpr(closed: Any) -> Flops:
 
 
 class _Around(NamedTuple):
-    """What holds for all equations of a jaxpr: they are recomputed; their scale is applied outside."""
+    """The context of a jaxpr: is it recomputed, and is its scale applied outside?"""
 
     remat: bool = False
     scaled: bool = False
@@ -109,7 +109,7 @@ def _walk(jaxpr: Any, around: _Around) -> Flops:
         stack = str(eqn.source_info.name_stack)
         if 'unlikely' in stack:
             continue
-        # JAX names the recomputed half of a checkpointed function so; nothing else marks it.
+        # Only this name, which JAX gives it, marks the recomputed part of a checkpointed function.
         remat = around.remat or 'rematted_computation' in stack
         scale = None if around.scaled else re.search(r'flops\*(\d+):(\d+)', stack)
         found = _equation(eqn, _Around(remat, around.scaled or scale is not None))
@@ -135,7 +135,7 @@ def _equation(eqn: Any, around: _Around) -> Flops:
         trips = _while_trips(eqn)
         body = _inner(params['body_jaxpr'], around).plus(_inner(params['cond_jaxpr'], around))
         if trips is None:
-            if body.hardware + body.other > 4:  # a bare counter is not worth a remark
+            if body.hardware + body.other > 4:  # a loop that only counts needs no note
                 note = 'a while loop of unknown length is counted as one turn'
                 body = body.plus(Flops(notes=(note,)))
             trips = 1
@@ -144,7 +144,7 @@ def _equation(eqn: Any, around: _Around) -> Flops:
         branches = [_inner(branch, around) for branch in params['branches']]
         return max(branches, key=lambda flops: (flops.hardware, flops.other))
     if name == 'shard_map':
-        # The body is what one device does; axes that stay automatic are whole in it already.
+        # The body is the work of one device along the manual axes only.
         manual = params['newly_manual_axes']
         shards = math.prod(dict(params['mesh'].shape)[axis] for axis in manual)
         return _inner(params['jaxpr'], around).scaled(shards)
@@ -152,7 +152,7 @@ def _equation(eqn: Any, around: _Around) -> Flops:
         grid = [size if isinstance(size, int) else 1 for size in params['grid_mapping'].grid]
         return _inner(params['jaxpr'], around).scaled(math.prod(grid))
     if name.startswith('custom_vjp_call') or name.startswith('custom_jvp_call'):
-        # Only the function itself runs here; the rules are already in the jaxpr where used.
+        # Only the function itself counts; derivative rules were inlined where they are used.
         key = next(k for k in ('call_jaxpr', 'jvp_jaxpr', 'fun_jaxpr') if k in params)
         return _inner(params[key], around)
     inner = [_inner(sub, around) for sub in _subjaxprs(params)]
@@ -198,7 +198,7 @@ def _dot_general(eqn: Any) -> float:
 
 
 def _ragged_dot(eqn: Any) -> float:
-    # Every row of the left side meets the matrix of one group only.
+    # Each row of the left side is multiplied by the matrix of one group only.
     rows, kernels = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
     return 2.0 * math.prod(rows) * kernels[-1]
 
@@ -213,8 +213,8 @@ def _conv(eqn: Any) -> float:
         taps = right[numbers.rhs_spec[2 + position]]
         size = out[numbers.out_spec[2 + position]]
         hole = params['lhs_dilation'][position]
-        # The gradient of a strided convolution spreads its input with zeros; only the taps that
-        # meet an element are work, and exactly those were work in the forward pass.
+        # The gradient of a strided convolution inserts zeros into its input. Only the taps on real
+        # elements count, which makes the count equal to that of the forward pass.
         touched = (
             np.arange(size)[:, None] * params['window_strides'][position]
             + np.arange(taps)[None, :] * params['rhs_dilation'][position]
@@ -239,7 +239,7 @@ def _fused_attention(eqn: Any, useful: int, repeated: int, remat: bool) -> Flops
 
 
 def _while_trips(eqn: Any) -> int | None:
-    """Turns of a loop `while counter < constant: counter += 1`, or None if it is another kind."""
+    """Iterations of a loop `while counter < constant: counter += 1`; None for other loops."""
     condition = eqn.params['cond_jaxpr']
     compare = [e for e in condition.jaxpr.eqns if e.primitive.name in ('lt', 'le', 'gt', 'ge')]
     if len(compare) != 1 or condition.jaxpr.eqns[-1] is not compare[0]:
@@ -287,8 +287,8 @@ _PRODUCTS: dict[str, tuple[str, Callable[[Any], float]]] = {
     'ragged_dot_general': ('matmul', _ragged_dot),
     'conv_general_dilated': ('conv', _conv),
 }
-# Products of [time, dim] by [dim, time] in the kernel: (prefix, of the mathematics, recomputed).
-# The backward kernel forms the scores again before its four products.
+# The number of [time, dim] by [dim, time] products of a kernel: (prefix, needed, recomputed). The
+# backward kernel recomputes the scores before its four products.
 _FUSED_ATTENTION = (
     ('dot_product_attention_bwd', 4, 1),
     ('dot_product_attention_fp8_bwd', 4, 1),

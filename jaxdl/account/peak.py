@@ -18,12 +18,12 @@ OVERRIDE = 'JAXDL_PEAK_FLOPS'
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """Highest FLOP/s of a matrix product.
+    """The highest FLOP/s of a matrix product.
 
     Attributes:
-        flops: of one device, or of the machine where `shared`.
-        shared: all local devices share it: simulated devices on one CPU.
-        measured: by matrix products on this machine.
+        flops: FLOP/s of one device, or of the machine if `shared`.
+        shared: whether all local devices share it, as simulated devices on one CPU do.
+        measured: whether it was measured by matrix products on this machine.
     """
 
     flops: float
@@ -32,14 +32,14 @@ class Peak:
 
 
 def of(device: Any, by_dtype: Mapping[str, float]) -> Peak | None:
-    """The peak of `device` for the type of operands that most of `by_dtype`'s FLOPs have.
+    """The peak of `device` for the operand type that most of the FLOPs in `by_dtype` have.
 
-    A GPU's is published (cards.json), None for an unknown card. A CPU's is measured by matrix
-    products once a machine, in about half a second, and kept in the cache folder. The environment
-    variable JAXDL_PEAK_FLOPS overrides both, for one device.
+    A GPU's is published (cards.json); None for an unknown card. A CPU's is measured once per
+    machine by matrix products, in about half a second, and kept in the cache folder. The
+    environment variable JAXDL_PEAK_FLOPS overrides both, for one device.
 
     Raises:
-        UserError: that variable is no positive number.
+        UserError: that variable is not a positive number.
     """
     dtype = max(by_dtype, key=lambda name: by_dtype[name], default='float32')
     given = os.environ.get(OVERRIDE)
@@ -67,7 +67,7 @@ def _cpu(dtype: str) -> float:
 
 
 def forget() -> None:
-    """Drops the measured peaks, one of which was beaten: the next run measures them anew."""
+    """Deletes the measured peaks after a run has exceeded one; the next run measures them anew."""
     if (path := _path()) is not None:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -90,7 +90,7 @@ def _read() -> dict[str, float]:
 
 def _write(known: dict[str, float]) -> None:
     if (path := _path()) is not None:
-        with contextlib.suppress(OSError):  # not writable: measured again at the next start
+        with contextlib.suppress(OSError):  # if it is not writable, the next start measures again
             files.write_json(path, known)
 
 

@@ -1,8 +1,8 @@
-"""A trace of some steps of a run, and what it says, without TensorBoard.
+"""Traces some steps of a run, and summarises the trace as a table of operations.
 
 `--profile=100:110` traces these steps; the signal SIGUSR2 traces the next steps of a running job.
-The trace itself can be opened with XProf or Perfetto; the table joins the times in it with the
-FLOPs and bytes of the compiled program.
+XProf and Perfetto open the trace itself. The table joins its times with the FLOPs and bytes of the
+compiled program.
 """
 
 import collections
@@ -16,21 +16,21 @@ from typing import Any
 
 from jaxdl.errors import UserError
 
-# Steps that SIGUSR2 traces.
+# Steps that are traced after SIGUSR2.
 ON_REQUEST = 10
 SHOWN = 20
-# Operations that only call others, whose time is counted where it is spent.
+# Operations that only call others; the time is counted in the operations that they call.
 _CALLS = re.compile(r'(while|call|conditional|async-start|async-done)[.\d]*$')
-# On a GPU most operations run as the nodes of a CUDA graph, and only the kernel has a name: that of
-# the instruction with underscores, or a library's. One kernel serves all instructions alike.
+# On a GPU most operations are nodes of a CUDA graph, and only their kernels have names: the name of
+# the instruction with underscores, or a library's name. Equal instructions share one kernel.
 _GRAPH = re.compile(r'command_buffer[.\d_]*$')
 
 
 def parse(text: str) -> tuple[int, int] | None:
-    """(100, 110) of '100:110': from after step 100 to step 110; None of ''.
+    """(100, 110) for '100:110', which means after step 100 until step 110; None for ''.
 
     Raises:
-        UserError: it says something else.
+        UserError: the text has another form.
     """
     if not text:
         return None
@@ -43,11 +43,11 @@ def parse(text: str) -> tuple[int, int] | None:
 
 
 class Profiler:
-    """Traces a span of steps, once by `span` and whenever SIGUSR2 comes.
+    """Traces the steps of `span`, and the next steps whenever SIGUSR2 comes.
 
     Args:
-        folder: where traces and tables go.
-        span: completed steps between which to trace, or None.
+        folder: the folder for traces and tables.
+        span: the completed steps between which to trace, or None.
         text: gives the text of the compiled step, for FLOPs and bytes.
     """
 
@@ -75,9 +75,9 @@ class Profiler:
         return self._requested or (self._span is not None and step >= self._span[0])
 
     def turn(self, step: int) -> str:
-        """Starts or stops a trace after `step`, and returns what there is to say.
+        """Starts or stops a trace after `step`, and returns a message.
 
-        Nothing may be under way on the device.
+        All steps must have ended on the device.
         """
         if self._tracing is not None:
             return self._stop(step)
@@ -94,7 +94,7 @@ class Profiler:
         import jax
 
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # its thousands of events would slow the steps down
+        options.python_tracer_level = 0  # events of Python calls would slow the steps down
         target = self.folder / f'{start}-{stop}'
         jax.profiler.start_trace(str(target), profiler_options=options)
         self._tracing = (start, stop)
@@ -112,7 +112,7 @@ class Profiler:
         return f'{table}\ntrace: {target}'
 
     def close(self) -> None:
-        """Ends a trace under way without a word, and gives the signal back."""
+        """Ends a trace without a message, and restores the handler of SIGUSR2."""
         if self._tracing is not None:
             import jax
 
@@ -128,15 +128,15 @@ class Profiler:
 
 @dataclasses.dataclass
 class Operation:
-    """One instruction of the compiled program, as it ran.
+    """An instruction of the compiled program, with its time in a trace.
 
     Attributes:
-        name: of the instruction.
-        seconds: in all of the trace, on all devices.
+        name: name of the instruction.
+        seconds: time in the whole trace, on all devices.
         calls: how often it ran.
-        flops: of one call, 0 where it has no products.
-        bytes: of one call.
-        source: where in the model it comes from.
+        flops: FLOPs of one call; 0 if it has no products.
+        bytes: bytes of one call.
+        source: the place in the model that it comes from.
     """
 
     name: str
@@ -149,13 +149,13 @@ class Operation:
 
 @dataclasses.dataclass
 class Trace:
-    """What a trace says of one program.
+    """The operations of one program in a trace.
 
     Attributes:
-        operations: the longest first.
-        busy: share of the time between the first and the last operation in which one ran, the
-            mean over the devices.
-        devices: how many there are in the trace.
+        operations: the operations, the longest first.
+        busy: share of the time between the first and the last operation in which one was running,
+            the mean over the devices.
+        devices: number of devices in the trace.
     """
 
     operations: list[Operation]
@@ -191,7 +191,7 @@ def summary(folder: Path, text: str, *, steps: int) -> str:
 
 
 def read(folder: Path, text: str) -> Trace:
-    """The operations of the compiled program with this `text` in the newest trace in `folder`."""
+    """Reads the newest trace in `folder`; `text` is the compiled program's."""
     from jax.profiler import ProfileData
 
     files = sorted(Path(folder).glob('**/*.xplane.pb'))
@@ -221,11 +221,11 @@ def read(folder: Path, text: str) -> Trace:
 
 
 def _events(data: Any) -> Iterable[tuple[Any, str]]:
-    """(event, device) of all lines on which a device's operations are."""
+    """Yields (event, device) of the lines of a trace that hold a device's operations."""
     for plane in data.planes:
         lines = list(plane.lines)
         if plane.name.startswith('/device:'):
-            # The streams hold the kernels; other lines show the same time at a higher level.
+            # The streams hold the kernels; other lines repeat their time at a higher level.
             streams = [line for line in lines if line.name.startswith('Stream')]
             for line in streams or [line for line in lines if line.name == 'XLA Ops']:
                 for event in line.events:
@@ -239,7 +239,7 @@ def _events(data: Any) -> Iterable[tuple[Any, str]]:
 
 
 def _known(text: str) -> dict[str, Operation]:
-    """The operations of the compiled program, not yet run; {} without a text."""
+    """The operations of the compiled program, without times; {} without a text."""
     from jaxdl.compiled import kernels as kernels_lib
 
     found = {}

@@ -1,1 +1,4 @@
-"""One module a command, each with a `main(argv)`; jaxdl/__main__.py lists them. Nothing imports these."""
+"""One module per command, each with a `main(argv)`; jaxdl/__main__.py lists them.
+
+No other package imports these modules.
+"""

@@ -1,9 +1,9 @@
-"""How fast the data of a config is, beside how fast the training step takes it.
+"""Measures how fast a config's data is read, and how fast the training step consumes it.
 
 Each stage runs alone, as fast as it can: read (from disk), decode, transform (into arrays), batch
 (all of these as the run does them, in its threads), stream (batches prepared ahead by the run's
 placement and workers), transfer (to the devices). `step` is the training step on one batch that is
-already there: the rate the data must reach. Stages that a set does not have are left out.
+already on the device: the rate that the data must reach. A set has only some of these stages.
 """
 
 import time
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(call: Callable[[], Count], seconds: float) -> tuple[float, float]:
-    """(records, bytes) per second of calling `call` for so long, after one call to warm up."""
+    """(records, bytes) per second, from calling `call` for `seconds` after one call to warm up."""
     call()
     records = size = calls = 0
     begin = time.perf_counter()
@@ -52,7 +52,7 @@ def measure(call: Callable[[], Count], seconds: float) -> tuple[float, float]:
 
 
 def verdict(rates: dict[str, float]) -> str:
-    """One line: whether the data keeps up with the step."""
+    """One line that says whether the data keeps up with the step."""
     if 'step' not in rates:
         return ''
     delivered = min(rates['stream'], rates['transfer'])
@@ -68,10 +68,10 @@ def verdict(rates: dict[str, float]) -> str:
 
 
 class Bench:
-    """The stages of one config, each as a function that does its work once."""
+    """The stages of one config; each is a function that does the work of the stage once."""
 
     def __init__(self, config: Any):
-        from jaxdl.core import mesh as mesh_lib  # heavy; wrong command lines need not wait for it
+        from jaxdl.core import mesh as mesh_lib  # slow to import, so only after the flags are read
         from jaxdl.core.feed import Feed
         from jaxdl.core.pipeline import Order
 

@@ -1,4 +1,4 @@
-"""Trains the config digits_cnn on real digits, and says how good it is and where the plots are."""
+"""Trains the config digits_cnn on real digits and draws its plots."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ WORKDIR = 'runs/demo'
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the ordinary commands, as a user would, and ends with one line."""
+    """Runs the commands that a user would run, and prints the accuracy and the paths of results."""
     CommandLine(__doc__ or '', example='').parse(argv)
     train = ['train', '--config=digits_cnn', f'--workdir={WORKDIR}']
     for words in (train, ['report', WORKDIR]):

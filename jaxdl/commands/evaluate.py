@@ -1,8 +1,8 @@
 """Evaluates the newest good checkpoint of a run on every evaluation set.
 
-Each example counts exactly once, with the averaged weights where the run has them. Nothing in the
-run's folder is changed. A folder may come from anybody, so of what its config.json names only modules
-of jaxdl, flax, optax and jax are imported; --config names the config file of a run with other classes.
+Each example counts exactly once. The averaged weights are used if the run has them. Nothing in the
+run's folder is changed. A folder may come from anybody, so only modules of jaxdl, flax, optax and
+jax are imported for it; if its config has other classes, give their config file as --config.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT.
 
 With --from_hf the folder of --workdir becomes a run at step 0 with these weights: training it
-fine-tunes them, and other runs can start from it. With --to_hf the newest good checkpoint of the run
-is written as config.json and model.safetensors, for others to load.
+fine-tunes them, and other runs can start from it. With --to_hf the newest good checkpoint of the
+run is written as config.json and model.safetensors.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
     given = line.parse(argv, before_config=check)
     runtime.open_devices()
-    from jaxdl.interchange import weights  # heavy; wrong command lines need not wait for it
+    from jaxdl.interchange import weights  # slow to import, so only after the flags are read
 
     if given.from_hf:
         weights.import_run(given.config, given.workdir, given.from_hf, new_head=given.new_head)

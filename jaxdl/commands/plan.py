@@ -1,7 +1,7 @@
-"""Judges a run for GPUs that need not be there: memory, traffic and the least time of a step.
+"""Tells what a run needs on GPUs that need not be there: memory, traffic and time of a step.
 
-Compiles the real train step for them (requirements-plan.txt; without it, an estimate from a CPU
-program) and prints memory, FLOPs, traffic, kernels and the least time of a step. The cards are
+Compiles the real training step for these GPUs (with requirements-plan.txt; otherwise for a CPU, as
+an estimate) and prints memory, FLOPs, traffic, kernels and the least time of a step. The cards are
 {cards}.
 """
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     found = {}
 
     def prepare(given) -> None:
-        """The number of devices must be known before jax is imported, and a config imports it."""
+        """Sets the number of simulated devices before the config is run, which imports jax."""
         network = None if given.network is None else given.network * 1e9
         found['cluster'] = cards.parse(given.devices, network=network)
         found['cuda'] = gpu_compile.prepare_process(found['cluster'].devices)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     values = line.parse(argv, before_config=prepare)
     config, cluster, cuda = values.config, found['cluster'], found['cuda']
     from jaxdl.plan import (
-        planning,  # heavy; wrong flags need not wait for it
+        planning,  # slow to import, so only after the flags are read
         search,
     )
     from jaxdl.plan import text as plan_text

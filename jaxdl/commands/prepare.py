@@ -1,7 +1,7 @@
 """Downloads, checks and stores a data set.
 
-NAME is mnist, fashion_mnist, digits, cifar10, cifar100 or any data set of TFDS. A set that is
-prepared already is only checked. For a TFDS set --from is the folder with the files that have to be
+NAME is mnist, fashion_mnist, digits, cifar10, cifar100 or any data set of TFDS. A set that was
+prepared before is only checked. For a TFDS set --from is the folder with the files that must be
 downloaded by hand.
 """
 

@@ -1,6 +1,6 @@
 """Plots and one HTML page of the runs or the sweep under some folders.
 
-Reads every run at or below the folders, and writes index.html and one PNG a plot.
+Reads every run at or below the folders, and writes index.html and one PNG per plot.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Text from a trained language model, or translations from a trained translator.
 
-A language model continues --prompt; a translator, with --translate, translates the lines of standard
-input, one line each. Only text goes to standard output, as UTF-8.
+A language model continues --prompt. With --translate a translator translates standard input line by
+line. Only the texts go to standard output, as UTF-8.
 """
 
 import io

@@ -1,6 +1,7 @@
 """Runs many trials of a config; a second call with the same folder resumes.
 
-Finished trials are skipped, broken ones go on from their checkpoints. Ctrl-C saves and stops all.
+Finished trials are skipped, and interrupted ones continue from their checkpoints. Ctrl-C saves and
+stops all.
 """
 
 import collections
@@ -21,7 +22,7 @@ from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Search, Sweep, Trial, load_sweep, text
 from jaxdl.sweeps.store import Store
 
-# Flags that only one launcher heeds.
+# Flags that only one launcher uses; they are refused with the other one.
 ONLY = {
     'local': ('gpus', 'per_gpu', 'fork'),
     'slurm': (
@@ -98,7 +99,7 @@ def make_launcher(values: Any, sweep: Sweep, folder: Path) -> Any:
 
         return Slurm(
             folder,
-            # A search looks at results before it proposes more, so not all at once.
+            # A search needs results before it proposes more, so its jobs are not all queued.
             most=values.slots or (8 if isinstance(sweep.points, Search) else None),
             partition=values.partition,
             hours=values.hours,
@@ -121,10 +122,10 @@ def make_launcher(values: Any, sweep: Sweep, folder: Path) -> Any:
 
 
 def check(given: Any, sweep: Sweep, store: Store | None, launcher: Any, file: str) -> list[Trial]:
-    """All trials, every config read and every mistake found; nothing was started.
+    """Checks the configs and the metric of all trials, and returns the trials; starts nothing.
 
     Raises:
-        UserError: with what is wrong.
+        UserError: a config, the metric or the folder is wrong.
     """
     trials = sweep.trials()
     probes = trials or _corners(sweep)
@@ -158,7 +159,7 @@ def check(given: Any, sweep: Sweep, store: Store | None, launcher: Any, file: st
 
 
 def _corners(sweep: Sweep) -> list[Trial]:
-    """Two trials of a search, at the ends of its ranges: enough to find wrong fields and values."""
+    """Two trials of a search, at the ends of its ranges, to find wrong fields and values."""
     assert isinstance(sweep.points, Search)
     ends = []
     for end in (0, -1):
@@ -173,7 +174,7 @@ def _corners(sweep: Sweep) -> list[Trial]:
 def check_metric(sweep: Sweep, launcher: Any, trial: Trial, file: str) -> None:
     """Raises UserError if runs of this sweep do not write its metric."""
     if sweep.metric.startswith(('perf/', 'energy/')):
-        return  # written by the loop where they can be measured
+        return  # the loop writes these where they can be measured, whatever the config
     try:
         names, unknown = launcher.metric_names(trial)
     except UserError as error:
@@ -234,7 +235,7 @@ def dry_run(
 def run(
     given: Any, sweep: Sweep, store: Store, launcher: Any, file: str, trials: list[Trial]
 ) -> int:
-    """Runs what is left of the sweep and prints what came out."""
+    """Runs the unfinished trials of the sweep and prints the results."""
     study = None
     if isinstance(sweep.points, Search) or sweep.stopping is not None:
         study = Study(store.journal, sweep)

@@ -1,9 +1,9 @@
-"""Trains a config, or goes on with the run that is in the folder.
+"""Trains a config, or resumes the run in the folder.
 
 Without --workdir the run goes to runs/, into a folder named after the config and its overrides; the
-same command finds it again. Several processes: Slurm and Open MPI say it themselves; otherwise each
-is started with --coordinator, --processes and --process. The signal SIGUSR2 traces the next steps of
-a running job as --profile does. TERM, INT and USR1 save and end with exit code 75.
+same command finds it again. Under Slurm and Open MPI several processes find each other; otherwise
+start each with --coordinator, --processes and --process. The signal SIGUSR2 traces the next steps
+of a running job as --profile does. TERM, INT and USR1 save and end with exit code 75.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     )
     cluster.join(processes)
     runtime.open_devices()
-    from jaxdl.run import loop  # heavy; wrong command lines need not wait for it
+    from jaxdl.run import loop  # slow to import, so only after the flags are read
 
     if given.plan:
         from jaxdl.plan import planning
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def default_workdir(argv: Sequence[str]) -> str:
-    """runs/NAME[-VARIANT][,FIELD=VALUE…]: the same command finds the same folder again."""
+    """runs/NAME[-VARIANT][,FIELD=VALUE…], so that the same command finds the folder again."""
     filename, _, variant = flags.config_word(argv).partition(':')
     name = os.path.splitext(os.path.basename(filename))[0] + (f'-{variant}' if variant else '')
     parts = [
@@ -68,7 +68,7 @@ def default_workdir(argv: Sequence[str]) -> str:
 
 
 def summary(metrics: dict[str, Any], workdir: str) -> str:
-    """One line: the evaluation's results, and where the run is."""
+    """One line with the results of the evaluation and the run's folder."""
     shown = [
         f'{name.removeprefix("eval/")} {value:.4f}'
         for name, value in metrics.items()

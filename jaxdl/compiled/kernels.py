@@ -118,14 +118,14 @@ class Done:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
+class HloLoop:
     """A part of the schedule that runs several times, or one of several ways (turns=1)."""
 
     turns: int
     body: tuple['Event', ...]
 
 
-Event = Launch | Start | Done | Loop
+Event = Launch | Start | Done | HloLoop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +197,7 @@ def read(text: str, *, devices: int = 1) -> Schedule:
 
 def _flat(events: tuple[Event, ...], times: int) -> Iterator[tuple[Event, int]]:
     for event in events:
-        if isinstance(event, Loop):
+        if isinstance(event, HloLoop):
             yield from _flat(event.body, times * event.turns)
         else:
             yield event, times
@@ -207,7 +207,7 @@ def _overlapped(events: tuple[Event, ...], found: set[str]) -> bool:
     open_: set[str] = set()
     works = False
     for event in events:
-        inner = isinstance(event, Loop) and _overlapped(event.body, found)
+        inner = isinstance(event, HloLoop) and _overlapped(event.body, found)
         if isinstance(event, Launch) or inner:
             found |= open_
             works = True
@@ -239,11 +239,11 @@ class _Reader:
             if turns is None:
                 self.notes.append(f'the loop {instruction.name} of unknown length counts once')
             body = self._inner(instruction.called('body'))
-            yield Loop(1 if turns is None else turns, body)
+            yield HloLoop(1 if turns is None else turns, body)
         elif opcode == 'conditional':
             ways = [self._inner(name) for name in instruction.branches]
             if ways:
-                yield Loop(
+                yield HloLoop(
                     1, max(ways, key=lambda way: sum(_weight(e) * n for e, n in _flat(way, 1)))
                 )
         elif opcode == 'call' or (opcode == 'async-start' and not self._wrapped(instruction)):

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 from jaxdl.compiled.cards import Cluster
-from jaxdl.compiled.kernels import Collective, Done, Event, Kernel, Launch, Loop, Schedule, Start
+from jaxdl.compiled.kernels import Collective, Done, Event, HloLoop, Kernel, Launch, Schedule, Start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _Totals:
                     self.memory += memory * times
                 now += max(arithmetic, memory)
                 busy += max(arithmetic, memory)
-            elif isinstance(event, Loop):
+            elif isinstance(event, HloLoop):
                 seconds, working = self.run(event.body, times * event.turns)
                 now += seconds * event.turns
                 busy += working * event.turns

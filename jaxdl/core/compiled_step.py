@@ -13,25 +13,26 @@ from jaxdl.core.mesh import replicated
 from jaxdl.core.step import TrainState
 from jaxdl.errors import UserError
 
-# Enough to keep a device busy, few enough that a signal, a hang or a non-finite number is seen at once.
+# Calls that may be under way. Two keep the device busy, and a signal, a hang or a non-finite number
+# is still noticed soon.
 MOST = 2
-# Of a step with larger temporaries, in bytes, a CPU has one under way: each step under way has
-# temporaries of its own from the moment it is started, even while it waits for the one before. Such
-# a step takes so long that the host's work between two of them does not count.
+# Bytes of temporaries above which a CPU runs one step at a time. A step takes its temporaries when
+# it is started, even while it waits for the one before, so two would need twice the memory. A step
+# this large is so slow that the host's work between two steps does not matter.
 LARGE = 96 << 20
-# Seconds: a CPU's backend says that a step is done a moment before it frees its temporaries.
+# Seconds to wait after a large step: the CPU backend reports it done before it frees its memory.
 PAUSE = 5e-4
 
 Shapes = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 class CompiledStep:
-    """A compiled training step; called like it.
+    """A compiled training step, called like the function that it was compiled from.
 
     Args:
         step: compiled by `Program.compile_train`.
-        traces: `Program.traces`, the names of what was traced so far.
-        batch: the shapes that it was compiled for.
+        traces: `Program.traces`, the names of the functions traced so far.
+        batch: the shapes that the step was compiled for.
 
     Attributes:
         most: calls that may be under way before the host waits for the oldest.
@@ -48,12 +49,12 @@ class CompiledStep:
         self.most = 0 if self.large else MOST
 
     def settle(self) -> None:
-        """For after the results of a call have come, before the next one is started."""
+        """Waits until a large step has freed its memory; called once its results have arrived."""
         if self.large:
             time.sleep(PAUSE)
 
     def text(self) -> str:
-        """The compiled program as text, '' where it is compiled at its first call (pmap)."""
+        """The compiled program as text; '' for pmap, which compiles at its first call."""
         return self.step.as_text() if hasattr(self.step, 'as_text') else ''
 
     def __call__(
@@ -66,7 +67,7 @@ class CompiledStep:
             if not changed:
                 raise
             raise RuntimeError(_message(changed)) from error
-        # What is compiled at its first call (pmap) is compiled silently again for other shapes.
+        # pmap compiles at its first call, and would silently compile again for other shapes.
         if sum(name.startswith('train') for name in self.traces) > 1:
             changed = changes(self.batch, batch)
             if changed:
@@ -75,7 +76,7 @@ class CompiledStep:
 
 
 def changes(old: Shapes, new: Shapes) -> list[str]:
-    """In words, which arrays of a batch have another shape or dtype than in `old`."""
+    """Texts that name the arrays of a batch whose shape or dtype differs from `old`."""
     return [
         f'{name} from {_shape(old.get(name))} to {_shape(new.get(name))}'
         for name in {**old, **new}
@@ -105,8 +106,8 @@ def compile_step(
 ) -> Callable:
     """Compiles `function` for arguments like these, once; a call with other shapes is an error.
 
-    Compiled ahead of time, so a changed shape cannot silently compile a second program. `look` is
-    called with the jaxpr.
+    It is compiled ahead of time, so a changed shape cannot silently compile a second program.
+    `look` is called with the jaxpr.
     """
     with jax.set_mesh(mesh):
         jitted = jax.jit(
@@ -130,7 +131,7 @@ def compile_pmap(
         raise UserError("--config.compile='pmap' runs in one process only; use compile='jit'")
     devices = list(mesh.devices.flat)
     count = len(devices)
-    # Where pmap leaves its results: a state from elsewhere would be compiled for once more.
+    # The state must lie where pmap leaves its results, or pmap compiles a second time.
     line = jax.sharding.Mesh(np.asarray(devices), ('data',), axis_types=(AxisType.Auto,))
     home = replicated(line)
     mapped = jax.pmap(

@@ -2,7 +2,7 @@
 
 A config is the object tree itself: plain dataclasses that hold the model, the task, the data and
 the optimizer as objects, so nothing is looked up by name. Flax Linen modules are dataclasses and
-hold no arrays, so a config can hold a model. After parsing nobody changes a config.
+hold no arrays, so a config can hold a model. A config is not changed after it was parsed.
 """
 
 import copy
@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # not every reader of a config needs jax
 
     from jaxdl.core.optim import Optimizer
 
-# Fields that may change between two calls on one folder: they place, log or extend the same run.
+# Fields that a resumed run may change: they say where it runs, what it logs and how long it is. The
+# fields in `DataSet.places` are allowed besides, if the data has the same bytes.
 FREE = (
     'config.steps',
     'config.log_every',
@@ -48,15 +49,14 @@ FREE = (
     'config.data.source.data_dir',
     'config.data.cache',
 )
-# Fields that name files. They may change too, because `DataSet.keep` compares what is in the files.
 
-# The packages whose modules are imported where a run's config.json names them.
+# Only modules of these packages are imported if a run's config.json names them.
 TRUSTED = ('jaxdl', 'flax', 'optax', 'jax')
 
 
 @dataclasses.dataclass
 class Mesh:
-    """How many ways each kind of parallelism splits the devices; one axis may be -1: what is left.
+    """How many ways each kind of parallelism splits the devices; -1 on one axis: all that remain.
 
     Attributes:
         data: replicas of the model, each with its share of the batch.
@@ -67,8 +67,8 @@ class Mesh:
         zero: split the optimizer's state over the data axis too (ZeRO-1).
         offload: keep the optimizer's state in host memory between its updates.
         sequence: split activations between layers by their length over the tensor axis too.
-        pipe_parts: micro-batches under way in the pipeline, at most; 0: four a stage.
-        context_by: how attention sees the whole sequence: 'ring' (keys travel), 'heads' (all-to-all), or 'auto': heads where they divide.
+        pipe_parts: the most micro-batches in the pipeline at a time; 0: four per stage.
+        context_by: how attention sees the whole sequence: 'ring' (keys are passed on), 'heads' (all-to-all), or 'auto': heads if they divide.
     """
 
     AXES: typing.ClassVar = ('data', 'fsdp', 'pipe', 'context', 'tensor')
@@ -143,7 +143,7 @@ class InitFrom:
 
     Attributes:
         path: the other run's folder, or 'folder:STEP'; empty: none.
-        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied in turn.
+        rename: pairs (pattern, replacement), regular expressions over the other run's leaf paths, applied one after the other.
         skip: patterns of leaf paths; matching ones of this model keep their own initialisation, matching ones of the other run are left there.
     """
 
@@ -176,17 +176,17 @@ class Config:
         log_every: steps between two lines of metrics.
         eval_every: steps between two evaluations; 0: only at the end.
         eval_batch_size: examples of one evaluation step; 0: batch_size.
-        accumulate: parts a batch is cut into, one after the other, to save memory.
-        ema: share of the steps so far over which the averaged weights, which are evaluated, look back; 0: no average.
+        accumulate: parts into which a batch is cut, processed one after the other to save memory.
+        ema: share of the steps so far that the averaged weights, which are evaluated, cover; 0: no average.
         float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
-        divergence: what happens when a value is not finite.
+        divergence: what follows a value that is not finite.
         init_from: parameters to start from.
         mesh: how the devices are arranged.
         rules: (path pattern, axes) pairs that place the state on the mesh, first match first; those of the model come after them.
         compile: 'jit' over the mesh, or 'pmap' for pure data parallelism.
-        placement: where the training set lives: 'device', 'host', 'stream', or 'auto' by its size.
+        placement: where the training set is kept: 'device', 'host', 'stream', or 'auto' by its size.
         steps_per_call: optimizer steps in one compiled program.
         prefetch: batches prepared ahead of the device.
         workers: processes that read and decode when placement is 'stream'; 0: threads of this process.
@@ -319,7 +319,7 @@ def divisors(number: int) -> str:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    from jaxdl.core.optim import Optimizer  # imports jax, which not every reader of a config needs
+    from jaxdl.core.optim import Optimizer  # imports jax, which some readers of configs do without
 
     for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
         given = getattr(config, name)
@@ -455,7 +455,7 @@ def program_key(config: Config) -> str:
 
 
 def why_alone(config: Config) -> str:
-    """Why this config cannot be trained together with others in one program, or ''."""
+    """Why this config cannot share a program with other runs (`--vectorize`), or ''."""
     if config.compile == 'pmap':
         return "compile='pmap'"
     if config.accumulate > 1:
@@ -467,7 +467,10 @@ def why_alone(config: Config) -> str:
 
 
 def differences(old: Any, new: Any, path: str = 'config', *, added: bool = True) -> list[str]:
-    """The paths at which two JSON trees of configs differ; added=False: but for fields only in `new`."""
+    """The paths at which two JSON trees of configs differ.
+
+    added=False leaves out fields that only `new` has.
+    """
     if isinstance(old, dict) and isinstance(new, dict) and old.get('type') == new.get('type'):
         found = []
         for key in [*old, *(k for k in new if k not in old and added)]:
@@ -529,9 +532,9 @@ def _name_of(thing: Any) -> str:
 
 
 def with_defaults(tree: Any, node: Any) -> Any:
-    """`tree`, JSON of an older version, with the defaults of the fields that came since.
+    """`tree`, the JSON of an older version, completed with the defaults of newer fields.
 
-    The defaults are those of the classes of `node`, a config of today: nothing is imported.
+    The defaults come from the classes of `node`, a config of this version, so nothing is imported.
     """
     if isinstance(tree, list) and isinstance(node, tuple | list) and len(tree) == len(node):
         return [with_defaults(*pair) for pair in zip(tree, node, strict=True)]
@@ -551,7 +554,7 @@ def with_defaults(tree: Any, node: Any) -> Any:
 
 
 def things_in(node: Any) -> dict[str, Any]:
-    """{'module:qualified name': class or function} of everything that a config is made of."""
+    """{'module:qualified name': class or function} of all objects in a config."""
     if isinstance(node, dict):
         node = tuple(node.values())
     found = {}
@@ -575,21 +578,21 @@ def from_json(tree: Any, given: Config | None = None) -> Any:
     config that the user named.
 
     Raises:
-        UserError: a class is gone or may not be imported, or the tree is not what to_json writes.
+        UserError: a class is missing or may not be imported, or to_json did not write the tree.
     """
     known = {} if given is None else {_plain(k): v for k, v in things_in(given).items()}
     try:
         return _build(tree, known)
     except UserError:
         raise
-    except Exception as error:  # whatever the constructors of its classes raise
+    except Exception as error:  # constructors of the named classes may raise anything
         raise UserError(
             f'config.json does not hold a config ({error}); put the file back as it was written'
         ) from None
 
 
 def of_config_file(name: str) -> bool:
-    """Whether 'module:Class' is defined in a config file, which no import finds for certain."""
+    """Whether 'module:Class' is defined in a config file, which cannot be imported by its name."""
     return name.startswith('configs.')
 
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example of every evaluation set once, on any number of devices."""
+"""Exact evaluation: every example of each evaluation set counts once, on any number of devices."""
 
 from collections.abc import Callable
 
@@ -56,7 +56,7 @@ class Evaluator:
                 )
 
     def names(self) -> list[str]:
-        """The scalar metrics that `run` will give; nothing is compiled or run."""
+        """The names of the scalar metrics that `run` returns; nothing is compiled or run."""
         found = []
         for name, packing in self.packings.items():
             means = packing.means(np.ones(packing.size))
@@ -65,14 +65,14 @@ class Evaluator:
         return sorted(found)
 
     def _derived(self, means: dict[str, float | np.ndarray]) -> dict[str, float]:
-        """What the task computes from the means of a whole set, such as a perplexity."""
+        """The metrics that the task derives from the means of a whole set, such as a perplexity."""
         floats = {name: value for name, value in means.items() if isinstance(value, float)}
         return self.program.config.task.derived(floats)
 
     def run(
         self, state: TrainState, hyper: dict, beat: Callable[[], None]
     ) -> list[dict[str, float | np.ndarray]]:
-        """Of each lane {'eval/<set>/<metric>': float or matrix}, and the number of examples of each set."""
+        """For each lane {'eval/<set>/<metric>': float or matrix}, with the examples of each set."""
         self.compile()
         found: list[dict[str, float | np.ndarray]] = [{} for _ in range(self.program.lanes or 1)]
         for name, feed in self.feeds.items():
@@ -98,7 +98,7 @@ class Evaluator:
     def generate(
         self, state: TrainState, beat: Callable[[], None], *, final: bool
     ) -> Generated | None:
-        """What the task lets the model of one run make after an evaluation; its scores are also metrics."""
+        """Texts, such as translations, that one run's model generates, and their scores."""
         task = self.program.config.task
         if not task.defines('generate'):
             return None
@@ -124,9 +124,9 @@ def check_best(best: str, names: list[str]) -> None:
 
 
 def readable_variables(state: TrainState) -> dict | None:
-    """The variables that evaluation uses, on one device where each has them all.
+    """The variables that evaluation uses, gathered onto one device if every device holds them all.
 
-    None where they are spread over several processes: then `jaxdl.commands.evaluate` must generate.
+    None where they are split over several processes: `jaxdl evaluate` can then generate later.
     """
     weights = {'params': state.params, 'model_state': state.model_state}
     weights = weights if state.ema is None else state.ema

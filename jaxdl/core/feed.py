@@ -1,8 +1,8 @@
-"""From ids to a batch on the mesh: the one place where data meets devices.
+"""From ids to a batch on the mesh; no other module puts data onto devices.
 
-`Feed` decides once where a set lives. On the device: a batch is its ids alone, and the step gathers
-the rows. In host memory or on disk: rows are fetched ahead in threads or in worker processes and
-placed on the mesh. Every way gives the same batches in the same order.
+`Feed` decides once where a set is kept. If it is kept on the device, a batch is only its ids and
+the step gathers the rows. If it is in host memory or on disk, threads or worker processes fetch the
+rows ahead and `Feed` places them on the mesh. The batches and their order are always the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from jaxdl.core import pipeline
 from jaxdl.core.ranges import CheckedSource
 from jaxdl.errors import UserError
 
-# A set goes to the device when it takes at most this share of a device's memory there.
+# A set is kept on the device if it needs at most this share of the device's memory.
 DEVICE_SHARE = 0.2
 
 
@@ -28,13 +28,13 @@ class Feed:
         batch_size: rows of a batch over all processes.
         mesh: the devices.
         placement: 'device', 'host', 'stream' or 'auto'.
-        ranges: bounds of integers, as `ranges.bounds_of` gives them; what breaks them is an error.
-        name: of the set, for messages.
+        ranges: bounds of integer arrays, from `ranges.bounds_of`; a value outside is an error.
+        name: name of the set, for messages.
 
     Attributes:
-        resident: the arrays of the set that live on the device, {} where none do.
+        resident: the arrays of the set that are kept on the device, or {}.
         example: one row as the step sees it, {name: array}.
-        mine: the places in a batch whose rows this process holds, int64 [rows].
+        mine: the positions in a batch of the rows that this process holds, int64 [rows].
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Feed:
         self.batch_size = batch_size
         self.sharding = mesh_lib.batch_sharding(mesh)
         self.mine = mesh_lib.rows_here(self.sharding, batch_size)
-        # Made once: a sharding takes longer to make than a small batch to send.
+        # Made once, because making a sharding takes longer than sending a small batch.
         self._places = [mesh_lib.batch_sharding(mesh, leading) for leading in range(3)]
         arrays = None if placement == 'stream' else source.in_memory()
         self.placement = _choose(arrays, mesh) if placement == 'auto' else placement
@@ -73,18 +73,18 @@ class Feed:
         self.example = {name: value[0] for name, value in {**rows, **whole}.items()}
 
     def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows as the host sends them: none of a set that lives on the device."""
+        """The arrays that the host sends for these ids; {} if the set is kept on the device."""
         if self._arrays is not None:
             return {name: values[ids] for name, values in self._arrays.items()}
         return self.source.fetch(ids) if self.placement == 'stream' else {}
 
     def load(self, ids: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The rows of one global batch [..., batch] that belong to this process, checked."""
+        """This process's rows of the global batch `ids` [..., batch], checked."""
         rows = pipeline.Load(self.fetch, lambda _: ids, self.mine, self._shapes)(0)
         return rows if mask is None else {**rows, 'mask': mask[self.mine]}
 
     def place(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The global batch, of the rows of this process; axes before that of the rows are not split."""
+        """The global batch on the mesh from this process's rows; axes before them are not split."""
         leading = rows['id'].ndim - 1
         sharding = self._places[leading]
         if jax.process_count() == 1:
@@ -117,16 +117,17 @@ class Feed:
     def training(
         self, ids: Callable[[int], np.ndarray], calls: int, *, ahead: int, workers: int = 0
     ) -> pipeline.Prefetch | pipeline.Workers | pipeline.Direct:
-        """The rows for calls 0 … calls - 1 of the step, one by one from `next()`; `close()` ends it.
+        """A stream whose `next()` gives the rows for calls 0 … calls - 1 of the step in turn.
 
-        `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, except
-        of a set on the device; of a streamed set by `workers` processes, 0: by threads.
+        `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, unless
+        the set is on the device. A streamed set is read by `workers` processes, or by threads if 0.
+        `close()` ends the stream.
         """
         load = pipeline.Load(self.fetch, ids, self.mine, self._shapes)
         if self.placement == 'stream':
-            load.fetch = self.source.fetch  # what a worker process gets holds no device
+            load.fetch = self.source.fetch  # a Feed holds device arrays, which cannot be sent
             return pipeline.Workers(load, 0, calls, ahead=ahead, workers=workers)
-        if self.placement == 'device':  # a batch is its ids
+        if self.placement == 'device':  # a batch is only its ids, so nothing is read ahead
             return pipeline.Direct(load, 0, calls)
         return pipeline.Prefetch(load, 0, calls, ahead)
 

@@ -26,13 +26,13 @@ SHIPPED = next(filter(Path.is_dir, (_PACKAGE / 'configs', _PACKAGE.parent / 'con
 
 
 class CommandLine:
-    """What a command takes: its flags, how --help explains them, and how they are read.
+    """The flags of one command: their definition, their --help and their parsing.
 
     Args:
-        about: what the command is for in one line, then paragraphs: the docstring of its module.
+        about: the docstring of the command's module: its purpose in one line, then paragraphs.
         example: a command line without the command's name.
-        words: what the words are that are no flags: 'NAME' is exactly one, 'DIR …' one or more,
-            '[DIR …]' any number, '' none.
+        words: the positional arguments: 'NAME' is exactly one, 'DIR …' one or more, '[DIR …]' any
+            number, '' none.
     """
 
     def __init__(self, about: str, *, example: str, words: str = ''):
@@ -44,6 +44,7 @@ class CommandLine:
         self._required: list[str] = []
         self._may_be_empty: set[str] = set()
         self._choices: dict[str, tuple[str, ...]] = {}
+        self._takes_config = False
 
     # ---- the flags ----
 
@@ -57,7 +58,7 @@ class CommandLine:
         required: bool = False,
         empty: bool = False,
     ) -> None:
-        """`shown` stands for the value in --help; `empty`: it may be given as ''."""
+        """A text; --help shows `shown` as its value, and `empty` allows ''."""
         flags.DEFINE_string(name, default, meaning, flag_values=self._flags)
         self._describe(name, f'={shown}', meaning)
         if required:
@@ -66,7 +67,7 @@ class CommandLine:
             self._may_be_empty.add(name)
 
     def choice(self, name: str, choices: Sequence[str], meaning: str) -> None:
-        """One of `choices`, the first unless given."""
+        """One of `choices`; the first is the default."""
         flags.DEFINE_enum(name, choices[0], list(choices), meaning, flag_values=self._flags)
         self._describe(name, f'={"|".join(choices)}', meaning)
 
@@ -90,13 +91,14 @@ class CommandLine:
     def several(
         self, name: str, choices: Iterable[str], meaning: str, default: Sequence[str] | None = None
     ) -> None:
-        """A list with commas of some of `choices`; all of them unless `default` says which."""
+        """A comma-separated list of some of `choices`; the default is all, or `default`."""
         self._choices[name] = tuple(choices)
         chosen = self._choices[name] if default is None else default
         self.string(name, 'NAME,…', meaning, default=','.join(chosen))
 
     def config(self, *, required: bool = True) -> None:
         """The flag --config, and --config.FIELD for each of its fields."""
+        self._takes_config = True
         self.string('config', 'NAME', 'a config: its name or file, :variant', required=required)
 
     def _describe(self, name: str, value: str, meaning: str) -> None:
@@ -116,7 +118,7 @@ class CommandLine:
             needed = name in self._required
             usage.append(shown if needed else f'[{shown}]')
             rows.append((shown, self._meaning[name] + ' (required)' * needed))
-            if name == 'config':
+            if name == 'config' and self._takes_config:
                 usage.append('[--config.FIELD=VALUE …]')
                 rows.append(
                     ('--config.FIELD=VALUE', 'sets a field; --config=NAME --help lists them')
@@ -147,18 +149,18 @@ class CommandLine:
         *,
         before_config: Callable[[SimpleNamespace], None] = lambda given: None,
     ) -> SimpleNamespace:
-        """The flags by name, `words`, `present` (which flags were given), and `config`: a checked Config, or ''.
+        """The flags by name, `words`, `present` (the flags given) and `config` (checked, or '').
 
-        After --help the text is printed and the command ends with 0. `before_config` is called
-        with the flags, `config` being its name, before the config's file, which imports jax, is run.
+        --help prints the text and ends the command with 0. `before_config` is called with the flags
+        before the config's file is run, which imports jax; `config` is then still its name.
 
         Raises:
-            UserError: with the flag, what is allowed and the fix.
+            UserError: it names the flag, what is allowed and the fix.
         """
         command, words = argv[0], list(argv[1:])
-        if os.path.isabs(command):  # a program that was started with -m
+        if os.path.isabs(command):  # started with python -m: the path of a module
             command = f'python -m {os.path.relpath(command)[:-3].replace(os.sep, ".")}'
-        takes_config = 'config' in self._flags
+        takes_config = self._takes_config
         rest, overrides = _split(words) if takes_config else (words, [])
         if any(word in HELP for word in words):
             print(self.help(command))
@@ -176,7 +178,7 @@ class CommandLine:
         return given
 
     def _read(self, command: str, words: list[str], overrides: Sequence) -> SimpleNamespace:
-        for word in words:  # absl takes these from everybody
+        for word in words:  # absl accepts these flags in every program; here they are refused
             if re.match(r'--?(flagfile|undefok)\b', word):
                 raise UserError(self._unknown(word.lstrip('-').partition('=')[0]))
         try:
@@ -188,7 +190,7 @@ class CommandLine:
         except flags.Error as error:
             raise UserError(' '.join(str(error).split())) from None
         if left and not self.words:
-            example = '--config.FIELD=VALUE' if 'config' in self._flags else '--FLAG=VALUE'
+            example = '--config.FIELD=VALUE' if self._takes_config else '--FLAG=VALUE'
             raise UserError(
                 f'{shortened(left[0])!r} is not a flag; flags are written {example}'
                 f'{nearest(left[0], self._shown)}\n{self._list()}'
@@ -228,7 +230,7 @@ class CommandLine:
 
     def _unknown(self, name: str, words: Sequence[str] = ()) -> str:
         said = f'--{shortened(name)}: there is no such flag'
-        path = config_word(words) if 'config' in self._flags else ''
+        path = config_word(words) if self._takes_config else ''
         if path:
             fields = [field for field, *_ in config_lib.describe(load_config(path))]
             if f'config.{name}' in fields:
@@ -237,7 +239,7 @@ class CommandLine:
         return f'{said}{nearest(name, self._shown)}\n{self._list()}'
 
     def _refused(self, message: str) -> str:
-        """absl's message about a value in our words."""
+        """absl's message about a refused value, rewritten as one of jaxdl's."""
         match = re.match(r'flag --(\w+)=(.*?): (.*)', message, re.S)
         if not match:
             return ' '.join(message.split())
@@ -255,17 +257,17 @@ class CommandLine:
 
 
 def load_module(path: str) -> ModuleType:
-    """The module of a config file, run anew.
+    """Runs a config file and returns it as a module.
 
     Raises:
-        UserError: it is no Python file, or running it failed.
+        UserError: it is not a Python file, or running it failed.
     """
     name = os.path.splitext(os.path.basename(path))[0]
     spec = importlib.util.spec_from_file_location(f'configs.{name}', path)
     if spec is None or spec.loader is None:
         raise UserError(f'--config={path}: is no Python file')
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where classes that it defines are looked up
+    sys.modules[spec.name] = module  # dataclasses and pickle look up the file's classes there
     try:
         spec.loader.exec_module(module)
     except UserError:
@@ -278,7 +280,7 @@ def load_module(path: str) -> ModuleType:
 
 
 def config_names(folder: str = '') -> list[str]:
-    """The config files of a folder; by default the names that --config understands from here."""
+    """The config files of a folder; by default all bare names that --config takes."""
     if folder:
         return sorted(glob.glob(os.path.join(glob.escape(folder), '*.py')))
     folders = [Path('configs'), *([SHIPPED] if SHIPPED else [])]
@@ -290,7 +292,7 @@ def find_config(name: str) -> str:
     """The file of a config: a path, or a bare name in configs/ here or among the shipped ones.
 
     Raises:
-        UserError: there is none; with the nearest.
+        UserError: there is none; the message names the most similar one.
     """
     bare = name.isidentifier()
     folders = ([Path('configs'), *([SHIPPED] if SHIPPED else [])]) if bare else [Path()]
@@ -312,7 +314,7 @@ def load_config(name: str) -> Config:
     """The config of 'name', 'name:variant', 'folder/name.py' or 'folder/name.py:variant'.
 
     Raises:
-        UserError: no such file or variant, or it does not return a Config.
+        UserError: there is no such file or variant, or it does not return a Config.
     """
     filename, _, variant = name.partition(':')
     filename = find_config(filename)
@@ -382,7 +384,7 @@ def check_path(config: Config, path: str) -> None:
         if name not in names:
             if not names:
                 raise UserError(f'{said}: {walked} is a {type(node).__name__} and has no fields')
-            # A field further down may be meant: lr is optimizer.learning_rate.
+            # The user may have meant a field further down: 'lr' is optimizer.learning_rate.
             paths = [p.removeprefix('config.') for p, *_ in config_lib.describe(config)]
             deep = {p.rpartition('.')[2]: p for p in reversed(paths)}
             found = name if name in deep else closest(name, names) or closest(name, deep)

@@ -1,4 +1,4 @@
-"""Devices as a mesh, and how batches come onto it. One device is a mesh of one."""
+"""Devices as a mesh, and how batches are placed on it. A single device is a mesh of one."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from jaxdl.core.config import Mesh, divisors
 from jaxdl.errors import UserError
 
 AXES = Mesh.AXES
-# The layers of a pipeline share the rows of a batch among them; what comes before and after the
-# pipeline is split over its axis too.
+# The mesh axes that split the rows of a batch. 'pipe' is among them because the layers before and
+# after the pipeline would otherwise do the same work on each of its stages.
 BATCH_AXES = ('data', 'fsdp', 'pipe')
 
 
@@ -46,12 +46,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
-    """Rows over the data axes; `leading` axes before the row axis are not split."""
+    """Splits rows over BATCH_AXES; `leading` axes in front of the row axis are not split."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
 def stacked(leaf: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
-    """`count` of the same on a new first axis, which is not split."""
+    """The shape of `count` such arrays stacked on a new first axis, which is not split."""
     place = NamedSharding(leaf.sharding.mesh, PartitionSpec(None, *leaf.sharding.spec))
     return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=place)
 
@@ -74,7 +74,7 @@ def check_batch(name: str, size: int, accumulate: int, mesh: jax.sharding.Mesh) 
 
 
 def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
-    """The rows of a global batch of `size` that this process holds, int64, rising."""
+    """The rows of a global batch of `size` that this process holds, int64, increasing."""
     slices = sharding.addressable_devices_indices_map((size,)).values()
     spans = {tuple(s[0].indices(size)[:2]) for s in slices if s is not None}
     return np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))

@@ -1,7 +1,7 @@
 """Optimizers and schedules as small dataclasses over optax.
 
-A schedule is a function of the fraction of the run that is done, so a run of another length never
-has a stale schedule. `build(steps)` returns an optax transformation; the learning rate, the weight
+A schedule is a function of the fraction of the run that is done, so it need not be changed when the
+number of steps is. `build(steps)` returns an optax transformation; the learning rate, the weight
 decay and the clipping norm may be traced values.
 """
 
@@ -106,7 +106,7 @@ class Optimizer:
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('learning_rate', 'weight_decay', 'clip_norm')
-    decay_first: ClassVar[bool] = False  # weight decay is part of the gradient
+    decay_first: ClassVar[bool] = False  # True: weight decay is added to the gradient
 
     learning_rate: float = 1e-3
     schedule: Callable[[jax.Array], jax.Array] = dataclasses.field(default_factory=Cosine)
@@ -128,15 +128,15 @@ class Optimizer:
         return self.learning_rate * self.schedule((step + 0.5) / steps)
 
     def for_model(self, model: nn.Module) -> 'Optimizer':
-        """This optimizer with what `model` says of its parameters; most need nothing of it.
+        """This optimizer, completed with facts about the model's parameters if it needs any.
 
-        Raises ValueError where it needs something that the model does not say.
+        Raises ValueError where it needs a fact that the model does not state.
         """
         del model
         return self
 
     def direction(self) -> optax.GradientTransformation:
-        """The update before the learning rate; subclasses give theirs."""
+        """The update before it is scaled by the learning rate; each subclass defines it."""
         raise TypeError(f'{type(self).__name__} gives no direction')
 
     def build(self, steps: int) -> optax.GradientTransformation:
@@ -259,7 +259,7 @@ class Muon(Optimizer):
 
     A convolution's kernel counts as the matrix [height * width * in, out]. Source: Keller Jordan,
     https://kellerjordan.github.io/posts/muon/, whose momentum is not corrected for its start (that
-    of optax.contrib.muon is, so its second step already goes elsewhere).
+    of optax.contrib.muon is, so the two already differ at the second step).
 
     Attributes:
         momentum: decay of the momentum.
@@ -304,7 +304,7 @@ class Muon(Optimizer):
     def direction(self):
         muon = optax.chain(
             optax.trace(self.momentum, nesterov=True),
-            optax.scale(1 - self.momentum),  # the source averages gradients, a trace adds them up
+            optax.scale(1 - self.momentum),  # the source averages gradients; optax.trace sums them
             optax.stateless(self._orthogonalised),
         )
         adam = optax.chain(
@@ -313,7 +313,7 @@ class Muon(Optimizer):
         return optax.multi_transform({'muon': muon, 'adam': adam}, self.labels)
 
     def _layer_axes(self, path: tuple) -> int | None:
-        """How many first axes of a parameter count layers; None: it is no hidden matrix."""
+        """How many leading axes of a parameter count layers; None: it is not a hidden matrix."""
         name = path_name(path)
         return next((axes for pattern, axes in self.matrices if re.search(pattern, name)), None)
 
@@ -339,7 +339,7 @@ class Muon(Optimizer):
 def orthogonal(matrix: jax.Array) -> jax.Array:
     """A matrix [..., rows, columns] with its singular values brought near 1, by Newton-Schulz.
 
-    Five turns of a polynomial that ends between about 0.7 and 1.2 (Keller Jordan's coefficients).
+    Five iterations with Keller Jordan's coefficients leave them between about 0.7 and 1.2.
     """
     high = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if high else matrix

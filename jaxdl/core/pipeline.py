@@ -1,8 +1,8 @@
 """Which examples make batch i, and how they are fetched ahead of the device.
 
-Batch i is a pure function of (seed, i): epoch e is a permutation of the set keyed by (seed, e), the
-epochs follow one another without a gap, and batch i is the next `batch_size` of that line. So a
-resumed run needs only its step, on any number of processes, and no example is dropped.
+Batch i is a pure function of (seed, i). Epoch e is a permutation of the set keyed by (seed, e), the
+epochs form one endless sequence, and batch i is its i-th piece of `batch_size` ids. So a resumed
+run needs only its step, on any number of processes, and no example is dropped.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ RowShapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # {name: (shape of one 
 
 @dataclasses.dataclass
 class Order:
-    """The endless line of shuffled epochs of `examples` ids.
+    """The endless sequence of shuffled epochs of `examples` ids.
 
     Attributes:
         examples: size of the set.
@@ -41,7 +41,7 @@ class Order:
         self._epochs: dict[int, np.ndarray] = {}
 
     def epoch(self, number: int) -> np.ndarray:
-        """The permutation of epoch `number`; several threads may ask at once."""
+        """The permutation of epoch `number`; safe to call from several threads."""
         found = self._epochs.get(number)
         if found is None:
             generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
@@ -70,8 +70,8 @@ class CallIds:
 
     Attributes:
         orders: (order, number of its first batch) of each run.
-        calls: batches that one call takes in turn; with 1 their axis is left out.
-        together: several runs in one program; without it the axis of the runs is left out.
+        calls: batches that one call takes in turn; their axis is left out if it is 1.
+        together: whether several runs share the program; otherwise the runs axis is left out.
     """
 
     orders: list[tuple[Order, int]]
@@ -79,7 +79,7 @@ class CallIds:
     together: bool = False
 
     def __call__(self, call: int) -> np.ndarray:
-        """int64 [runs, calls, batch_size], less the axes that are left out."""
+        """int64 [runs, calls, batch_size], without the axes that are left out."""
         runs = []
         for order, first in self.orders:
             start = first + call * self.calls
@@ -89,7 +89,7 @@ class CallIds:
 
 
 def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (ids, mask): each example once, the last batch filled up under a mask of zeros."""
+    """Yields (ids, mask): each example once; rows that fill up the last batch have mask 0."""
     for start in range(0, examples, batch_size):
         ids = np.arange(start, start + batch_size)
         mask = (ids < examples).astype(np.float32)
@@ -97,7 +97,7 @@ def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, n
 
 
 def check_rows(rows: dict[str, np.ndarray], count: int, shapes: RowShapes | None) -> RowShapes:
-    """Raises UserError where rows are missing or have another shape or dtype than the first ones."""
+    """Raises UserError where rows are missing, or differ from `shapes` in shape or dtype."""
     found = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
     for name, value in rows.items():
         if len(value) != count:
@@ -158,9 +158,9 @@ class Prefetch:
 
 
 class Direct:
-    """`produce(i)` for i = start, start + 1, … when it is asked for, with the methods of Prefetch.
+    """Calls `produce(i)` for i = start, start + 1, … on demand, with the methods of Prefetch.
 
-    For what takes less time than its way from another thread, which on a CPU waits for a core.
+    For work that is shorter than handing its result over from another thread.
     """
 
     def __init__(self, produce: Callable[[int], Rows], start: int, stop: int):
@@ -175,13 +175,13 @@ class Direct:
 
 @dataclasses.dataclass
 class Load:
-    """Makes the rows of a call from their ids; it can be sent to another process.
+    """Fetches the rows of a call; it can be sent to another process.
 
     Attributes:
-        fetch: rows of ids [n] as arrays [n, …].
-        ids: the ids of call i, [..., batch].
-        mine: places in a batch that this process of the run holds, int64 [rows].
-        shapes: what the rows must look like, as `check_rows` gives it.
+        fetch: gives the rows of ids [n] as arrays [n, …].
+        ids: gives the ids of call i, [..., batch].
+        mine: positions in a batch that this process of the run holds, int64 [rows].
+        shapes: shapes and dtypes that the rows must have, as returned by `check_rows`.
     """
 
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -198,16 +198,16 @@ class Load:
 
 
 class Workers:
-    """The same as `Prefetch` by Grain: in threads, or in worker processes where there are any.
+    """Does the same as `Prefetch` by Grain, in worker processes or, with workers=0, in threads.
 
     Batches come in order, whatever the number of workers. An error in a worker is raised by the
     call that would have returned its result.
 
     Args:
-        load: makes batch i.
-        start: the first batch.
-        stop: the one after the last.
-        ahead: batches prepared early, at least.
+        load: fetches the rows of batch i.
+        start: number of the first batch.
+        stop: number of the last batch plus one.
+        ahead: the least number of batches prepared early.
         workers: processes; 0: threads of this process.
     """
 
@@ -218,7 +218,7 @@ class Workers:
         if not absl.flags.FLAGS.is_parsed():
             absl.flags.FLAGS.mark_as_parsed()  # Grain reads absl flags when it starts workers
         workers = min(workers, max(stop - start, 0))
-        # A source decodes one batch in several threads; a second batch fills their gaps.
+        # A source decodes one batch in several threads; a second batch keeps all of them busy.
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=max(2, ahead))
         if workers:
             options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
@@ -238,11 +238,11 @@ class Workers:
         if iterator is not None:
             iterator.close()
             del iterator
-            gc.collect()  # the shared memory of batches that nobody took
+            gc.collect()  # frees the shared memory of batches that were never read
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Leaves signals to the process that trains, and ends when that is gone."""
+    """Makes a worker ignore the signals meant for the training process, and end when that ends."""
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

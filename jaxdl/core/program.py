@@ -1,6 +1,6 @@
 """One config compiled for one mesh: the abstract state with its shardings, init, train, eval.
 
-The trainer runs it, `evaluate` uses its half, `plan` compiles it without devices.
+The loop trains with it, `evaluate` uses only the evaluation, `plan` compiles it without devices.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from jaxdl.models.layers import batch_axis
 
 
 class Program:
-    """The compiled functions of one run, or of several that differ in seed and scalars.
+    """The compiled functions of one run, or of several that differ only in seed and scalars.
 
-    Several runs are lanes of one program: the same functions under vmap, with an axis of the lanes
-    in front of the state, the hyper-parameters, each batch and the metrics.
+    Several runs are lanes of one program: the same functions under vmap, with a lane axis in front
+    of the state, the hyper-parameters, each batch and the metrics.
 
     Args:
-        config: the run, or any of the lanes.
-        mesh: its devices.
+        config: the config of the run, or of any lane.
+        mesh: the devices.
         example: one row of the training set, {name: array}; only shapes and dtypes count.
-        lanes: how many runs; 0: a single one, without that axis.
+        lanes: how many runs; 0: a single one, without the lane axis.
 
     Attributes:
         abstract: the shapes and shardings of the state of ONE run.
@@ -57,12 +57,12 @@ class Program:
         self.hyper = hyper_parameters(config)
         self.example = example
         sharding.check_splits(mesh, config.model, config.rules)
-        # Batch statistics and shapes do not depend on the size of the batch used to initialise.
+        # Two rows are enough: the shapes of the state do not depend on the size of this batch.
         self._init_batch = {
             name: jax.ShapeDtypeStruct((2, *np.shape(value)), np.asarray(value).dtype)
             for name, value in example.items()
         }
-        self._plain = Steps(config)  # shapes are traced outside pmap, where no axis is bound
+        self._plain = Steps(config)  # for tracing outside pmap, where there is no device axis
         try:
             self._init = self._scoped(jax.jit(self._plain.init).trace)(self._init_batch, self.hyper)
         except ValueError as error:
@@ -99,7 +99,7 @@ class Program:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """What is traced inside finds the mesh and how activations are split over it."""
+        """Code traced inside this context knows the mesh and how activations are split over it."""
         mesh = self.config.mesh
         chosen = layout.Layout(pipe_parts=mesh.pipe_parts, context_by=mesh.context_by)
         with (
@@ -128,19 +128,19 @@ class Program:
     def init(self, rows: dict[str, np.ndarray], hyper: dict | None = None) -> TrainState:
         """A fresh state of one run, each device making only its own part.
 
-        `rows` are real training examples, the same on every process: some models compute a first
-        layer from them. Lanes are made one by one, so that each starts from the very numbers that
-        it has alone.
+        `rows` are real training examples, the same on every process: some models compute their
+        first layer from them. Lanes are initialised one by one, so that each gets exactly the
+        numbers of a run of its own.
         """
         function, arguments = self._initialiser
         return function(*arguments(rows, self.hyper if hyper is None else hyper))
 
     @functools.cached_property
     def _initialiser(self) -> tuple[Callable, Callable]:
-        """(the jitted initialisation, what makes its arguments of rows and hyper-parameters).
+        """(the jitted initialisation, a function of rows and hyper-parameters to its arguments).
 
-        Where no weight depends on the rows, what was traced for the shapes is run, without the
-        forward pass: tracing and lowering that again would take longer than all the rest.
+        If no weight depends on the rows, the jaxpr that was traced for the shapes is run without
+        its forward pass: tracing and lowering that again would take most of the time.
         """
         whole = self._init.jaxpr
         jaxpr, used = dce_jaxpr(whole.jaxpr, [True] * len(whole.jaxpr.outvars))
@@ -149,8 +149,8 @@ class Program:
         if not any(used[: len(self._init_batch)]):
             wanted = used[len(self._init_batch) :]
             closed = ClosedJaxpr(jaxpr, whole.consts)
-            # Over several devices the compiler might make a whole stack of layers on each; on a
-            # CPU nothing is gained.
+            # Not on several devices, where the compiler might make the whole stack of layers on
+            # each of them, and not on a CPU, where it saves no time.
             devices = self.mesh.devices.flat
             alone = len(devices) == 1 and devices[0].platform == 'gpu'
             values = batched_init.together(closed) if alone else jaxpr_as_fun(closed)
@@ -170,8 +170,8 @@ class Program:
     def adopt(
         self, state: TrainState, params: Tree, model_state: Tree, hyper: dict | None = None
     ) -> TrainState:
-        """A fresh state with these weights; of the fresh `state`, the rest is given away."""
-        # Freed before the new ones are made, or both would be in memory at once.
+        """A fresh state with these weights; the buffers of `state` are freed."""
+        # Freed before the new ones are made, so that both are never in memory at once.
         for leaf in jax.tree.leaves((state.opt_state, state.ema)):
             leaf.delete()
         rest = self.shardings.opt_state, self.shardings.ema
@@ -181,16 +181,16 @@ class Program:
         return state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
-        """The state that the compiled step takes, of the states of all lanes."""
+        """The states of all lanes as the one state that the compiled step takes."""
         if not self.lanes:
             return states[0]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
     def split(self, state: TrainState) -> list[TrainState]:
-        """The states of all lanes, the inverse of `join`."""
+        """The inverse of `join`: the states of all lanes."""
         if not self.lanes:
             return [state]
-        # One transfer for all of them: slices on the device would be a program a leaf and lane.
+        # Copied to the host at once: slicing on the device compiles a program per leaf and lane.
         host = jax.device_get(state)
         return [
             jax.device_put(jax.tree.map(lambda x, i=lane: np.array(x[i]), host), self.shardings)
@@ -198,7 +198,7 @@ class Program:
         ]
 
     def _many(self, tree: Tree) -> Tree:
-        """The abstract arrays of one run with the axis of the lanes in front."""
+        """The abstract arrays of one run with the lane axis in front."""
         if not self.lanes:
             return tree
         return jax.tree.map(lambda leaf: mesh_lib.stacked(leaf, self.lanes), tree)
@@ -220,15 +220,15 @@ class Program:
         return MetricPacking.of(found[1] if isinstance(found, tuple) else found)
 
     def compile_train(self, batch: dict, resident: dict) -> tuple[Callable, MetricPacking]:
-        """(state, batch, resident, hyper) → (state, packed); the state is given away.
+        """(state, batch, resident, hyper) → (state, packed); the buffers of the state are donated.
 
-        `batch` is one batch. With steps_per_call = k the step takes k of them, and the packed metrics
-        are as many, on an axis of their own in front; before that comes the one of the lanes.
+        `batch` is one batch. With steps_per_call = k the step takes k batches and returns k packed
+        metrics, both on a new first axis. With lanes, the lane axis comes in front of that.
         """
         calls = self.config.steps_per_call
         make = self.steps.train_step if calls == 1 else self.steps.train_steps
         found = Traced()
-        if self.config.compile == 'pmap':  # which is traced at its first call
+        if self.config.compile == 'pmap':  # pmap is traced at its first call
             found.packing = self.packing(self._plain.train_metrics, batch, resident)
         if calls > 1:
             batch = {k: mesh_lib.stacked(v, calls) for k, v in batch.items()}
@@ -246,10 +246,10 @@ class Program:
         return step, found.packing
 
     def train_jaxpr(self, batch: dict, resident: dict) -> ClosedJaxpr:
-        """The jaxpr of a call of the compiled training step, on all devices and lanes together."""
+        """The jaxpr of one call of the training step, on all devices and lanes together."""
         if self._train_jaxpr is not None:
             return self._train_jaxpr
-        count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # what pmap compiles
+        count = self._scoped(jax.make_jaxpr(self._plain.train_metrics))  # the step without pmap
         return count(self.abstract, batch, _abstract(resident), self.hyper)
 
     def eval_packing(self, batch: dict, resident: dict) -> MetricPacking:
@@ -265,7 +265,10 @@ class Program:
 
     @functools.cached_property
     def preview(self) -> Callable:
-        """(rows, seed) → the task's pictures of augmented rows, {name: uint8 [rows, height, width, channels]}."""
+        """(rows, seed) → the task's pictures of augmented rows.
+
+        They are {name: uint8 [rows, height, width, channels]}.
+        """
         task = self.config.task
 
         def show(rows, seed):
@@ -285,7 +288,7 @@ class Program:
             inner = traced
 
             def traced(*args):
-                with batch_axis('data'):  # BatchNorm shares its statistics over the devices
+                with batch_axis('data'):  # BatchNorm takes its statistics over all devices
                     return inner(*args)
 
             return compile_pmap(

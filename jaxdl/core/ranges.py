@@ -1,4 +1,4 @@
-"""Whether the labels and token ids of a data set lie where the task allows them."""
+"""Checks that the labels and token ids of a data set are in the range that the task allows."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -11,18 +11,18 @@ from jaxdl.errors import UserError
 
 
 def bounds_of(config: Config) -> dict[str, int]:
-    """{name: bound} of the arrays of a row that `check_ranges` looks at."""
+    """{name: bound} of the arrays of a row, as `check_ranges` takes it."""
     return config.task.ranges(facts_of(config.model).limits())
 
 
 @dataclasses.dataclass
 class CheckedSource(Source):
-    """A source whose rows are checked: all at once where they are in memory, else as they come.
+    """A source whose rows are checked: all at once if they are in memory, else batch by batch.
 
     Attributes:
         source: the examples.
         bounds: as in `check_ranges`.
-        name: of the set, for messages.
+        name: name of the set, for messages.
     """
 
     source: Source
@@ -48,12 +48,12 @@ class CheckedSource(Source):
 
 
 def check_ranges(rows: Rows, ids: np.ndarray | None, bounds: Mapping[str, int], where: str) -> None:
-    """Raises UserError where an array holds something else than integers in 0 … bound - 1.
+    """Raises UserError where an array holds anything but integers in 0 … bound - 1.
 
     Args:
-        rows: arrays [examples, …]; the names that `bounds` lacks are free.
+        rows: arrays [examples, …]; only those named in `bounds` are checked.
         ids: the example of each row; None: row i is example i.
-        bounds: what `Task.ranges` gives; arrays that the rows lack are passed over.
+        bounds: the result of `Task.ranges`; names that the rows do not have are ignored.
         where: the name of the set.
     """
     for name, bound in bounds.items():

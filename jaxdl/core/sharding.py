@@ -1,7 +1,7 @@
-"""Where the arrays of a state lie on the mesh, and how activations are split over it.
+"""Where the arrays of a state are placed on the mesh, and how activations are split over it.
 
-Sharding is data: an ordered list of (path pattern, axes) rules over the whole state, so that the
-optimizer's state follows its parameters.
+Sharding is an ordered list of (path pattern, axes) rules over the whole state. A pattern also
+matches the path of the optimizer's state, so that is placed like its parameter.
 """
 
 import math
@@ -28,7 +28,8 @@ SMALL = 1024
 def activations(mesh: config_lib.Mesh) -> tuple:
     """The names of activation dimensions in models, and the mesh axes that split them.
 
-    The first rule whose axes are still free in an array holds; an axis of size 1 splits nothing.
+    Of the rules for a name, the first whose axes no other dimension of the array uses is taken. An
+    axis of size 1 splits nothing.
     """
     return (
         ('batch', BATCH_AXES),
@@ -37,7 +38,7 @@ def activations(mesh: config_lib.Mesh) -> tuple:
         ('vocab', 'tensor'),
         *((('length', ('context', 'tensor')),) if mesh.sequence else ()),
         ('length', 'context'),
-        ('inner', 'context'),  # the length where another dimension needs the tensor axis
+        ('inner', 'context'),  # a length in arrays whose other dimension uses the tensor axis
         ('layers', 'pipe'),
         ('embed', None),
         ('kv', None),
@@ -48,9 +49,9 @@ def activations(mesh: config_lib.Mesh) -> tuple:
 
 
 def check_splits(mesh: jax.sharding.Mesh, model: nn.Module, rules: Sequence[Rule]) -> None:
-    """Raises UserError where an axis would only repeat the work: the model cannot be split over it.
+    """Raises UserError for an axis over which the model cannot be split: it would repeat the work.
 
-    A model says in `splits` over which axes it can; a rule of the user may name any axis.
+    A model lists in `splits` the axes over which it can be split; a user's rule may name any axis.
     """
     able = facts_of(model).splits
     for axis in AXES:
@@ -70,7 +71,7 @@ def _named(axes: Axes | None) -> set[str]:
 
 
 def default_rules(mesh: jax.sharding.Mesh) -> tuple:
-    """With an fsdp axis every large array is split along its largest divisible dimension."""
+    """The rules that come last: an fsdp axis splits each array along its largest dimension."""
     return (('.*', 'largest:fsdp'),) if mesh.shape['fsdp'] > 1 else ()
 
 
@@ -97,7 +98,7 @@ def state_shardings(abstract: Tree, rules: Sequence[Rule], mesh: jax.sharding.Me
 
 
 def split_further(abstract: Tree, shardings: Tree, axis: str, mesh: jax.sharding.Mesh) -> Tree:
-    """The shardings with each large array's largest dimension that is still whole split over `axis`."""
+    """The shardings, with the largest unsplit dimension of each large array split over `axis`."""
 
     def place(leaf, sharding):
         spec = [*sharding.spec, *(None,) * (leaf.ndim - len(sharding.spec))]
@@ -113,7 +114,7 @@ def split_further(abstract: Tree, shardings: Tree, axis: str, mesh: jax.sharding
 
 
 def in_host_memory(abstract: Tree, shardings: Tree) -> Tree:
-    """The shardings with every large array in the memory of the host that owns its device."""
+    """The shardings, with every large array in the memory of its device's host."""
     return jax.tree.map(
         lambda leaf, place: place if leaf.size < SMALL else place.with_memory_kind('pinned_host'),
         abstract,
@@ -122,7 +123,7 @@ def in_host_memory(abstract: Tree, shardings: Tree) -> Tree:
 
 
 def to_device_memory(tree: Tree, shardings: Tree) -> Tree:
-    """Inside a program: the arrays of `tree`, wherever `shardings` keep them, in device memory."""
+    """The arrays of `tree` in device memory, wherever `shardings` keep them; called under jit."""
     return jax.tree.map(
         lambda x, place: jax.device_put(x, place.with_memory_kind('device')), tree, shardings
     )
@@ -140,8 +141,8 @@ def _spec(shape: tuple[int, ...], axes: Axes, mesh: jax.sharding.Mesh) -> Partit
         return PartitionSpec(*(axis if d == best else None for d in range(len(shape))))
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     entries = []
-    # A rule written for a matrix also places the same matrix in a stack of layers: the rule's
-    # entries belong to the last dimensions.
+    # The entries of a rule belong to the last dimensions, so that a rule for a matrix also places
+    # the same matrix in a stack of layers.
     padding = (None,) * (len(shape) - len(axes))
     for size, entry in zip(shape, (*padding, *axes)[-len(shape) :] if shape else (), strict=True):
         names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,8 +1,8 @@
 """The state, and the pure functions that make, advance and evaluate it.
 
 One training step: gather the batch → augment → model → metrics → gradient → update. Everything
-random is a function of (seed, step), so a checkpoint is just the state. Metrics leave a step as one
-small vector of sums and weights (`MetricPacking` names its places), so a step costs one transfer.
+random is a function of (seed, step), so a checkpoint is just the state. A step returns its metrics
+as one small vector of sums and weights (`MetricPacking` names its entries), to need one transfer.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from jaxdl.models.float8 import quantized
 
 
 class Health(flax.struct.PyTreeNode):
-    """What a run remembers of non-finite steps, so that a resumed run goes on as it was.
+    """The counts of non-finite steps, kept in the state so that a resumed run continues them.
 
     Attributes:
         in_a_row: int32, updates dropped since the last good one.
         skipped: int32, updates dropped in the whole run.
-        data_offset: int32, batches that roll-backs moved the data order forward by.
+        data_offset: int32, batches by which roll-backs moved the data order forward.
         rollbacks: int32, roll-backs so far.
     """
 
@@ -43,9 +43,9 @@ class Health(flax.struct.PyTreeNode):
 
 
 class LossScale(flax.struct.PyTreeNode):
-    """The factor on the loss of a float16 run, found while it trains (arXiv:1710.03740).
+    """The factor on the loss of a float16 run, adapted while it trains (arXiv:1710.03740).
 
-    Gradients that overflow halve it and their update is dropped; GROWTH good steps double it.
+    If gradients overflow it is halved and the update is dropped; GROWTH good steps double it.
 
     Attributes:
         factor: float32, on the mean loss.
@@ -83,8 +83,8 @@ class TrainState(flax.struct.PyTreeNode):
         model_state: its other variables (running statistics of BatchNorm).
         opt_state: the optimizer's state.
         ema: moving averages of params and model_state, or None.
-        health: what was skipped.
-        loss_scale: of a float16 run, else None.
+        health: the counts of non-finite steps.
+        loss_scale: the factor of a float16 run, else None.
     """
 
     step: jax.Array
@@ -97,7 +97,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Traced:
-    """A packing that is found while a step is traced, which saves tracing it twice."""
+    """Finds the packing of the metrics while the step is traced, which saves a second trace."""
 
     packing: MetricPacking | None = None
 
@@ -106,10 +106,11 @@ class Traced:
         return self.packing.pack(metrics)
 
 
-FINITE = '_finite'  # 1 where the update was applied; the trainer reads it, nobody logs it
-FIRST = '_first'  # the place in Steps.suspects of the first leaf that is not finite
+# Entries of the packed metrics that the loop reads and does not log:
+FINITE = '_finite'  # 1 if the update was applied
+FIRST = '_first'  # the index in Steps.suspects of the first leaf that is not finite
 RATE = 'learning_rate'
-STOP = '_stop'  # how many devices' processes were asked to stop; only with several processes
+STOP = '_stop'  # devices whose process was asked to stop; only with several processes
 COUNT = '_examples'  # examples under the mask of an evaluation batch
 
 
@@ -120,7 +121,7 @@ def hyper_parameters(config: Config) -> dict[str, np.generic]:
 
 
 def gather(batch: dict[str, jax.Array], resident: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Fetches the rows batch['id'] of a data set that lives on the device."""
+    """Fetches the rows batch['id'] of a data set that is kept on the device."""
     if not resident:
         return dict(batch)
     rows = {name: jnp.take(values, batch['id'], axis=0) for name, values in resident.items()}
@@ -133,13 +134,13 @@ class Steps:
     def __init__(self, config: Config, axis: str | None = None):
         self.config = config
         self.axis = axis
-        # Puts gradients where their parameters are, before anything is made of them.
+        # Moves gradients to the sharding of their parameters before they are used.
         self.place: Callable = lambda grads: grads
-        # Brings the optimizer's state to the device where it rests elsewhere between two steps.
+        # Moves the optimizer's state to the device if it is kept on the host between two steps.
         self.fetch: Callable = lambda opt_state: opt_state
         policy = config.divergence.policy
-        # A step after this many dropped updates in a row leaves the state as it is, so the state
-        # at which a run stops does not depend on how late the host looks.
+        # After this many dropped updates in a row, steps leave the whole state unchanged. The host
+        # reads metrics some steps late, and the state at which a run stops must not depend on that.
         self.patience = config.divergence.max_skips if policy == 'skip' else 0
 
     def _config(self, hyper: dict[str, jax.Array]) -> Config:
@@ -153,7 +154,7 @@ class Steps:
     # ---- initialisation ----
 
     def init(self, batch: dict[str, jax.Array], hyper: dict[str, jax.Array]) -> TrainState:
-        """A fresh state for batches like `batch`: shapes and dtypes count, values do not."""
+        """A fresh state for batches of the shapes and dtypes of `batch`."""
         config = self._config(hyper)
         key = jax.random.key(hyper['seed'])
         batch = config.task.augment(batch, jax.random.fold_in(key, 1))
@@ -196,8 +197,8 @@ class Steps:
     ) -> tuple[Tree, Tree, dict[str, Mean]]:
         """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics.
 
-        `scale` is put on the mean loss of the part and taken off the gradient of each parameter,
-        which is float32: what is float16 between them neither vanishes nor overflows.
+        The mean loss of the part is multiplied by `scale` and the float32 gradient of each
+        parameter divided by it, so that float16 values in between neither vanish nor overflow.
         """
 
         model = quantized(config.model) if config.float8 else config.model
@@ -225,13 +226,13 @@ class Steps:
     def _accumulated(self, config, state, batch, key):
         """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
         augment_key, key = jax.random.split(key)
-        # The whole batch at once: how it is cut into parts must not change the data.
+        # Augmented before it is cut, because the number of parts must not change the data.
         batch = config.task.augment(batch, augment_key)
         scale = None if state.loss_scale is None else state.loss_scale.factor
         if config.accumulate == 1:
             return self.gradients(config, state.params, state.model_state, batch, key, scale)
 
-        # Part j takes rows j, j + parts, …: each device keeps its own rows, so nothing moves.
+        # Part j takes rows j, j + parts, …, so each device keeps its rows and nothing is exchanged.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
@@ -276,7 +277,7 @@ class Steps:
             metrics = {**metrics, STOP: Mean(stop.sum(), jnp.ones((), jnp.float32))}
         grads, metrics = self._sum((grads, metrics))
         if self.axis:
-            # Each replica normalised with its own running statistics of the shared batch mean.
+            # Each replica has updated the running statistics by itself; they must stay equal.
             model_state = jax.lax.pmean(model_state, self.axis)
         weight = jnp.maximum(metrics['loss'].weight, 1e-9)
         grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
@@ -296,8 +297,9 @@ class Steps:
             opt_state=opt_state,
             ema=ema,
         )
-        # A sum over each gradient and each update sees every non-finite number: they are needed for
-        # the norm and the update anyway, so nothing more is read from memory. `suspects` names them.
+        # The sum of an array that holds a non-finite number is not finite. Gradients and updates
+        # are read anyway for the norm and the update, so the check costs no further memory traffic.
+        # `suspects` lists the same arrays in the same order.
         good = jnp.isfinite(
             jnp.stack([*sizes, *_sums(model_state), metrics['loss'].total, *_squares(updates)])
         )
@@ -310,7 +312,7 @@ class Steps:
         }
         tried = jnp.zeros((), bool)
         if state.loss_scale is not None:
-            # Too large a factor is found by trying: such a step is no sign of a divergence.
+            # The loss scale grows until it overflows, so such a step is no sign of a divergence.
             tried = ~finite & (state.loss_scale.factor > 1)
             metrics = jax.tree.map(lambda x: jnp.where(tried, 0, x), metrics)
             metrics['loss_scale'] = Mean(state.loss_scale.factor, one)
@@ -324,7 +326,7 @@ class Steps:
 
     @staticmethod
     def suspects(state: TrainState) -> list[str]:
-        """The names of what each step checks, in the order in which FIRST counts them."""
+        """The names of the arrays that each step checks; FIRST is an index into this list."""
         params = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         statistics = [
             path_name(path)
@@ -339,8 +341,8 @@ class Steps:
         ]
 
     def _averaged(self, config, step, ema, params, model_state):
-        # The average looks back over a share of the run so far, so that it is as fresh in a short
-        # run as in a long one, and has forgotten the random start (cf. arXiv:2312.02696, 3.1).
+        # The average covers a fixed share of the run so far. So it forgets the random start in a
+        # short run as well as in a long one (cf. arXiv:2312.02696, section 3.1).
         decay = 1.0 - 1.0 / jnp.maximum(config.ema * (step + 1.0), 1.0)
         return jax.tree.map(
             lambda mean, new: (mean * decay + new * (1 - decay)).astype(mean.dtype),
@@ -351,9 +353,9 @@ class Steps:
     def _guarded(
         self, old: TrainState, new: TrainState, finite: jax.Array, tried: jax.Array
     ) -> TrainState:
-        """Drops a non-finite update; after `patience` of them in a row the state stands still.
+        """Drops a non-finite update; after `patience` of them in a row the state stays unchanged.
 
-        One that was `tried` with too large a loss scale is dropped and does not count.
+        An update that overflowed because of the loss scale (`tried`) is dropped but not counted.
         """
         health = old.health
         halted = health.in_a_row > self.patience
@@ -432,6 +434,6 @@ def _squares(tree: Tree) -> list[jax.Array]:
 
 
 def _sums(tree: Tree) -> list[jax.Array]:
-    """The sum of each floating leaf: finite unless the leaf is not (or nearly overflows)."""
+    """The sum of each floating leaf; not finite if the leaf is not, or if the sum overflows."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return [x.astype(jnp.float32).sum() for x in leaves]

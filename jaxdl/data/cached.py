@@ -1,7 +1,7 @@
 """Derived files that can be made anew: arrays and JSON objects, checked whenever they are read.
 
 Nothing in such a file is believed before its checksum is right: a header is compared, not parsed.
-Whatever is not exactly what was written is `Damaged`, and the caller makes the file again.
+Whatever is not exactly what was written is `DamagedFile`, and the caller makes the file again.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ CHECKED_WHOLE = 1 << 28
 """Bytes up to which an array is checked in full; larger ones by their ends and their size."""
 
 
-class Damaged(UserError):
+class DamagedFile(UserError):
     """A derived file is missing, or is not what was written."""
 
 
@@ -45,7 +45,7 @@ def write_object(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What `write_object` wrote. Raises FileNotFoundError or Damaged."""
+    """What `write_object` wrote. Raises FileNotFoundError or DamagedFile."""
     try:
         content = files.read_object(path)
         if content.pop('crc32', None) == _crc(content):
@@ -53,10 +53,10 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Damaged(f'{path}: cannot be read ({error.strerror or error})') from None
+        raise DamagedFile(f'{path}: cannot be read ({error.strerror or error})') from None
     except ValueError as error:
-        raise Damaged(f'{path} is damaged: not JSON ({error})') from None
-    raise Damaged(f'{path} is damaged: its content is not what was written')
+        raise DamagedFile(f'{path} is damaged: not JSON ({error})') from None
+    raise DamagedFile(f'{path} is damaged: its content is not what was written')
 
 
 def _crc(content: dict[str, Any]) -> int:
@@ -78,23 +78,23 @@ def entry_of(array: np.ndarray) -> dict[str, Any]:
 
 
 def read_array(path: Path, entry: dict[str, Any], *, mapped: bool = False) -> np.ndarray:
-    """The array of a .npy file, only mapped into memory where `mapped`. Raises Damaged."""
+    """The array of a .npy file, only mapped into memory where `mapped`. Raises DamagedFile."""
     try:
         dtype, shape = np.dtype(entry['dtype']), tuple(entry['shape'])
         header = npy_header(dtype, shape)
         with open(path, 'rb') as file:
             found, size = file.read(len(header)), os.fstat(file.fileno()).st_size
         if found != header or size != len(header) + math.prod(shape) * dtype.itemsize:
-            raise Damaged(f'{path}: its header or its size changed since it was written')
+            raise DamagedFile(f'{path}: its header or its size changed since it was written')
         if mapped:
             array = np.memmap(path, dtype, 'r', len(header), shape)
         else:
             array = np.fromfile(path, dtype, offset=len(header)).reshape(shape)
         if _checksum(array) != entry['crc32']:
-            raise Damaged(f'{path}: its bytes changed since it was written')
+            raise DamagedFile(f'{path}: its bytes changed since it was written')
         return array
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Damaged(f'{path}: cannot be read ({error})') from None
+        raise DamagedFile(f'{path}: cannot be read ({error})') from None
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

@@ -58,7 +58,7 @@ def prepare_image_set(
     with store.preparing(root, spec.name) as staging:
         # Only now: another process may have prepared it while this one waited for the lock.
         if files is None:
-            with contextlib.suppress(store.Damaged):
+            with contextlib.suppress(store.DamagedFile):
                 if summary := _check_stored(spec, folder):
                     return summary
         from jaxdl.data.images import builders
@@ -252,7 +252,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compare(builder: Any) -> None:
-    """Reads examples of the new shards back and raises Damaged unless they are what was written."""
+    """Reads examples of the new shards back and raises DamagedFile where they differ."""
     for split, arrays in builder.arrays.items():
         source = builder.as_data_source(split)
         total = len(arrays['image'])
@@ -264,7 +264,7 @@ def _compare(builder: Any) -> None:
             for feature in arrays
         )
         if not same:
-            raise store.Damaged(
+            raise store.DamagedFile(
                 f'{builder.data_dir}: {split} reads back differently than it was written; '
                 'is the disk sound?'
             )

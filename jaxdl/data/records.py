@@ -23,7 +23,7 @@ _CHUNK = 256  # rows a thread decodes at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """The features that are kept.
 
     Attributes:
@@ -66,7 +66,9 @@ class Layout:
         return picture_array(data, shape, self.dtypes[name], mask=kind == 'mask')
 
 
-def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, dataset: str) -> Layout:
+def layout_of(
+    features: Any, wanted: tuple[str, ...], image_size: int, *, dataset: str
+) -> RecordLayout:
     """Chooses the features of a TFDS set that fit into arrays; all of those if none are wanted.
 
     Raises UserError where a wanted feature does not exist or fits no array, or where `image_size`
@@ -122,7 +124,7 @@ def layout_of(features: Any, wanted: tuple[str, ...], image_size: int, *, datase
             f'image_size={image_size}: is for images that vary in size; those of {dataset} do not; '
             'leave it at 0'
         )
-    return Layout(shapes, dtypes, pictures)
+    return RecordLayout(shapes, dtypes, pictures)
 
 
 def fitted(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
@@ -142,7 +144,7 @@ class RecordSource(Source):
     tfds.testing.mock_data makes up can only be read one by one: `batched` False.
     """
 
-    def __init__(self, records: Any, layout: Layout, *, dataset: str, batched: bool = True):
+    def __init__(self, records: Any, layout: RecordLayout, *, dataset: str, batched: bool = True):
         self._records = records
         self._batched = batched
         self._layout = layout
@@ -328,7 +330,7 @@ def open_source(
 
 
 def stored_or_decoded(
-    folder: pathlib.Path, split: str, layout: Layout, read: Any, shard_lengths: Any
+    folder: pathlib.Path, split: str, layout: RecordLayout, read: Any, shard_lengths: Any
 ) -> dict[str, np.ndarray]:
     """Returns a whole split from the arrays stored beside its shards, decoding and storing it if new."""
     key = split
@@ -339,7 +341,7 @@ def stored_or_decoded(
     ]
     if resized:
         key += f'-{max(resized)}px'
-    with contextlib.suppress(store.Damaged):
+    with contextlib.suppress(store.DamagedFile):
         stored = store.read_split(folder, key)
         if stored is not None and set(layout.shapes) <= set(stored.arrays):
             return stored.load(layout.shapes)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from jaxdl import files
-from jaxdl.data.cached import Damaged, read_array, read_object, write_array, write_object
+from jaxdl.data.cached import DamagedFile, read_array, read_object, write_array, write_object
 from jaxdl.errors import UserError
 
 FOLDER = 'jaxdl'
@@ -34,7 +34,7 @@ _CANNOT_WRITE = {
 }
 
 
-class DamagedShard(Damaged):
+class DamagedShard(DamagedFile):
     """A shard, which holds the examples themselves, is missing or has another size."""
 
 
@@ -77,14 +77,14 @@ class StoredSplit:
         )
 
     def load(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Reads the arrays, all if no names are given; raises Damaged where one changed."""
+        """Reads the arrays, all if no names are given; raises DamagedFile where one changed."""
         chosen = self.arrays if names is None else names
         place = self.folder / FOLDER
         return {n: read_array(place / self.arrays[n]['file'], self.arrays[n]) for n in chosen}
 
 
 def read_split(folder: pathlib.Path, key: str) -> StoredSplit | None:
-    """Returns what is stored of a split, None if nothing is; raises Damaged where it changed."""
+    """What is stored of a split, None if nothing is; raises DamagedFile where it changed."""
     path = folder / FOLDER / f'{key}.json'
     try:
         entry = read_object(path)
@@ -94,7 +94,7 @@ def read_split(folder: pathlib.Path, key: str) -> StoredSplit | None:
     except FileNotFoundError:
         return None
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f'{path}: cannot be read ({error})') from None
+        raise DamagedFile(f'{path}: cannot be read ({error})') from None
     for name, size in stored.shards.items():
         shard = folder / name
         found = shard.stat().st_size if shard.is_file() else None

@@ -1,9 +1,9 @@
-"""Checkpoints that are checked: Orbax writes them, a sealed record in each proves them.
+"""Checkpoints that are verified: Orbax writes them, and a record in each proves their content.
 
-Orbax does not check array bytes, nor to which step and run they belong. So each checkpoint also
-holds a record (identity.py) with a digest per leaf of the state, computed on the device, which does
-not depend on the sharding. A restore computes the digests again; where anything differs, or cannot
-be read, the next older step is tried.
+Orbax checks neither the bytes of arrays nor to which step and run they belong. So each checkpoint
+also holds a record (identity.py) with a digest per leaf of the state. Digests are computed on the
+device and do not depend on the sharding. A restore computes them again; if anything differs or
+cannot be read, the next older step is tried.
 """
 
 import functools
@@ -25,14 +25,14 @@ from jaxdl.errors import UserError
 from jaxdl.record.digest import Digest
 from jaxdl.record.identity import hash_of, identity, read_record, record_file, seal
 
-READ_AHEAD = 2**27  # bytes that a restore holds in host memory beside the arrays
+READ_AHEAD = 2**27  # bytes that a restore may hold in host memory besides the arrays
 
 
 def leaf_names(tree: Any) -> list[str]:
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A checkpoint that cannot be trusted; the message says which part and why."""
 
 
@@ -41,8 +41,8 @@ class Checkpoints:
 
     Args:
         folder: the run's `checkpoints` folder.
-        options: how many are kept.
-        read_only: never write, clean up or move anything there.
+        options: which checkpoints are kept.
+        read_only: never write, clean up or move anything in the folder.
     """
 
     def __init__(self, folder: Path, options: config_lib.Checkpoint, *, read_only: bool = False):
@@ -52,10 +52,10 @@ class Checkpoints:
         self.failed = ''
         self._checkpointer: Any = None
         self._under_way: int | None = None  # the step that is being saved
-        self._identity: dict[str, Any] | None = None  # as the checkpoints of this call are to be
+        self._identity: dict[str, Any] | None = None  # what every new record holds, read once
 
     def steps(self) -> list[int]:
-        """The steps that are complete as far as their folders say, oldest first."""
+        """The steps that have a folder, oldest first; their content is not checked."""
         try:
             names = [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
@@ -92,11 +92,11 @@ class Checkpoints:
             try:
                 self._checkpointer = open_folder()
             except ValueError:
-                # An older step, which nothing has read yet, may be damaged.
+                # Orbax reads the metadata of all steps, and refuses if one of them is damaged.
                 for step in self.steps():
                     try:
                         self._metadata(step)
-                    except Damaged as error:
+                    except DamagedCheckpoint as error:
                         self._name_damage(step, error)
                 self._checkpointer = open_folder()
         return self._checkpointer
@@ -104,19 +104,19 @@ class Checkpoints:
     # ---- saving ----
 
     def save(self, step: int, state: Any, *, extra: dict, best: float | None = None) -> bool:
-        """Starts to save `state`; returns when it may be changed again. False: it failed, loudly.
+        """Starts to save `state`, and returns once it may be changed; False: it failed.
 
-        `extra` is JSON that comes back with the state. A failed save never ends the training: the
-        older checkpoints stay as they are, and the reason is in `failed`.
+        `extra` is JSON that is restored with the state. A failed save does not end the training: a
+        warning is printed, `failed` holds the reason, and older checkpoints stay as they are.
         """
-        self.wait()  # if the save before this one failed it is named, and this one may work
+        self.wait()  # warns if the previous save failed; this one may still work
         try:
             checkpointer = self._open()
             if self._identity is None:
                 self._identity = identity(self.folder.parent)
             content = {**self._identity, 'step': step, 'leaves': leaf_names(state), 'extra': extra}
             context = _orbax().Context()
-            # Weights are noise to a compressor: four times the processor's time for 8 % of the size.
+            # Weights hardly compress: zstd takes four times the CPU time for 8 % fewer bytes.
             context.array.saving.use_compression = False
             with context:
                 checkpointer.save_checkpointables_async(
@@ -128,7 +128,7 @@ class Checkpoints:
                 )
             self._under_way = step
             return True
-        except Exception as error:  # whatever the file system or Orbax raises: the run goes on
+        except Exception as error:  # the file system and Orbax may raise anything
             self._warn(step, error)
             return False
 
@@ -139,7 +139,7 @@ class Checkpoints:
             return True
         try:
             self._checkpointer.wait()
-            # Orbax passes over a step in silence where it knows a newer one.
+            # Orbax silently skips a step if the folder holds a newer one.
             if step is not None and not record_file(self.folder, step).is_file():
                 raise OSError('Orbax has written nothing; is there a folder of a later step?')
             return True
@@ -152,7 +152,7 @@ class Checkpoints:
         where = 'a checkpoint' if step is None else f'the checkpoint of step {step}'
         self.failed = f'{where} could not be saved in {self.folder}: {first}'
         print(f'WARNING: {self.failed}', file=sys.stderr, flush=True)
-        # The failed save may leave Orbax in the middle of it: the next save opens anew.
+        # Orbax may still be inside the failed save, so the next save opens the folder anew.
         checkpointer, self._checkpointer = self._checkpointer, None
         try:
             if checkpointer is not None:
@@ -170,23 +170,23 @@ class Checkpoints:
     # ---- restoring ----
 
     def restore(self, abstract: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
-        """The newest good (step, state, extra), on the shardings that `abstract` carries.
+        """The newest good (step, state, extra), with the shardings of `abstract`.
 
-        Damaged steps are named on stderr; once a good one is found and unless read_only, they are
-        moved to `../damaged`. With several processes all use the same step.
+        Damaged steps are named on stderr. Once a good one is found they are moved to `../damaged`,
+        unless read_only. All processes of a run restore the same step.
 
         Raises:
-            UserError: there is none that is good; the message says what was tried.
+            UserError: there is no good checkpoint; the message says what was tried.
         """
         return self._newest_good(lambda shapes: abstract, step=step, whole=True)
 
     def restore_part(
         self, choose: Callable[[dict[str, jax.ShapeDtypeStruct]], Any], *, step: int | None = None
     ) -> tuple[int, Any, dict]:
-        """The same for the part of the state that `choose` wants.
+        """Like `restore`, for a part of the state.
 
-        `choose` gets the shapes of all saved leaves, {'params/…': shape}, and returns the abstract
-        tree with shardings of those to load; only these are read.
+        `choose` gets the shapes of all saved leaves, {'params/…': shape}, and returns an abstract
+        tree with shardings of those to load. Only these are read.
         """
         return self._newest_good(choose, step=step, whole=False)
 
@@ -198,7 +198,7 @@ class Checkpoints:
         for candidate in reversed(steps):
             try:
                 state, extra = self._load(candidate, choose, whole=whole)
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 tried[candidate] = error
                 continue
             for damaged, error in tried.items():
@@ -218,20 +218,22 @@ class Checkpoints:
                 self._compare(record)
             shapes, names = self._shapes(step), record['leaves']
             if shapes.keys() != set(names):
-                raise Damaged('the description of its arrays cannot be read')
+                raise DamagedCheckpoint('the description of its arrays cannot be read')
             abstract = choose(shapes)
             wanted = leaf_names(abstract)
             if (names != wanted) if whole else not set(wanted) <= set(names):
                 odd = sorted(set(wanted) ^ set(names))
-                raise Damaged(f'its state has other leaves than this config: {", ".join(odd[:3])}')
-        except Damaged as found:
+                raise DamagedCheckpoint(
+                    f'its state has other leaves than this config: {", ".join(odd[:3])}'
+                )
+        except DamagedCheckpoint as found:
             error = found
-        _agree(error)  # before all processes start to read together
+        _raise_on_all(error)  # all processes must take part in the read that follows, or none
         try:
             state = self._read_state(step, abstract, record)
-        except Damaged as found:
+        except DamagedCheckpoint as found:
             error = found
-        _agree(error)
+        _raise_on_all(error)
         return state, record['extra']
 
     def _read_state(self, step: int, abstract: Any, record: dict[str, Any]) -> Any:
@@ -239,7 +241,7 @@ class Checkpoints:
         wanted, names = leaf_names(abstract), record['leaves']
         context = ocp.Context()
         context.pytree.loading.partial_load = len(wanted) < len(names)
-        # Or Orbax reads all of it into host memory at once, beside the arrays themselves.
+        # Without a limit Orbax reads the whole state into host memory, besides the arrays.
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
         context.memory.read_concurrent_bytes = max(READ_AHEAD, 2 * largest)
         try:
@@ -248,52 +250,54 @@ class Checkpoints:
                     'state'
                 ]
         except Exception as error:
-            raise Damaged(f'it cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'it cannot be read ({_first_line(error)})') from None
         expected = dict(zip(names, record['digests'], strict=True))
         digests = zip(wanted, Digest(state).values().tolist(), strict=True)
         wrong = [name for name, digest in digests if expected[name] != digest]
         if wrong:
             more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-            raise Damaged(f'the bytes of {wrong[0]}{more} do not match their digest')
+            raise DamagedCheckpoint(f'the bytes of {wrong[0]}{more} do not match their digest')
         held = dict(zip(wanted, jax.tree.leaves(state), strict=True)).get('step')
         if held is not None and int(held) != step:
-            raise Damaged(f'its state is of step {int(held)}')
+            raise DamagedCheckpoint(f'its state is of step {int(held)}')
         return state
 
     def _read_record(self, step: int) -> dict[str, Any]:
-        """The record of a step of this run."""
+        """The record of a step; raises DamagedCheckpoint if it is not one of this run."""
         if not (self.folder / str(step)).is_dir():
-            raise Damaged('there is no such folder')
+            raise DamagedCheckpoint('there is no such folder')
         try:
             record = read_record(record_file(self.folder, step))
         except (OSError, ValueError) as error:
-            raise Damaged(f'its record cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its record cannot be read ({_first_line(error)})') from None
         if record['step'] != step:
-            raise Damaged(f'it is the checkpoint of step {record["step"]}')
+            raise DamagedCheckpoint(f'it is the checkpoint of step {record["step"]}')
         if len(record['leaves']) != len(record['digests']):
-            raise Damaged(f'it has {len(record["digests"])} digests for its leaves')
+            raise DamagedCheckpoint(f'it has {len(record["digests"])} digests for its leaves')
         own = identity(self.folder.parent)['id']
         if own and record['id'] != own:
-            raise Damaged(f'it belongs to another run ({record["id"]:.8}…, this one is {own:.8}…)')
+            raise DamagedCheckpoint(
+                f'it belongs to another run ({record["id"]:.8}…, this one is {own:.8}…)'
+            )
         return record
 
     def check(self, step: int | None = None) -> dict[str, Any]:
-        """The record of the newest readable checkpoint of this run, or of `step`; {}: there is none.
+        """The record of the newest readable checkpoint of this run, or of `step`; {} without one.
 
         Raises:
-            UserError: config.json or another file of the folder is not what it was saved with.
+            UserError: config.json or another file of the folder has changed since the save.
         """
         for candidate in [step] if step is not None else reversed(self.steps()):
             try:
                 record = self._read_record(candidate)
-            except Damaged:
+            except DamagedCheckpoint:
                 continue
             self._compare(record)
             return record
         return {}
 
     def _compare(self, record: dict[str, Any]) -> None:
-        """Raises UserError where the run's folder says other things than the record."""
+        """Raises UserError where the files of the run's folder differ from the record."""
         place, found = self.folder.parent, identity(self.folder.parent)
         changed = [
             path
@@ -322,7 +326,7 @@ class Checkpoints:
                     'put it back'
                 )
 
-    def _name_damage(self, step: int, error: Damaged) -> None:
+    def _name_damage(self, step: int, error: DamagedCheckpoint) -> None:
         place = self.folder / str(step)
         if jax.process_index() == 0:
             print(f'WARNING: checkpoint {place} is damaged: {error}', file=sys.stderr, flush=True)
@@ -339,16 +343,16 @@ class Checkpoints:
                 for path, leaf in leaves
             }
         except Exception as error:
-            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its metadata cannot be read ({_first_line(error)})') from None
 
     def _metadata(self, step: int) -> Any:
-        """What Orbax says of a step; one where it cannot keeps it from opening the whole folder."""
+        """Orbax's metadata of a step. One bad step would keep Orbax from opening the folder."""
         try:
             found = _orbax().checkpointables_metadata(self.folder / str(step))
         except Exception as error:
-            raise Damaged(f'its metadata cannot be read ({_first_line(error)})') from None
+            raise DamagedCheckpoint(f'its metadata cannot be read ({_first_line(error)})') from None
         if found.custom_metadata != {'step': step}:
-            raise Damaged('its metadata is missing or of another step')
+            raise DamagedCheckpoint('its metadata is missing or of another step')
         return found
 
     def _set_aside(self, step: int) -> None:
@@ -361,20 +365,20 @@ class Checkpoints:
                     shutil.rmtree(place)
                 os.rename(self.folder / str(step), place)
         except OSError:
-            pass  # a read-only folder: the next save of this step overwrites it
+            pass  # the folder is read-only, and the next save of this step overwrites it
         if self._checkpointer is not None:
             self._checkpointer.close()
-            self._checkpointer = None  # it listed this step when it was opened
+            self._checkpointer = None  # Orbax still lists the moved step until it opens anew
 
 
-def _agree(error: Damaged | None) -> None:
-    """Raises Damaged on every process where it happened on one: all must use the same step."""
+def _raise_on_all(error: DamagedCheckpoint | None) -> None:
+    """Raises DamagedCheckpoint on every process if it happened on one: all must use one step."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         good = np.asarray(multihost_utils.process_allgather(np.asarray(error is None)))
         if error is None and not good.all():
-            raise Damaged(f'process {int(np.argmin(good.ravel()))} cannot read it')
+            raise DamagedCheckpoint(f'process {int(np.argmin(good.ravel()))} cannot read it')
     if error is not None:
         raise error
 
@@ -385,7 +389,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Record:
-    """What is written beside the state, once its digests are known."""
+    """The content of a record, and the digests that are still being computed."""
 
     def __init__(self, content: str, digest: Digest):
         self.content, self.digest = content, digest
@@ -395,7 +399,7 @@ class _Record:
 
 
 class _RecordHandler:
-    """How Orbax writes a record: by its own thread, so the training does not wait for the sums."""
+    """Lets Orbax's thread write the record, so that training does not wait for the digests."""
 
     async def save(self, directory: Any, checkpointable: _Record) -> Any:
         async def write():
@@ -407,7 +411,7 @@ class _RecordHandler:
         return write()
 
     async def load(self, directory: Any, abstract_checkpointable: Any = None) -> Any:
-        raise NotImplementedError  # it is read before Orbax is asked for anything
+        raise NotImplementedError  # `read_record` reads it, without Orbax
 
     async def metadata(self, directory: Any) -> None:
         return None
@@ -421,10 +425,10 @@ class _RecordHandler:
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax, which takes seconds to import, once it can write records."""
+    """Orbax, with the handler for records registered; imported late, as that takes seconds."""
     from orbax.checkpoint import v1 as ocp
 
-    # What fails is raised, and named here in one line: Orbax's own tracebacks would bury it.
+    # Errors are raised and reported in one line, so Orbax's logged tracebacks are left out.
     logging.getLogger('absl').addFilter(lambda line: f'{os.sep}orbax{os.sep}' not in line.pathname)
     ocp.handlers.register_handler(_RecordHandler)
     return ocp

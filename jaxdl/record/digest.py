@@ -1,8 +1,9 @@
-"""A digest per array, computed on the devices that hold it: what proves a checkpoint's bytes.
+"""A digest per array, computed on the devices that hold it, to verify the bytes of a checkpoint.
 
-Every word is scrambled together with its place by the finaliser of MurmurHash3 (Austin Appleby), a
-bijection of a word, and the words are added up modulo 2^32. So one changed word always changes the
-sum, several go unseen once in 2^32, and neither the sharding nor the order of the sum matters.
+Each word is hashed together with its position by the finaliser of MurmurHash3 (Austin Appleby),
+which is a bijection of words, and the results are added modulo 2^32. So one changed word always
+changes the sum, several changed words cancel once in 2^32, and neither the sharding nor the order
+of the sum matters.
 """
 
 import functools
@@ -15,30 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-SMALL = 2**16  # words; smaller arrays share one program
-WIDTH = 1024  # words of a row: what is added to the places in it stays in the cache
-FOLD = 8  # rows that are added up before a sum is written
+SMALL = 2**16  # words of an array up to which all arrays share one program
+WIDTH = 1024  # words of a row, so that the hashed positions of a row stay in the cache
+FOLD = 8  # rows that are added before a sum is written to memory
 _GOLDEN, _START = 0x9E3779B9, 0x7F4A7C15
 
 
 class Digest:
-    """The digests of the leaves of `tree`, arrays on devices; the devices begin at once.
+    """The digests of the leaves of `tree`, arrays on devices; the computation starts at once.
 
-    The arrays may be given away afterwards: what was asked for here comes before that.
+    The arrays may be donated to a step afterwards, since devices keep the order of the calls.
     """
 
     def __init__(self, tree: Any):
         leaves = jax.tree.leaves(tree)
         self._count = len(leaves)
         self._parts: list[tuple[list[int], jax.Array]] = []
-        alike: dict[Any, list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for index, leaf in enumerate(leaves):
             if leaf.size <= SMALL:
-                alike.setdefault((leaf.shape, leaf.dtype, leaf.sharding), []).append(index)
-        if alike:
-            program = _of_small(tuple(sharding for *_, sharding in alike))
-            small = program([[leaves[index] for index in group] for group in alike.values()])
-            self._parts.append(([index for group in alike.values() for index in group], small))
+                groups.setdefault((leaf.shape, leaf.dtype, leaf.sharding), []).append(index)
+        if groups:
+            program = _of_small(tuple(sharding for *_, sharding in groups))
+            small = program([[leaves[index] for index in group] for group in groups.values()])
+            self._parts.append(([index for group in groups.values() for index in group], small))
         for index, leaf in enumerate(leaves):
             if leaf.size > SMALL:
                 self._parts.append(([index], _of_large(leaf.shape, leaf.sharding)(leaf)))
@@ -56,7 +57,7 @@ def _of_small(shardings: tuple) -> Callable:
     def small(groups):
         found = []
         for group, place in zip(groups, shardings, strict=True):
-            x = jnp.stack([_near(leaf, place) for leaf in group])
+            x = jnp.stack([_on_device(leaf, place) for leaf in group])
             found.append(jax.vmap(lambda leaf: _block(leaf, (0,) * leaf.ndim, leaf.shape))(x))
         return jnp.concatenate(found)
 
@@ -65,10 +66,10 @@ def _of_small(shardings: tuple) -> Callable:
 
 @functools.cache
 def _of_large(shape: tuple[int, ...], sharding: Any) -> Callable:
-    """Each device adds up what it holds, and then the devices their sums: no array is gathered."""
+    """Each device sums its own part, then the sums are added, so no array is gathered."""
 
     def large(x):
-        x = _near(x, sharding)
+        x = _on_device(x, sharding)
         if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
             return _block(x, (0,) * x.ndim, shape)
         spec = (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
@@ -91,31 +92,31 @@ def _of_large(shape: tuple[int, ...], sharding: Any) -> Callable:
             mesh=sharding.mesh,
             in_specs=PartitionSpec(*spec),
             out_specs=PartitionSpec(),
-            check_vma=False,  # or zeros could not be what a loop begins with
+            check_vma=False,  # the check refuses the zeros with which `_fold_rows` starts
         )(x)
 
     return jax.jit(large)
 
 
-def _near(x: jax.Array, sharding: Any) -> jax.Array:
-    """`x` in the memory of its devices, wherever it is kept."""
+def _on_device(x: jax.Array, sharding: Any) -> jax.Array:
+    """`x` in device memory, if it is kept in host memory."""
     if sharding.memory_kind == 'pinned_host':
         return jax.device_put(x, sharding.with_memory_kind('device'))
     return x
 
 
 def _block(x: jax.Array, starts: Any, shape: tuple[int, ...]) -> jax.Array:
-    """The digest, uint32 [], of the part `x` at `starts` of an array of `shape`.
+    """The digest, uint32 [], of the part `x` that begins at `starts` in an array of `shape`.
 
-    Written as sums of whole rows, XLA's CPU compiler makes vector instructions of it; one sum over
-    everything is four times slower.
+    It adds whole rows to whole rows, which XLA's CPU compiler turns into vector instructions; a
+    single sum over all words is four times slower.
     """
     if not x.size:
         return jnp.uint32(0)
     words = _words(x)
-    # From the last axis that is cut on, what follows each other here does so in the whole.
+    # Words that follow each other after the last split axis do so in the whole array as well.
     cut = max((axis for axis in range(x.ndim) if x.shape[axis] != shape[axis]), default=0)
-    first = jnp.zeros((), jnp.uint32)  # the place of the first word of each row
+    first = jnp.zeros((), jnp.uint32)  # the position of the first word of each row
     for axis in range(cut + 1 if x.ndim else 0):
         count = x.shape[axis] if axis < cut else 1
         stride = math.prod(shape[axis + 1 :]) % 2**32
@@ -129,19 +130,18 @@ def _block(x: jax.Array, starts: Any, shape: tuple[int, ...]) -> jax.Array:
     rest = jnp.arange(width, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
     words = words.reshape(-1, width)
     count = math.gcd(first.size, FOLD) if words.size > SMALL else 1
-    # Vector instructions come of whole rows added to whole rows.
     parts = zip(jnp.split(words, count), jnp.split(first, count), strict=True)
     sums = functools.reduce(
         jnp.add, (_scramble(part ^ (place[:, None] + rest)) for part, place in parts)
     )
-    return (_added(sums) if count > 1 else sums).sum(dtype=jnp.uint32)
+    return (_fold_rows(sums) if count > 1 else sums).sum(dtype=jnp.uint32)
 
 
-def _added(rows: jax.Array) -> jax.Array:
+def _fold_rows(rows: jax.Array) -> jax.Array:
     """Fewer rows with the same sum as `rows` [many, width].
 
-    A loop, which XLA cannot join with what made the rows; of few rounds, since a GPU starts kernels
-    for each.
+    It is a loop because XLA cannot fuse a loop with the computation of `rows`. It has only two
+    iterations because a GPU starts kernels for each.
     """
     count = rows.shape[0] // FOLD
 
@@ -168,7 +168,7 @@ def _scramble(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _width(size: int, length: int) -> int:
-    """The longest row up to WIDTH that divides `length`, if it may be of a number that FOLD divides."""
+    """The longest row up to WIDTH that divides `length`; if possible FOLD divides their number."""
     fits = [width for width in range(1, min(WIDTH, length) + 1) if length % width == 0]
     even = [width for width in fits if size // width % FOLD == 0]
     return max(even if even and 16 * max(even) > max(fits) else fits)

@@ -1,4 +1,4 @@
-"""A run's folder: who owns it, which config it belongs to, where everything is."""
+"""A run's folder: its lock, the config and data that it belongs to, and the paths in it."""
 
 import json
 import os
@@ -36,10 +36,10 @@ class Workdir:
         self._prints: dict[str, str] | None = None
 
     def create(self) -> None:
-        """Makes the folder and takes its lock, which a dead owner does not hold.
+        """Creates the folder and takes its lock; the lock of a dead process does not count.
 
         Raises:
-            UserError: it cannot be made, or another process trains in it.
+            UserError: the folder cannot be created, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,12 @@ class Workdir:
     def begin(self, config: Config, **facts: Any) -> RunInfo:
         """Writes config.json and run.json: from here on the folder holds this run.
 
-        With them go what the data set keeps (a tokenizer) and, where classes of the config are
-        defined in its config file, a copy of that file: config.py.
+        It also writes the files that the data set keeps, such as a tokenizer, and config.py, a copy
+        of the config file if that defines classes of the config.
 
         Raises:
             UserError: such classes come from more than one config file.
-            OSError: the disk refuses.
+            OSError: the folder cannot be written.
         """
         source = _source(config)
         write_json(self.config, config_lib.to_json(config))
@@ -87,7 +87,7 @@ class Workdir:
     def check_config(self, config: Config) -> None:
         """Raises UserError where the folder holds a run of another config or on other data.
 
-        Compared is JSON: nothing that the folder names is imported.
+        Only JSON is compared, so no code that the folder names is imported.
         """
         if not self.config.exists():
             self._check_empty()
@@ -111,7 +111,7 @@ class Workdir:
         self.check_data(known, self._fingerprint(config.data))
 
     def check_data(self, known: dict[str, str], found: dict[str, str]) -> None:
-        """Raises UserError where fingerprints of data differ; '' is one that cannot be told."""
+        """Raises UserError where fingerprints of data differ; '' stands for an unknown one."""
         names = known.keys() | found.keys() if known else set()
         changed = []
         for name in sorted(names):
@@ -126,7 +126,7 @@ class Workdir:
             )
 
     def _fingerprint(self, data: DataSet) -> dict[str, str]:
-        """Read once, since the files may be large, but for what cannot be told yet."""
+        """The data's fingerprints; read once, as files may be large, unless one is unknown yet."""
         if self._prints is None or '' in self._prints.values():
             self._prints = data.fingerprint()
         return self._prints
@@ -149,10 +149,10 @@ class Workdir:
             )
 
     def saved_step(self) -> int | None:
-        """The newest step that run.json knows a complete checkpoint of.
+        """The newest step of which run.json names a complete checkpoint.
 
         Raises:
-            UserError: nothing is left that could say so, although the run has written metrics.
+            UserError: the run has written metrics, but nothing says whether it was saved.
         """
         run = self.read_run()
         saved = run.get('saved')
@@ -164,11 +164,11 @@ class Workdir:
         return saved if type(saved) is int else None
 
     def status(self) -> str:
-        """How run.json says the run stands; '' where there is none."""
+        """The status in run.json; '' without one."""
         return str(self.read_run().get('status', ''))
 
     def read_run(self) -> dict:
-        """What run.json holds; {} where there is none."""
+        """The content of run.json; {} without one."""
         try:
             return read_object(self.run)
         except (OSError, ValueError):
@@ -178,7 +178,7 @@ class Workdir:
         """The JSON tree of config.json.
 
         Raises:
-            UserError: it is missing or no JSON object.
+            UserError: the file is missing or is not a JSON object.
         """
         try:
             return read_object(self.config)
@@ -195,7 +195,7 @@ def _places(config: Config) -> list[str]:
 
 
 def _source(config: Config) -> bytes | None:
-    """The config file that classes of `config` are defined in; None: they are all in modules."""
+    """The content of the config file that defines classes of `config`; None without such."""
     names = {name.partition(':')[0] for name in config_lib.things_in(config)}
     files = sorted(filter(config_lib.of_config_file, names))
     if len(files) > 1:
@@ -207,7 +207,7 @@ def _source(config: Config) -> bytes | None:
 
 
 def _short(value: Any) -> str:
-    """The JSON of a value; of an object its class."""
+    """The JSON of a value, shortened to its class if it is an object."""
     if isinstance(value, dict) and isinstance(value.get('type'), str):
         return value['type'][:80]
     text = json.dumps(value)

@@ -8,16 +8,16 @@ from pathlib import Path
 from jaxdl import files
 from jaxdl.record.terminal import DiskGuard
 
-KEPT = 3  # pictures of one name; TensorBoard has all of them
+KEPT = 3  # samples of one name that are kept; TensorBoard has all of them
 
 
 class Gallery:
-    """The folder samples/ of a run; on opening, what is of steps past `last_step` goes.
+    """The folder samples/ of a run; opening it deletes samples of steps past `last_step`.
 
-    A disk that refuses is said once and never ends the training.
+    An error of the disk is reported once and does not end the training.
 
     Args:
-        folder: it is made with the first sample.
+        folder: created with the first sample.
         last_step: the step that the run starts or resumes from.
     """
 
@@ -27,25 +27,25 @@ class Gallery:
         self.truncate(last_step)
 
     def picture(self, step: int, name: str, png: bytes) -> None:
-        """Keeps a PNG file; `name` may hold slashes."""
+        """Writes a PNG file; `name` may contain slashes."""
         self._keep(step, name, '.png', png)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Keeps a text in Markdown."""
+        """Writes a Markdown file."""
         self._keep(step, name, '.md', text.encode())
 
     def truncate(self, last_step: int) -> None:
-        """Drops everything past `last_step`, for a run that goes back to a checkpoint."""
+        """Deletes everything past `last_step`, for a roll-back to a checkpoint."""
         with self._guard:
             for step, folder in _steps(self.folder):
                 if step > last_step:
                     shutil.rmtree(folder)
 
     def flush(self) -> None:
-        """Every file is on the disk as soon as it is written."""
+        """Does nothing, since every file is written at once."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing, since no file stays open."""
 
     def _keep(self, step: int, name: str, ending: str, data: bytes) -> None:
         parts = [re.sub(r'[^\w.=+-]+', '_', part).strip('.') for part in name.split('/')]
@@ -55,13 +55,13 @@ class Gallery:
             there = [folder for _, folder in _steps(self.folder) if (folder / place).exists()]
             for folder in there[:-KEPT]:
                 (folder / place).unlink()
-                with contextlib.suppress(OSError):  # not empty
+                with contextlib.suppress(OSError):  # the folder is not empty
                     for parent in (folder / place).relative_to(self.folder).parents[:-1]:
                         (self.folder / parent).rmdir()
 
 
 def newest(folder: Path) -> dict[str, tuple[int, Path]]:
-    """{file name relative to its step: (step, file)} of the newest sample of each name."""
+    """The newest sample of each name, {file name relative to its step: (step, file)}."""
     found = {}
     for step, place in _steps(folder):
         for path in sorted(place.rglob('*')):
@@ -71,7 +71,7 @@ def newest(folder: Path) -> dict[str, tuple[int, Path]]:
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
-    """The folders of steps, in order."""
+    """The folders of all steps, in the order of the steps."""
     if not folder.is_dir():
         return []
     return sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal())

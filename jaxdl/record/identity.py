@@ -1,7 +1,7 @@
-"""What binds a checkpoint to its run: a sealed record in each, beside the arrays.
+"""The record that binds a checkpoint to its run; it is stored beside the arrays.
 
-The record holds the step, the run's random id, its config, the fingerprints of its data, the digest
-of every array, and what else is to come back with the state. One SHA-256 goes over all of it.
+It holds the step, the run's random id, its config, the fingerprints of its data, the digest of
+every array, and the JSON that is restored with the state. Its SHA-256 covers all of it.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ from typing import Any
 
 from jaxdl.files import read_object
 
-# What says which run it is, and of which type. `places` are the fields of the config that only say
-# where data lies, `data` are fingerprints of the bytes that lie there, `kept` are the files that the
-# data set keeps in the folder; `files` are the hashes of these and of config.py.
+# The entries that identify a run, and their types. `places` are the fields of the config that only
+# say where data is, `data` are fingerprints of that data, `kept` are the files that the data set
+# saves in the folder, and `files` are the hashes of these files and of config.py.
 IN_RUN = {'id': str, 'data': dict, 'places': list, 'kept': list}
 IDENTITY = {**IN_RUN, 'config': dict, 'files': dict}
 IN_CHECKPOINT = {**IDENTITY, 'step': int, 'leaves': list, 'digests': list, 'extra': dict}
@@ -24,7 +24,7 @@ def record_file(checkpoints: Path, step: int) -> Path:
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """The text of a record."""
+    """The text of a record, with its checksum."""
     return json.dumps({**content, 'sha256': _sha256(content)}).encode()
 
 
@@ -34,7 +34,7 @@ def _sha256(content: dict[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as `seal` wrote it. Raises OSError, or ValueError where it is anything else."""
+    """A record that `seal` wrote. Raises OSError, or ValueError if it is damaged."""
     found = read_object(path)
     if found.get('sha256') != _sha256(found):
         raise ValueError('it does not match its checksum')
@@ -49,9 +49,9 @@ def _checked(found: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
 
 
 def identity(folder: Path) -> dict[str, Any]:
-    """The entries of IDENTITY for the run in `folder`: from run.json, or else its newest checkpoint.
+    """The entries of IDENTITY for the run in `folder`, from run.json or the newest checkpoint.
 
-    What nothing says is empty, such as the id of a folder that holds checkpoints alone.
+    Unknown entries are empty, such as the id of a folder that holds nothing but checkpoints.
     """
     found = (_of(folder, 'run.json', IN_RUN) or _newest(folder / 'checkpoints')).copy()
     found['config'] = _of(folder, 'config.json', {})
@@ -68,7 +68,7 @@ def _of(folder: Path, name: str, kinds: dict[str, type]) -> dict[str, Any]:
 
 
 def _newest(checkpoints: Path) -> dict[str, Any]:
-    """The record of the newest checkpoint that has a good one, or {}."""
+    """The newest good record among the checkpoints, or {}."""
     for path in sorted(
         checkpoints.glob('[0-9]*/record/record.json'),
         key=lambda path: (len(path.parts[-3]), path.parts[-3]),
@@ -82,7 +82,7 @@ def _newest(checkpoints: Path) -> dict[str, Any]:
 
 
 def hash_of(path: Path) -> str:
-    """The hash of a small file, '' where there is none."""
+    """The hash of a small file; '' if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError):

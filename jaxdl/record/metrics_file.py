@@ -1,7 +1,7 @@
-"""metrics.jsonl, which is the truth: TensorBoard and the reports hold the same values.
+"""metrics.jsonl, the authoritative log; TensorBoard and the reports show the same values.
 
-Whatever the disk does, nothing here raises into the training: it says once on stderr what failed,
-keeps what it could not write, and goes on trying. Only process 0 of a run may write.
+Errors of the disk do not end the training: they are reported once on stderr, the lines are kept in
+memory, and each write tries again. Only process 0 of a run may write.
 """
 
 import contextlib
@@ -41,19 +41,19 @@ _MAX_WAITING = 10_000
 
 
 class MetricsFile:
-    """The file metrics.jsonl: one JSON object a line, each step once, steps strictly rising.
+    """The file metrics.jsonl: one JSON object a line, each step once, steps strictly increasing.
 
-    `last_step` is the step the run starts or resumes from. Opening repairs the file: a torn line
-    and every line past `last_step` are dropped. A second `write` for the newest step merges into
-    its line (a later value of the same name wins), so training and evaluation at one step share a
-    line, also when the run was killed between them. Nothing is buffered: each line has been
-    handed to the operating system when `write` returns, so `kill -9` loses none.
+    `last_step` is the step the run starts or resumes from. Opening repairs the file: an incomplete
+    line and every line past `last_step` are dropped. A second `write` for the newest step merges
+    into its line, where a later value of the same name wins. So training and evaluation at one step
+    share a line, even if the run was killed between them. Nothing is buffered: the operating system
+    has each line when `write` returns, so `kill -9` loses none.
 
     Values that are not finite are the strings "nan", "inf" and "-inf", as JSON has no numbers for
     them; `read_metrics` turns them back into floats.
 
     Attributes:
-        failed: True while the disk refuses; up to 10,000 lines wait in memory meanwhile.
+        failed: True while the disk fails; up to 10,000 lines are kept in memory meanwhile.
     """
 
     def __init__(self, path: str | os.PathLike, *, last_step: int):
@@ -61,14 +61,14 @@ class MetricsFile:
         self.failed = False
         self._keep: float = last_step
         self._file: int | None = None
-        self._row: dict[str, Any] | None = None  # what the last line of the file holds, …
-        self._line = b''  # … its bytes, …
-        self._start = 0  # … where it starts, …
-        self._size = 0  # … and where the file ends
+        self._row: dict[str, Any] | None = None  # the last line of the file
+        self._line = b''  # the bytes of that line
+        self._start = 0  # the offset of that line
+        self._size = 0  # the size of the file
         self._waiting: dict[int, dict[str, Any]] = {}
         self._lost = 0
         self._work()
-        # The row of a step is on the disk before its checkpoint is.
+        # The row of a step is written before its checkpoint, so it should be here.
         newest = -1 if self._row is None else self._row['step']
         if self._file is not None and max(newest, 0) < last_step:
             warn(f'{self.path}: the row of step {last_step} is missing, and perhaps earlier ones')
@@ -89,14 +89,14 @@ class MetricsFile:
         self._work()
 
     def truncate(self, last_step: int) -> None:
-        """Drops every line past `last_step`, for a run that goes back to a checkpoint."""
+        """Drops every line past `last_step`, for a roll-back to a checkpoint."""
         self._waiting = {s: row for s, row in self._waiting.items() if s <= last_step}
         self._close()
         self._keep = min(self._keep, last_step)
         self._work()
 
     def flush(self) -> None:
-        """Puts all lines onto the disk itself; call it before a checkpoint becomes valid."""
+        """Forces all lines onto the disk (fsync); call it before a checkpoint becomes valid."""
         self._work()
         if self._file is not None:
             try:
@@ -111,7 +111,7 @@ class MetricsFile:
         self._close()
 
     def _work(self) -> None:
-        """Opens the file if it is not open and writes what is waiting."""
+        """Opens the file if needed and writes the waiting lines."""
         try:
             if self._file is not None and os.fstat(self._file).st_nlink == 0:
                 self._close()
@@ -155,7 +155,7 @@ class MetricsFile:
             start = self._start
         data = encode_line(row)
         try:
-            # One call for the whole line: a process that is killed has written it or not.
+            # The whole line in one call, so that a killed process leaves no part of it.
             written = os.pwrite(self._file, data, start)
             while written < len(data):
                 written += os.pwrite(self._file, data[written:], start + written)
@@ -168,13 +168,13 @@ class MetricsFile:
         self._keep = max(self._keep, row['step'])
 
     def _undo(self) -> None:
-        """After a failed write, brings the file back to its last whole line."""
+        """Restores the last complete line of the file after a failed write."""
         assert self._file is not None
         try:
             os.pwrite(self._file, self._line, self._start)
             os.ftruncate(self._file, self._size)
         except OSError:
-            # The next attempt opens the file anew, which repairs it; the last line may be torn.
+            # The last line may be incomplete now. The next attempt opens and repairs the file.
             if self._row is not None:
                 step = self._row['step']
                 row = {**self._row, **self._waiting.get(step, {})}
@@ -201,7 +201,7 @@ def _plain(value: Any) -> int | float | str:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The row of a line; None where it is not one that `write` makes."""
+    """The row of a line; None if `write` cannot have written it."""
     try:
         row = parse_object(line)
     except ValueError:
@@ -214,10 +214,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _rows(data: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
-    """(line, row) of each line with steps made strictly rising, and the numbers of broken lines.
+    """(line, row) of each valid line with steps strictly increasing, and the broken line numbers.
 
-    Where a step does not rise, a run went on from there without dropping what it had written, so
-    the later lines replace the earlier ones. A torn last line counts as not written.
+    If a step does not increase, a run resumed there without dropping its later lines, so the new
+    lines replace the old ones. An incomplete last line is ignored.
     """
     rows: list[tuple[bytes, dict[str, Any]]] = []
     broken = []
@@ -245,7 +245,7 @@ def _repair(path: Path, last_step: float) -> tuple[list[tuple[bytes, dict[str, A
     if kept == data:
         return rows, broken
     if data.startswith(kept):
-        # Cutting the end off is atomic, and works on a full disk too.
+        # Truncating is atomic, and works on a full disk too.
         os.truncate(path, len(kept))
     else:
         write_bytes(path, kept)
@@ -258,10 +258,10 @@ def _few(values: Sequence[int]) -> str:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, steps strictly rising; [] where there is no such file.
+    """The rows of a metrics.jsonl, steps strictly increasing; [] if there is no such file.
 
-    A torn last line is left out (the run may be writing it now). Raises UserError where another
-    line is broken.
+    An incomplete last line is left out, since the run may be writing it now. Raises UserError if
+    another line is broken.
     """
     path = Path(path)
     try:

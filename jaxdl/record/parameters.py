@@ -1,4 +1,4 @@
-"""The parameters of a model as numbers: how many, and a table of them."""
+"""The number of a model's parameters, and a table of them."""
 
 import re
 from typing import Any
@@ -68,7 +68,7 @@ def parameter_table(params: Any, *, max_rows: int = 35) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """An order in which block2 is before block10."""
+    """A sort key that puts block2 before block10."""
     return [(int(t) if t.isdecimal() else 0, t) for t in re.split(r'(\d+)', name)]
 
 
@@ -81,7 +81,7 @@ def _moments(leaves: list) -> list[tuple[float, float]] | None:
         return None
     size = sum(leaf.size for leaf in leaves)
     if size < 20_000_000 and all(getattr(leaf, 'is_fully_addressable', True) for leaf in leaves):
-        # On the host: nothing to compile, and a small model is copied in milliseconds.
+        # Computed on the host: nothing is compiled, and copying a small model takes milliseconds.
         arrays = [np.asarray(leaf, np.float32).ravel() for leaf in leaves]
         return [(float(a.sum(dtype=np.float64)), float(np.dot(a, a))) for a in arrays]
 

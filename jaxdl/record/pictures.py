@@ -1,4 +1,4 @@
-"""Pictures that a run makes of its data and its results."""
+"""Pictures of a run's data and results, as arrays and PNG files."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def image_grid(images: np.ndarray) -> np.ndarray:
-    """Lays images uint8 [n, height, width, channels] out in rows, with thin gaps between them.
+    """Arranges images uint8 [n, height, width, channels] in rows, with thin gaps between them.
 
     Returns uint8 [height, width, 3]; about a square; channels may be 1 or 3.
     """
@@ -66,7 +66,7 @@ def confusion_image(matrix: np.ndarray, class_names: Sequence[str] = ()) -> np.n
     image = Image.new('RGB', (margin + side + 8, margin + side + 8), 'white')
     draw = ImageDraw.Draw(image)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
-    # A square root, since the interesting cells are the few percent that went wrong.
+    # The square root makes small shares visible: the few percent that were predicted wrongly.
     depth = np.sqrt(shares)[..., None]
     colours = (255 + depth * (np.array([0, 68, 136]) - 255)).astype(np.uint8)
     cells = np.kron(colours, np.ones((cell, cell, 1), np.uint8))

@@ -22,9 +22,9 @@ ENDS = ('finished', 'preempted', 'failed')
 class RunInfo:
     """The file run.json of a run's folder.
 
-    Opening starts a session with status 'running'; earlier sessions of the same run stay in
-    'history', and one that never said how it ended is marked 'killed' there. The run's random 'id'
-    stays the same. `fields` are stored as they are (devices, parameters, steps, …).
+    Opening starts a session with status 'running'. Earlier sessions of the same run are kept in
+    'history', where one that did not record its end is marked 'killed'. The run's random 'id' stays
+    the same. `fields` are stored unchanged (devices, parameters, steps, …).
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class RunInfo:
         self._save()
 
     def update(self, **fields: Any) -> None:
-        """Sets fields, such as step=, parameters= or devices=, and saves."""
+        """Sets fields, such as step=, parameters= or devices=, and writes the file."""
         self.data.update(fields)
         self.data['seconds'] = round(self._seconds_before + time.monotonic() - self._clock, 3)
         self._save()
 
     def end(self, status: str, reason: str = '', **fields: Any) -> None:
-        """Says how the session ended, one of ENDS, and why."""
+        """Records how the session ended, one of ENDS, and why."""
         if status not in ENDS:
             raise ValueError(f'status={status!r}: must be one of {", ".join(ENDS)}')
         self.update(status=status, reason=reason, ended=_now(), **fields)
@@ -111,7 +111,7 @@ def _now() -> str:
 
 
 def git_revision() -> dict[str, Any] | None:
-    """{'revision', 'dirty'} of the code that runs, or None outside a git checkout."""
+    """{'revision', 'dirty'} of the running code, or None outside a git checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -132,7 +132,7 @@ def git_revision() -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that decide a run's numbers."""
+    """The installed versions of the packages that may change a run's numbers."""
     from importlib import metadata
 
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')

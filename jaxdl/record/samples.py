@@ -9,13 +9,13 @@ from jaxdl.record.terminal import warn
 
 
 class SamplesFile:
-    """One line {"step": …, "ids": […]} a step, appended; on opening, lines past `last_step` go.
+    """One line {"step": …, "ids": […]} per step; opening drops the lines past `last_step`.
 
-    A disk that refuses ends the file with a warning, never the training: the file stays a correct
-    record up to there.
+    If the disk fails, a warning is printed and nothing more is written, so the file is a correct
+    record up to that step. The training goes on.
 
     Attributes:
-        failed: True once the disk refused; nothing is written after that.
+        failed: True once the disk has failed.
     """
 
     def __init__(self, path: Path, *, last_step: int):
@@ -25,11 +25,11 @@ class SamplesFile:
         self.truncate(last_step)
 
     def truncate(self, last_step: int) -> None:
-        """Drops a torn last line and every line past `last_step`."""
+        """Drops an incomplete last line and every line past `last_step`."""
         self.close()
         try:
             if self.path.exists():
-                # Cut at the end: the lines before stay untouched, and a full disk does not matter.
+                # Truncating leaves the lines before untouched, and works on a full disk too.
                 kept = sum(len(line) for line, step in _lines(self.path) if step <= last_step)
                 os.truncate(self.path, kept)
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -41,7 +41,7 @@ class SamplesFile:
             return
         data = json.dumps({'step': step, 'ids': ids}).encode() + b'\n'
         try:
-            # One call for the whole line: a process that is killed has written it or not.
+            # The whole line in one call, so that a killed process leaves no part of it.
             if os.write(self._file, data) < len(data):
                 raise OSError(28, 'No space left on device')
         except OSError as error:
@@ -69,7 +69,7 @@ class SamplesFile:
 
 
 def _lines(path: Path) -> list[tuple[bytes, int]]:
-    """(line, step) up to the first line that is torn or whose step does not rise."""
+    """(line, step) up to the first line that is incomplete or whose step does not increase."""
     if not path.exists():
         return []
     found: list[tuple[bytes, int]] = []
@@ -77,7 +77,7 @@ def _lines(path: Path) -> list[tuple[bytes, int]]:
         try:
             step = parse_object(line).get('step')
         except ValueError:
-            break  # torn by a crash; what follows cannot be trusted
+            break  # a crash has damaged this line, and what follows cannot be trusted
         if type(step) is not int or not line.endswith(b'\n') or (found and step <= found[-1][1]):
             break
         found.append((line, step))

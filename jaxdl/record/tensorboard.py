@@ -1,10 +1,10 @@
-"""TensorBoard event files, written without TensorFlow, and cut where a run goes back.
+"""TensorBoard event files, written without TensorFlow, and truncated if a run is rolled back.
 
-An event file is a row of records [length uint64, its masked CRC-32C, bytes, their masked CRC-32C],
-each record a protocol buffer `Event`. The few fields that are needed are encoded here by hand:
-tensorboardX does the same from a queue and a thread, where a full disk kills the thread and the
-next writes block the training for ever, and it imports torch where that is installed (2 s). The
-tests read the files with tensorboardX's protocol buffers.
+An event file is a sequence of records [length uint64, its masked CRC-32C, bytes, their masked
+CRC-32C]; each record is a protocol buffer `Event`. The few fields that are needed are encoded here
+by hand. tensorboardX is not used because it writes from a queue and a thread: a full disk kills the
+thread, and the next writes block the training for ever. It also imports torch where that is
+installed (2 s). The tests read the files with tensorboardX's protocol buffers.
 https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto
 """
 
@@ -22,20 +22,20 @@ import numpy as np
 from jaxdl import files
 from jaxdl.record.terminal import DiskGuard
 
-# The last bytes of a file, in which the checksums of contents are checked.
+# Checksums of contents are verified only in this many bytes at the end of a file.
 _CHECKED = 2**20
 
 
 class TensorBoard:
     """Event files of a run in `folder`: scalars, images and texts, each (tag, step) once.
 
-    `last_step` is the step the run starts or resumes from: on opening, events past it and torn
-    ends are cut out of the files that are there. Writing a tag again at the same step replaces
-    it. Files are made with the first write. Errors of the disk are said once and training goes on;
-    what could not be written is missing here (metrics.jsonl is the record).
+    `last_step` is the step the run starts or resumes from. Opening removes events past it and
+    incomplete records from the existing files. Writing a tag again at the same step replaces it.
+    Files are created with the first write. Errors of the disk are reported once and training goes
+    on; values that could not be written are missing here, but not in metrics.jsonl.
 
     Attributes:
-        guard: knows whether the disk refuses.
+        guard: knows whether the disk fails.
     """
 
     def __init__(self, folder: str | os.PathLike, *, last_step: int):
@@ -48,7 +48,7 @@ class TensorBoard:
         self.truncate(last_step)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers; not-finite ones too, which TensorBoard shows as triangles."""
+        """Writes numbers; TensorBoard shows those that are not finite as triangles."""
         self._write(step, {tag: _simple_value(float(value)) for tag, value in values.items()})
 
     def image(self, step: int, tag: str, png: bytes) -> None:
@@ -60,13 +60,13 @@ class TensorBoard:
         self._write(step, {tag: _text(text)})
 
     def truncate(self, last_step: int) -> None:
-        """Cuts out everything past `last_step`, for a run that goes back to a checkpoint."""
+        """Removes everything past `last_step`, for a roll-back to a checkpoint."""
         with self.guard:
             if self._cut(lambda step, tag: step <= last_step):
                 self._restart = last_step + 1
 
     def flush(self) -> None:
-        """Puts everything onto the disk itself."""
+        """Forces everything onto the disk (fsync)."""
         if self._file is not None:
             with self.guard:
                 os.fsync(self._file.fileno())
@@ -85,7 +85,7 @@ class TensorBoard:
             again = {tag for tag in coded if self._latest.get(tag, -1) >= step}
             if again:
                 self._cut(lambda s, tag: not (tag in again and s >= step))
-            # An event a value, so that one of them can be cut out without being written anew.
+            # One event per value, so that a value can be removed without encoding the others anew.
             self._append(
                 b''.join(_event(step, _summary(tag, value)) for tag, value in coded.items())
             )
@@ -98,8 +98,8 @@ class TensorBoard:
         try:
             _write_all(self._file, records)
         except OSError:
-            # Half a record would hide all that follow it, so the next write starts a new file
-            # if this end cannot be removed.
+            # Readers stop at an incomplete record. If it cannot be removed, the next write starts a
+            # new file.
             try:
                 self._file.truncate(start)
                 self._file.seek(start)
@@ -109,8 +109,8 @@ class TensorBoard:
 
     def _create(self) -> BinaryIO:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files in the order of their names; a clock that went back must
-        # not bring a new file before an old one.
+        # TensorBoard reads files in the order of their names, so the time in a new file's name must
+        # be the latest, even if the clock was set back.
         stamps = [_stamp(path) for path in event_files(self.folder)]
         stamp = max([time.time(), *(s + 1e-3 for s in stamps)])
         name = f'events.out.tfevents.{stamp:017.6f}.{socket.gethostname()}.{os.getpid()}'
@@ -118,7 +118,7 @@ class TensorBoard:
         try:
             _write_all(file, _event(0, _field(3, b'brain.Event:2')))
             if self._restart is not None:
-                # A TensorBoard that is already showing the run drops what it read past this step.
+                # This event makes a running TensorBoard drop what it has read past this step.
                 session = _field(7, b'\x08\x01')  # SessionLog(status=START)
                 _write_all(file, _event(self._restart, session))
                 self._restart = None
@@ -128,7 +128,7 @@ class TensorBoard:
         return file
 
     def _cut(self, keep: Callable[[int, bytes], bool]) -> bool:
-        """Removes the values for which keep(step, tag) is False, and torn ends, from the files.
+        """Removes values for which keep(step, tag) is False, and incomplete records.
 
         Returns whether there were such values.
         """
@@ -148,7 +148,7 @@ class TensorBoard:
             new = b''.join(kept)
             if len(new) < len(data):
                 if data.startswith(new):
-                    os.truncate(path, len(new))  # also possible on a full disk
+                    os.truncate(path, len(new))  # works on a full disk too
                 else:
                     files.write_bytes(path, new)
         return cut
@@ -176,7 +176,7 @@ def _stamp(path: Path) -> float:
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
-    """(record, step, tag) of each event up to the first broken one; the tag is b'' of no value."""
+    """(record, step, tag) of each event up to the first broken one; tag b'': it has no value."""
     place = 0
     while place + 16 <= len(data):
         (length,) = struct.unpack_from('<Q', data, place)
@@ -184,14 +184,14 @@ def _records(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
         if end > len(data) or _checksum(data[place : place + 8]) != data[place + 8 : place + 12]:
             return
         body = data[place + 12 : end - 4]
-        # What a crash damages is the end; checking pictures in pure Python takes 0.1 s a megabyte.
+        # A crash damages only the end of a file, and a checksum in Python takes 0.1 s per megabyte.
         if end > len(data) - _CHECKED and _checksum(body) != data[end - 4 : end]:
             return
         try:
-            step, after = _read_varint(body, 10)  # the wall time and a key are before it
+            step, after = _read_varint(body, 10)  # after the wall time and the key of the step
             size = 0
             if body[after] == 5 << 3 | 2:  # Event.summary
-                for _ in range(3):  # into the summary, its value, the value's tag
+                for _ in range(3):  # descend into the summary, its value and the value's tag
                     size, after = _read_varint(body, after + 1)
         except IndexError:
             return
@@ -252,7 +252,7 @@ def _image(png: bytes) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    # A string tensor (DT_STRING = 7) of shape [1], marked as one of the plug-in "text".
+    # A string tensor (DT_STRING = 7) of shape [1] for TensorBoard's plug-in "text".
     shape = _field(2, _field(2, b'\x08\x01'))
     tensor = b'\x08\x07' + shape + _field(8, text.encode())
     return _field(8, tensor) + _field(9, _field(1, _field(1, b'text')))

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a progress bar or plain lines, warnings, numbers."""
+"""The output of a run on the terminal: a progress bar or plain lines, warnings, numbers as text."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from typing import Any, TextIO
 
 
 class Output:
-    """A text stream that never raises: it is silent once it broke (`… | head`) or was never open.
+    """A text stream that never raises: it discards text once it is broken (`… | head`) or closed.
 
-    What its encoding cannot express becomes '?'.
+    Characters that its encoding lacks become '?'.
     """
 
     def __init__(self, stream: TextIO | None):
@@ -20,10 +20,10 @@ class Output:
         self.encoding = getattr(stream, 'encoding', None) or 'utf-8'
 
     def isatty(self) -> bool:
-        """Whether a person sits before a terminal on which something can be drawn in place."""
+        """Whether this is a terminal that can redraw its lines."""
         try:
             terminal = self._stream is not None and self._stream.isatty()
-        except ValueError:  # it is closed
+        except ValueError:  # the stream is closed
             return False
         return terminal and os.environ.get('TERM') != 'dumb'
 
@@ -37,7 +37,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Does nothing, since nothing is buffered."""
 
 
 def say(text: str) -> None:
@@ -46,7 +46,7 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a warning on stderr, above a progress bar that is drawn there."""
+    """Prints a warning on stderr, above a progress bar if there is one."""
     Output(sys.stderr).write(f'warning: {text}\n')
 
 
@@ -75,18 +75,18 @@ class DiskGuard:
 
 
 def live(output: Output, *, keep: bool) -> Any:
-    """A rich Live display on a terminal, started; `keep`: what it showed last stays there.
+    """A rich Live display on a terminal, started; with `keep` its last content stays at the end.
 
-    Drawn by `update` alone, as a thread would take time from the training.
+    It is drawn only by its `update`, because a drawing thread would take time from the training.
     """
     from rich.console import Console
     from rich.live import Live
 
     class Screen(Console):
         def show_cursor(self, show: bool = True) -> bool:
-            return False  # a process that is killed would leave the terminal without a cursor
+            return False  # never hide the cursor: a killed process could not show it again
 
-    # A printed line that is too long is broken by the terminal itself, so that paths can be copied.
+    # With soft_wrap the terminal itself breaks long lines, so that paths can be copied as a whole.
     screen = Screen(
         file=output,  # pyright: ignore[reportArgumentType]  # what rich uses of a file is there
         force_terminal=True, force_jupyter=False,
@@ -103,21 +103,21 @@ def live(output: Output, *, keep: bool) -> Any:
 class Progress:
     """A progress bar on a terminal, and elsewhere one plain line per call of `update`.
 
-    All of it goes to `stream` (stdout unless given), whose end never ends the training.
+    It writes to `stream`, by default stdout; errors of the stream do not end the training.
     """
 
     def __init__(self, total_steps: int, *, start: int = 0, stream: TextIO | None = None):
         self.total = total_steps
         self._output = Output(sys.stdout if stream is None else stream)
-        # (step, time) of the last updates: the time left follows the present speed. The first
-        # entry is the first update, not the start, so the compilation is not counted.
+        # (step, time) of the last updates, from which the time left is computed. The first entry is
+        # the first update and not the start, so compiling does not count.
         self._marks: deque[tuple[int, float]] = deque(maxlen=20)
         self._values: dict[str, float] = {}
         self._bar = live(self._output, keep=True) if self._output.isatty() else None
         self._draw(start)
 
     def update(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Shows the state after `step` steps; evaluation results stay on the screen."""
+        """Shows the progress after `step` steps; evaluation results stay on the screen."""
         if not self._marks or step > self._marks[-1][0]:
             self._marks.append((step, time.monotonic()))
         results = {k: v for k, v in scalars.items() if k.startswith('eval/')}
@@ -130,14 +130,14 @@ class Progress:
         self._draw(step)
 
     def message(self, text: str) -> None:
-        """Prints `text` above the bar, for good."""
+        """Prints `text` above the bar, where it stays."""
         if self._bar is None:
             self._output.write(f'{text}\n')
         else:
             self._bar.console.print(text)
 
     def close(self) -> None:
-        """Ends the bar; it stays on the screen as it was last."""
+        """Ends the bar; its last state stays on the screen."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -173,14 +173,14 @@ class Progress:
 
 
 def _texts(scalars: Mapping[str, float]) -> list[str]:
-    """The few values worth a place on one line, as text."""
+    """The values shown on one line, as text."""
     texts = []
     for key, value in scalars.items():
         kind, _, name = key.partition('/')
         name = name.replace('/', ' ').replace('_', ' ')
         if kind in ('train', 'eval') and not name.endswith(('examples', 'learning rate')):
             texts.append(f'{name} {number(value)}')
-    # The loss leads, and a task with many metrics must not push the speed off the line.
+    # The loss comes first. At most six values, so that the speed still fits on the line.
     texts.sort(key=lambda text: 'loss' not in text.split()[:2])
     texts = texts[:6]
     for key, value in scalars.items():
@@ -217,7 +217,7 @@ def duration(seconds: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
-    """Rows of texts as lines with aligned columns; those with an index in `right` end flush."""
+    """Rows of texts as lines with aligned columns; `right` lists columns to align to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         '  '.join(

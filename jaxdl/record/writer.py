@@ -1,4 +1,4 @@
-"""What a run writes while it trains, all in one place; nothing on processes other than the chief."""
+"""All that a run writes while it trains; only the chief process writes anything."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Result:
 
     Attributes:
         steps: completed optimizer steps.
-        metrics: the last metrics of each name, floats.
+        metrics: the last value of each metric, floats.
         workdir: the run's folder.
     """
 
@@ -35,8 +35,8 @@ class Record:
 
     Args:
         place: the run's folder.
-        chief: False: every method does nothing.
-        sample_ids: also write samples.jsonl.
+        chief: if False, every method does nothing.
+        sample_ids: whether to write samples.jsonl.
     """
 
     def __init__(self, place: Workdir, *, chief: bool, sample_ids: bool):
@@ -63,7 +63,7 @@ class Record:
             ) from None
 
     def keep_data(self, data: Any) -> None:
-        """Lets the data set save into the folder what the weights depend on, or compare it."""
+        """Lets the data set save its files into the folder, or compare them with those there."""
         if self.chief:
             data.keep(self.place.path)
 
@@ -78,7 +78,7 @@ class Record:
     # ---- the logs ----
 
     def open(self, step: int) -> None:
-        """Opens the files as they were at `step`: torn lines and what came later are dropped."""
+        """Opens the files as of `step`: incomplete and later lines are dropped."""
         if self.chief:
             self.file = logs.MetricsFile(self.place.metrics, last_step=step)
             self.tensorboard = logs.TensorBoard(self.place.tensorboard, last_step=step)
@@ -94,7 +94,7 @@ class Record:
             self.tensorboard.scalars(step, row)
 
     def sampled(self, first: int, ids: np.ndarray) -> None:
-        """Notes the ids [steps, batch] that the steps `first`, first + 1, … are trained on."""
+        """Writes the ids [steps, batch] that the steps `first`, first + 1, … are trained on."""
         if self.chief and self.sample_ids:
             for step, row in enumerate(ids, first):
                 self.samples.write(step, row.tolist())
@@ -106,7 +106,7 @@ class Record:
             self.gallery.picture(step, name, png)
 
     def results(self, step: int, found: dict, generated: Any, class_names: Sequence[str]) -> None:
-        """The pictures and texts of an evaluation: confusion matrices, what the model wrote."""
+        """Writes the pictures and texts of an evaluation: confusion matrices, generated texts."""
         if not self.chief:
             return
         for name, value in found.items():
@@ -120,12 +120,12 @@ class Record:
                 self.note(scores=generated.notes)
 
     def truncate(self, step: int) -> None:
-        """Drops everything after `step`, for a run that goes back to a checkpoint."""
+        """Drops everything after `step`, for a roll-back to a checkpoint."""
         for log in self._open:
             log.truncate(step)
 
     def flush(self) -> None:
-        """Puts everything onto the disk itself; call it before a checkpoint becomes valid."""
+        """Forces everything onto the disk (fsync); call it before a checkpoint becomes valid."""
         for log in self._open:
             log.flush()
 

@@ -1,8 +1,8 @@
-"""One run on several processes and hosts: who they are, and how they meet.
+"""One run on several processes and hosts: how the processes find and join each other.
 
-Slurm and Open MPI say it in the environment; otherwise the flags --coordinator, --processes and
---process do. Every process then sees all devices, holds its own rows of a batch, and only process
-0 writes logs and talks.
+Slurm and Open MPI describe the processes in the environment; otherwise the flags --coordinator,
+--processes and --process do. After joining, every process sees all devices and holds its own rows
+of a batch; only process 0 writes logs and prints.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from jaxdl.core.flags import CommandLine
 from jaxdl.errors import UserError
 from jaxdl.run import signals
 
-# Ports that systems hand out last; one is derived from the job, so that jobs do not meet.
+# The coordinator's port is taken from this range, which Linux does not use for outgoing
+# connections. It is derived from the job's number, so that two jobs on a host do not share one.
 FIRST_PORT, PORTS = 61440, 4096
 
 
@@ -28,13 +29,13 @@ class Processes:
     """The processes of one run, as one of them sees them.
 
     Attributes:
-        coordinator: 'host:port' of process 0, where all meet.
-        count: processes.
-        index: of this one.
-        local_count: processes on this host; 0: unknown.
-        local_index: of this one among them.
-        bound: the launcher has given each process GPUs of its own.
-        origin: who said so, for messages.
+        coordinator: 'host:port' on which process 0 listens.
+        count: number of processes.
+        index: number of this process.
+        local_count: number of processes on this host; 0: unknown.
+        local_index: number of this process among those of its host.
+        bound: the launcher has given each process its own GPUs.
+        origin: the launcher or the flags that this comes from, for messages.
     """
 
     coordinator: str
@@ -46,7 +47,7 @@ class Processes:
     origin: str = 'flags'
 
     def check(self) -> None:
-        """Raises UserError for numbers that cannot be."""
+        """Raises UserError for numbers that contradict each other."""
         if self.count < 1:
             raise UserError(f'--processes={self.count}: must be at least 1')
         if not 0 <= self.index < self.count:
@@ -79,7 +80,7 @@ def find(
     Flags win over the environment; --processes=1 ignores it.
 
     Raises:
-        UserError: flags are incomplete or wrong, or the environment does not say enough.
+        UserError: flags are incomplete or wrong, or the environment lacks something.
     """
     if processes == 1:
         return None
@@ -103,7 +104,7 @@ def find(
 
 
 def _slurm(environment: Mapping[str, str], coordinator: str) -> Processes | None:
-    """The tasks of an srun step; a batch script outside of srun is one process."""
+    """The processes of an srun step; None for a batch script that does not use srun."""
     try:
         count = int(environment['SLURM_STEP_NUM_TASKS'])
         index, local = int(environment['SLURM_PROCID']), int(environment['SLURM_LOCALID'])
@@ -123,7 +124,7 @@ def _slurm(environment: Mapping[str, str], coordinator: str) -> Processes | None
 
 
 def first_host(hosts: str) -> str:
-    """The first name of a Slurm list such as 'gpu[003-005,9],login'."""
+    """The first host of a Slurm host list such as 'gpu[003-005,9],login'."""
     match = re.match(r'([^,\[]+)(?:\[([^,\-\]]+)[^\]]*\]([^,\[]*))?', hosts)
     if not match:
         raise ValueError(hosts)
@@ -131,7 +132,7 @@ def first_host(hosts: str) -> str:
 
 
 def _tasks_here(text: str, environment: Mapping[str, str]) -> int:
-    """The tasks on this node by Slurm's list such as '4(x2),3'; 0 where it does not say."""
+    """The tasks on this node according to a Slurm list such as '4(x2),3'; 0: unknown."""
     counts: list[int] = []
     for number, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', text):
         counts += [int(number)] * int(times or 1)
@@ -140,7 +141,7 @@ def _tasks_here(text: str, environment: Mapping[str, str]) -> int:
 
 
 def _open_mpi(environment: Mapping[str, str], coordinator: str) -> Processes | None:
-    """The ranks of an mpirun (or mpiexec) of Open MPI."""
+    """The processes started by mpirun or mpiexec of Open MPI; None if there are none."""
     try:
         count = int(environment['OMPI_COMM_WORLD_SIZE'])
         index = int(environment['OMPI_COMM_WORLD_RANK'])
@@ -155,7 +156,7 @@ def _open_mpi(environment: Mapping[str, str], coordinator: str) -> Processes | N
         r'tcp://([^,:;]+)|tcp6://\[([^,\]]+)', environment.get('OMPI_MCA_orte_hnp_uri', '')
     )
     if not coordinator and launcher and index >= 0:
-        # mpirun runs where rank 0 does, unless its host list says otherwise.
+        # Rank 0 runs on the host of mpirun, unless the host list begins with another host.
         coordinator = f'{launcher.group(1) or launcher.group(2)}:{_port(job)}'
     if not coordinator and count > 1:
         raise UserError(
@@ -166,7 +167,7 @@ def _open_mpi(environment: Mapping[str, str], coordinator: str) -> Processes | N
 
 
 def _port(job: str) -> int:
-    """A port that all processes of a job derive alike."""
+    """The port for a job; every process of the job computes the same one."""
     return FIRST_PORT + int.from_bytes(hashlib.sha256(job.encode()).digest()[:4], 'big') % PORTS
 
 
@@ -195,12 +196,12 @@ def visible_gpus(environment: Mapping[str, str]) -> int:
 
 
 def join(found: Processes | None, *, timeout: float = 300) -> None:
-    """Meets the other processes; call it before any device is used.
+    """Connects to the other processes; call it before any device is used.
 
-    On every process but the first, standard output is closed from here on.
+    On every process but the first, standard output is discarded from here on.
 
     Raises:
-        UserError: not all came within `timeout` seconds, or the port is taken.
+        UserError: some process did not connect within `timeout` seconds, or the port is taken.
     """
     if found is None:
         return
@@ -233,10 +234,10 @@ def join(found: Processes | None, *, timeout: float = 300) -> None:
 
 
 def bind_address(found: Processes) -> str:
-    """Where process 0 listens: on the coordinator's own address alone, where this host has it.
+    """The address on which process 0 listens: only that of the coordinator, if this host has it.
 
-    jax would listen on all addresses. That is left where the name means another address to the
-    other hosts than to this one, as in containers, or with a hosts file that has it at 127.0.1.1.
+    jax would listen on all addresses. That is kept where this host may resolve the name to another
+    address than the other hosts do: in containers, or if /etc/hosts has it at 127.0.1.1.
     """
     name, _, port = found.coordinator.rpartition(':')
     name = name.strip('[]')
@@ -267,7 +268,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _await_port(found: Processes, deadline: float) -> None:
-    """Waits until process 0 listens; jax itself would end the whole process where it does not."""
+    """Waits until process 0 listens; without this, jax would abort the process if it does not."""
     host, _, port = found.coordinator.rpartition(':')
     reason: object = 'nobody listens'
     while time.monotonic() < deadline:

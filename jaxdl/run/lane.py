@@ -1,7 +1,7 @@
-"""One run as the host sees it: its folder, its logs, its checkpoints, and where it stands.
+"""The host's side of one run: its folder, logs, checkpoints, step counter and end.
 
-The loop trains a list of lanes by one program. An ordinary training has one; several trials of a
-sweep may share a program, each with its own order of examples, log, checkpoints and end.
+The loop trains a list of lanes with one program. An ordinary training is one lane. Several trials
+of a sweep may share a program; each then has its own order of examples, log, checkpoints and end.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from jaxdl.record.folder import Workdir
 from jaxdl.record.writer import Record
 from jaxdl.run import nonfinite
 
-# Time in these is no training: the speed leaves it out.
+# The buckets of the clock that do not count as training when the speed is computed.
 ASIDE = ('evaluation', 'checkpoint', 'log', 'compile', 'profile')
 
 
@@ -32,21 +32,21 @@ class Lane:
     """One run.
 
     Args:
-        config: its config.
-        place: its folder.
+        config: the run's config.
+        place: the run's folder.
         examples: size of the training set.
-        clock: of the process.
+        clock: the clock of the process.
 
     Attributes:
-        step: completed steps that were started; their metrics may still be under way.
-        metrics: the newest value of each name.
-        over: 'finished' or 'diverged' once it is trained no further.
-        diverged: why, for a run that diverged.
-        rollback: a step that was not finite and sends this run back to its last checkpoint.
-        saved_step: what was saved or restored last.
-        unevaluated: a signal broke the evaluation of the newest step off.
-        sums: float64 [size], the packed metrics of the finite steps since the last line of metrics.
-        counted: how many steps those are.
+        step: steps that were started; the metrics of the newest may not have arrived yet.
+        metrics: the newest value of each metric.
+        over: 'finished' or 'diverged' once the run is not trained any further.
+        diverged: the reason, if the run diverged.
+        rollback: set by a non-finite step after which the run must return to its last checkpoint.
+        saved_step: the step that was saved or restored last.
+        unevaluated: whether a signal interrupted the evaluation of the newest step.
+        sums: float64 [size], sum of the packed metrics of finite steps since the last logged line.
+        counted: the number of these steps.
     """
 
     def __init__(self, config: Config, place: Workdir, examples: int, clock: Clock):
@@ -71,22 +71,22 @@ class Lane:
         self.rollback: nonfinite.Rollback | None = None
         self.saved_step: int | None = None
         self.unevaluated = False
-        self.evaluated = -1  # the newest step that was evaluated
+        self.evaluated = -1  # the newest evaluated step
         self.sums, self.counted = np.zeros(0, np.float64), 0
 
     def last_row(self) -> dict[str, Any]:
-        """The newest line of metrics.jsonl, {} where there is none."""
+        """The newest line of metrics.jsonl, or {}."""
         return (logs.read_metrics(self.place.metrics) or [{}])[-1]
 
     @property
     def sound(self) -> bool:
-        """Whether its state is that of its step: it is neither over nor about to go back."""
+        """Whether its state may be evaluated and saved: it is not over nor to be rolled back."""
         return not self.over and self.rollback is None
 
-    # ---- where it starts ----
+    # ---- the start ----
 
     def recall(self, state: TrainState, extra: dict | None) -> None:
-        """Stands where `state` does; `extra` is what the checkpoint held beside it, if there was one."""
+        """Continues from `state`; `extra` is what its checkpoint held beside it, or None."""
         self.step = int(state.step)
         health = jax.device_get(state.health)
         self.skipped, self.in_a_row = int(health.skipped), int(health.in_a_row)
@@ -113,10 +113,10 @@ class Lane:
     # ---- the metrics of steps ----
 
     def begin_training(self, packing: MetricPacking, suspects: Sequence[str]) -> None:
-        """Before the first step, with the sums of an interval that a checkpoint broke off.
+        """Called before the first step; continues the sums of an unfinished interval.
 
-        `packing` says where each metric stands in a step's vector, `suspects` what
-        `Steps.suspects` gives.
+        `packing` names the entries of a step's vector of metrics, `suspects` is the result of
+        `Steps.suspects`.
         """
         self.packing, self.suspects = packing, suspects
         self._begin_interval(self.step)
@@ -133,9 +133,9 @@ class Lane:
         return self.clock.total() - sum(seconds.get(name, 0.0) for name in ASIDE)
 
     def count(self, step: int, vector: np.ndarray) -> str:
-        """Takes in the packed metrics of a step; returns a warning, '' where all is well.
+        """Adds the packed metrics of a step and returns a warning, or ''.
 
-        Where the policy sends the run back or ends it, `rollback` or `diverged` say so.
+        If the step was not finite, `rollback` or `diverged` may be set, as the policy says.
         """
         metrics = self.packing.unpack(vector)
         if metrics[FINITE][0] == 1:
@@ -163,7 +163,7 @@ class Lane:
         return ''
 
     def log(self, step: int) -> dict[str, float]:
-        """Ends the interval: its means and its speed are the row of `step`."""
+        """Ends the interval and returns the row of `step`: its means and its speed."""
         means = self.packing.means(self.sums) if self.counted else {}
         scalars = {name: value for name, value in means.items() if isinstance(value, float)}
         if scalars:
@@ -189,13 +189,13 @@ class Lane:
     # ---- saving and ending ----
 
     def due(self, every: int) -> bool:
-        """Whether something that happens each `every` steps (0: never) happens now, before the end."""
+        """Whether `step` is a multiple of `every` (0: never) before the last step."""
         return bool(every) and self.step % every == 0 and self.step < self.config.steps
 
     def save(self, state: TrainState) -> bool:
-        """Starts to save a state whose steps' metrics were taken in and are finite."""
+        """Starts saving `state`; the metrics of all its steps must have been counted and finite."""
         step = self.step
-        # The value of an older step would let a later, worse state count as the best.
+        # Only the value of this very step: an older one would rank this state by another state.
         best = self.metrics.get(self.config.checkpoint.best) if self.evaluated == step else None
         extra = {
             'sums': self.sums.tolist() if self.counted else [],
@@ -215,15 +215,15 @@ class Lane:
             self.saved_step = step if saved else self.saved_step
         if saved:
             self.account.keep()
-            # Orbax ends the save before this one first, so a step noted here was once complete.
+            # Orbax completes the previous save before it starts this one, so these are complete.
             self.record.note(step=step, saved=max(self.checkpoints.steps(), default=None))
         return saved
 
     def finish(self, state: TrainState) -> None:
-        """Saves the last state and says that the run is done.
+        """Saves the last state and records in run.json that the run is finished.
 
         Raises:
-            NotSaved: it could not be saved.
+            NotSaved: the state could not be saved.
         """
         saved = self.save(state)
         with self.clock('checkpoint'):

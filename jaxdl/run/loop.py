@@ -1,10 +1,10 @@
-"""The loop: batch → step → metrics → log, with evaluation, checkpoints and an honest end.
+"""The loop: batch → step → metrics → log, with evaluation, checkpoints and signals.
 
-It trains one run, or several that share a program (`lane.py`). One turn, in order:
-    1. fetch the next batch, place it on the mesh, start the step (nothing waits for the device)
-    2. take in the metrics of the step two before, which are done by now
-    3. at its steps: log, evaluate, save
-    4. a signal: save and leave
+It trains one run, or several that share a program (`lane.py`). Each iteration, in order:
+    1. fetches the next batch, places it on the mesh and starts the step, without waiting for it
+    2. reads the metrics of the step two before, which is done by now
+    3. logs, evaluates and saves if this is due
+    4. saves and ends if a signal came
 """
 
 import collections
@@ -46,13 +46,13 @@ def train(
     context: dict | None = None,
     profile: tuple[int, int] | None = None,
 ) -> Result:
-    """Trains `config` in `workdir`, or goes on with the run that is there.
+    """Trains `config` in `workdir`, or resumes the run that is there.
 
     Args:
-        config: the run.
-        workdir: its folder.
-        context: what run.json shall also say (command, environment, 'started': time.monotonic()).
-        profile: completed steps between which a trace is taken, (start, stop).
+        config: the run's config.
+        workdir: the run's folder.
+        context: further entries of run.json (command, environment, 'started': time.monotonic()).
+        profile: the (start, stop) completed steps between which a trace is taken.
 
     Raises:
         UserError: config, data set or folder are wrong; nothing was changed.
@@ -66,9 +66,9 @@ def train(
 def train_together(
     configs: Sequence[Config], workdirs: Sequence[str], *, context: dict | None = None
 ) -> list[Result]:
-    """Trains runs that share a program; each is what it would be alone. Errors are those of `train`.
+    """Trains several runs in one program, with the results of separate runs; raises as `train`.
 
-    A run that diverges ends alone (its run.json says so), the others go on.
+    A run that diverges ends, as its run.json says; the others go on.
     """
     for config in configs:
         why = config_lib.why_alone(config)
@@ -98,7 +98,7 @@ def _train(
         config_lib.check(config)
     peers, places = Peers(), [Workdir(workdir) for workdir in workdirs]
     try:
-        # Several processes stop together: then a signal is never for one alone.
+        # With several processes a signal must not end this one at once: all stop at the same step.
         leave = None if jax.process_count() > 1 else lambda reason: None
         with StopRequest(leave) as stop:
             for config, place in zip(configs, places, strict=True):
@@ -108,7 +108,7 @@ def _train(
                     place.create()
             return Loop(configs, places, lanes, clock, context, stop, peers).run()
     except (Preempted, Diverged):
-        peers.close()  # these end all processes alike
+        peers.close()  # the other processes end in the same way by themselves
         raise
     except BaseException as error:
         clearer = peers.failed(error)
@@ -134,13 +134,13 @@ class Loop:
         stop: StopRequest,
         peers: Peers,
     ):
-        # What decides the program is the same in all of them.
+        # The configs differ only in the seed and in scalars, so any of them describes the program.
         self.config = config = configs[0]
         self.clock, self.context, self.stop, self.peers = clock, context, stop, peers
         self.together = bool(lanes)
         self.chief = jax.process_index() == 0
         with clock('setup'):
-            if self.together:  # on one device: there are runs enough to fill it
+            if self.together:  # several runs keep one device busy, so they are not split
                 self.mesh = mesh_lib.make_mesh(config_lib.Mesh(), jax.devices()[:1])
             else:
                 self.mesh = mesh_lib.make_mesh(config.mesh)
@@ -171,9 +171,9 @@ class Loop:
         self.pending: collections.deque = collections.deque()
         self.flag = StopFlag(self.mesh, config.steps_per_call)
         self.progress: logs.Progress | None = None
-        self.caught_up = False  # with what the first step need not wait for
+        self.first_step_done = False  # whether `_after_first_step` was called
 
-    # ---- the whole of it ----
+    # ---- start and end ----
 
     def run(self) -> list[Result]:
         config = self.config
@@ -189,7 +189,7 @@ class Loop:
             self.peers.meet()
             states = {lane: start(lane, self.program, self.feed.source.fetch) for lane in everyone}
             for lane in everyone:
-                self._look_whether_finished(lane)
+                self._check_whether_finished(lane)
             self.lanes = self.active
             if self.lanes:
                 self._begin_all(states[self.lanes[0]])
@@ -203,7 +203,7 @@ class Loop:
             self._end('preempted', str(error))
             raise
         except Diverged:
-            raise  # written down where it was found
+            raise  # the lane has already recorded it in run.json
         except BaseException as error:
             self._end('failed', str(error) or type(error).__name__)
             raise
@@ -225,7 +225,7 @@ class Loop:
         self._end('failed', reason)
         self.peers.failed(RuntimeError(reason))
 
-    def _look_whether_finished(self, lane: Lane) -> None:
+    def _check_whether_finished(self, lane: Lane) -> None:
         """Raises UserError where the run has more steps than the config."""
         steps = lane.config.steps
         if lane.step > steps:
@@ -238,7 +238,7 @@ class Loop:
             lane.over, lane.metrics = 'finished', row
             if self.chief:
                 print(f'already finished at step {lane.step} in {lane.place.path}', flush=True)
-                if lane.place.status() != 'finished':  # killed after the last save
+                if lane.place.status() != 'finished':  # it was killed after its last save
                     self._begin(lane)
                     lane.record.end('finished', f'step {lane.step}')
 
@@ -271,15 +271,15 @@ class Loop:
         with self.clock('compile'):
             batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
             step, self.packing = self.program.compile_train(batch, self.feed.resident)
-            runtime.release_heap()  # what compiling took, before the step takes its temporaries
+            runtime.release_heap()  # before the first step allocates its temporaries
             self.train_step = CompiledStep(step, self.program.traces, self.program.batch)
             self.hyper = self.program.place_hyper([lane.hyper for lane in self.lanes])
 
     # ---- the loop ----
 
     def _train(self) -> None:
-        """Trains until every lane is over; a lane that goes back starts a new stream of batches."""
-        if self.config.compile != 'pmap':  # which compiles at its first call
+        """Trains until every lane is over; after a roll-back a new stream of batches begins."""
+        if self.config.compile != 'pmap':  # pmap compiles in its first call, unwatched
             self.watchdog.beat()
         if self.chief:
             first = min(lane.step for lane in self.active)
@@ -300,7 +300,7 @@ class Loop:
             self._close_progress()
 
     def _steps(self) -> None:
-        """Trains until a lane has to go back, or all are over."""
+        """Trains until a lane must be rolled back, or all are over."""
         calls = self.config.steps_per_call
         starts = [(lane.order, lane.step + lane.offset) for lane in self.lanes]
         most = max(-(-(lane.config.steps - lane.step) // calls) for lane in self.active)
@@ -325,7 +325,7 @@ class Loop:
             stream.close()
 
     def _batches(self, stream: Any, count: int) -> Iterator[dict[str, jax.Array]]:
-        """The batches on the mesh; before each, a signal that came is obeyed."""
+        """Yields the batches on the mesh; saves and ends the run if a signal came."""
         for call in range(count):
             if self.stop_agreed or (self.stop.name and self.flag.alone):
                 self._preempt()
@@ -342,17 +342,17 @@ class Loop:
             yield batch
 
     def _events(self) -> None:
-        """What is due after a call: the metrics of older ones, evaluations, saves, the end of lanes."""
-        self._take_in(self.train_step.most)
-        if self.chief and not self.caught_up:
-            self._take_in(0)
-            self._catch_up()
+        """After each call: reads older metrics, evaluates, saves and ends lanes, where due."""
+        self._read_metrics(self.train_step.most)
+        if self.chief and not self.first_step_done:
+            self._read_metrics(0)
+            self._after_first_step()
         evaluate = [lane for lane in self.active if lane.due(lane.config.eval_every)]
         save = [lane for lane in self.active if lane.due(lane.config.checkpoint.every)]
         ended = any(lane.step >= lane.config.steps for lane in self.active)
         if not (evaluate or save or ended):
             return
-        self._take_in(0)
+        self._read_metrics(0)
         evaluate, save = (self._sound(lanes) for lanes in (evaluate, save))
         if evaluate:
             self._evaluate(evaluate)
@@ -361,17 +361,17 @@ class Loop:
         self._finish()
 
     def _sound(self, lanes: Sequence[Lane]) -> list[Lane]:
-        """Those whose state is that of their step: neither over nor about to go back."""
+        """The lanes that may be evaluated and saved: not over and not to be rolled back."""
         return [lane for lane in lanes if lane.sound]
 
     def _profile(self) -> None:
-        """Starts or ends a trace, with nothing under way."""
-        self._take_in(0)
+        """Starts or ends a trace, after all steps under way are done."""
+        self._read_metrics(0)
         with self.clock('profile'), self.watchdog.paused():
             self._message(self.profiler.turn(self.active[0].step))
 
     def _note_samples(self, call: int) -> None:
-        """Writes down what the next steps are trained on."""
+        """Records the ids of the next steps' examples, for lanes with record_samples."""
         calls = self.config.steps_per_call
         if not any(lane.config.record_samples for lane in self.lanes):
             return
@@ -381,11 +381,12 @@ class Loop:
                 lane.record.sampled(lane.step + 1, rows)
 
     def _source_failed(self, call: int, error: Exception) -> Exception:
-        """What to raise where the examples of a call could not be had; what was trained is saved."""
-        self._take_in(0)
+        """Saves the run and returns the error to raise when the examples of a call are missing."""
+        self._read_metrics(0)
         left = self._sound(self.lanes)
         step, saved = max(lane.step for lane in left or self.lanes), ''
-        # Alone, nothing is lost: with several processes the others do not know and cannot save.
+        # A single process saves first. With several, a save needs all of them, and the others do
+        # not know of this error.
         if jax.process_count() == 1 and any(lane.step not in (0, lane.saved_step) for lane in left):
             if self._save(left) and all(lane.checkpoints.wait() for lane in left):
                 saved = f'; saved at step {step}, the same command resumes there'
@@ -397,8 +398,8 @@ class Loop:
 
     # ---- metrics ----
 
-    def _take_in(self, leave: int) -> None:
-        """Takes in the metrics of the oldest calls under way until only `leave` of them are."""
+    def _read_metrics(self, leave: int) -> None:
+        """Reads the metrics of the oldest calls until only `leave` calls are under way."""
         calls = self.config.steps_per_call
         while len(self.pending) > leave:
             steps, packed = self.pending.popleft()
@@ -409,16 +410,16 @@ class Loop:
             self.watchdog.beat()
             for index in range(calls):
                 first = [last - calls + 1 + index for last in steps]
-                self._count(first, vectors[:, index])
+                self._count_step(first, vectors[:, index])
 
-    def _count(self, steps: Sequence[int], vectors: np.ndarray) -> None:
-        """Takes in the metrics of one step of every lane, [lanes, size]."""
+    def _count_step(self, steps: Sequence[int], vectors: np.ndarray) -> None:
+        """Adds the metrics of one step of every lane, [lanes, size]."""
         rows: dict[Lane, tuple[int, dict[str, float]]] = {}
         for lane, step, vector in zip(self.lanes, steps, vectors, strict=True):
             if not lane.sound or step > lane.config.steps:
                 continue
             lane.account.first_step()
-            # All processes see this in the same step, so all stop at the same one.
+            # Every process reads the same value in the same step, so all stop at the same step.
             asked = self.packing.unpack(vector).get(STOP)
             self.stop_agreed = self.stop_agreed or (asked is not None and bool(asked[0]))
             warning = lane.count(step, vector)
@@ -446,11 +447,11 @@ class Loop:
         if self.progress is not None:
             self.progress.message(text)
 
-    def _catch_up(self) -> None:
-        """What the first step need not wait for: the count of FLOPs, pictures of a fresh run's batch."""
-        self.caught_up = True
+    def _after_first_step(self) -> None:
+        """Counts FLOPs and writes a fresh run's pictures, for which the first step does not wait."""
+        self.first_step_done = True
         batch = {**self.feed.abstract(mask=False), **self.flag.abstract}
-        with self.clock('compile'):  # with nothing under way: the peak may be measured here
+        with self.clock('compile'):  # no step runs now, so the peak FLOP/s can be measured
             jaxpr = self.program.train_jaxpr(batch, self.feed.resident)
             steps = self.config.steps_per_call * len(self.lanes)
             work = Work.of(flops.count_jaxpr(jaxpr), self.mesh.devices.flat, steps)
@@ -468,16 +469,16 @@ class Loop:
     # ---- evaluation, saving, the end ----
 
     def _evaluate(self, lanes: Sequence[Lane], *, final: bool = False) -> None:
-        """Evaluates; `lanes` are those that want it now."""
+        """Evaluates all lanes, and records the results of those in `lanes`."""
         with self.clock('compile'), self.watchdog.paused():
             self.evaluator.compile()
         generates = self.config.task.defines('generate')
         try:
             with self.clock('evaluation'):
-                found = self.evaluator.run(self.state, self.hyper, self._heard)
+                found = self.evaluator.run(self.state, self.hyper, self._on_evaluation_progress)
                 states = self.program.split(self.state) if generates else [self.state] * len(found)
                 generated = {
-                    lane: self.evaluator.generate(one, self._heard, final=final)
+                    lane: self.evaluator.generate(one, self._on_evaluation_progress, final=final)
                     for lane, one in zip(self.lanes, states, strict=True)
                     if lane in lanes
                 }
@@ -498,18 +499,18 @@ class Loop:
                 lane.record.results(lane.step, values, written, self.config.data.class_names())
         self._write(rows)
 
-    def _heard(self) -> None:
-        """The evaluation goes on; a signal breaks it off where no other process takes part."""
+    def _on_evaluation_progress(self) -> None:
+        """Called during an evaluation; a signal interrupts it if the run has a single process."""
         self.watchdog.beat()
         if self.stop.name and self.flag.alone:
             raise Interrupted
 
     def _go_back(self) -> None:
-        """Sends the lanes back that a step that was not finite asks to, each to its last checkpoint."""
+        """Rolls back the lanes whose policy asks for it, each to its last checkpoint."""
         back = [lane for lane in self.active if lane.rollback is not None]
         if not back:
             return
-        self._take_in(0)
+        self._read_metrics(0)
         states = self.program.split(self.state)
         for index, lane in enumerate(self.lanes):
             if lane in back:
@@ -521,7 +522,7 @@ class Loop:
             self.progress = logs.Progress(self.config.steps, start=min(lane.step for lane in back))
 
     def _preempt(self) -> None:
-        self._take_in(0)
+        self._read_metrics(0)
         name = self.stop.name or 'a signal to another process'
         lanes = self._sound(self.lanes)
         saved = self._save(lanes) and all([lane.checkpoints.wait() for lane in lanes])
@@ -532,7 +533,7 @@ class Loop:
         raise Preempted(f'{name} at step {step}; saved, the same command resumes')
 
     def _save(self, lanes: Sequence[Lane]) -> bool:
-        """Starts to save these lanes; True: all of it goes well so far."""
+        """Starts saving these lanes; False if one of the saves has already failed."""
         with self.clock('checkpoint'):
             states = self.program.split(self.state)
         chosen = [
@@ -541,7 +542,7 @@ class Loop:
         return all([lane.save(one) for lane, one in chosen])
 
     def _finish(self) -> None:
-        """Ends the lanes that have made their last step: evaluated, saved and written down."""
+        """Evaluates, saves and closes the lanes that have completed their last step."""
         ended = [lane for lane in self._sound(self.lanes) if lane.step >= lane.config.steps]
         if not ended:
             return

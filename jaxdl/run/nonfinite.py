@@ -1,4 +1,4 @@
-"""What happens when a step was not finite: the words for it, and the policy of the config."""
+"""What happens when a step was not finite: the message, and the decision of config.divergence."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from jaxdl.errors import Diverged
 
 
 class Rollback(Exception):
-    """The policy asks to go back to the last checkpoint.
+    """The policy asks for a roll-back to the last checkpoint.
 
     Attributes:
         step: the step that was not finite.
-        message: what was not finite.
+        message: which array was not finite, from `describe`.
     """
 
     def __init__(self, step: int, message: str):
@@ -25,8 +25,7 @@ class Rollback(Exception):
 def describe(step: int, metrics: dict[str, tuple], suspects: Sequence[str], ids: np.ndarray) -> str:
     """One line: the step, the first leaf that is not finite, the loss, the sample ids.
 
-    `metrics` are those of the step as `MetricPacking.unpack` gives them, `suspects` the names that
-    `Steps.suspects` gives.
+    `metrics` are the step's, from `MetricPacking.unpack`; `suspects` are from `Steps.suspects`.
     """
     total, weight = metrics['loss']
     first = suspects[int(metrics[FIRST][0])]
@@ -38,13 +37,13 @@ def describe(step: int, metrics: dict[str, tuple], suspects: Sequence[str], ids:
 
 
 def judge(policy: Divergence, step: int, message: str, *, in_a_row: int, rollbacks: int) -> str:
-    """The warning to show where the run may go on.
+    """Decides what follows a non-finite step; returns a warning if the run may go on.
 
     Args:
-        policy: of the config.
-        step: that was not finite.
-        message: of `describe`.
-        in_a_row: updates that were dropped in a row, this one counted.
+        policy: the config's.
+        step: the step that was not finite.
+        message: the line from `describe`.
+        in_a_row: updates dropped in a row, including this one.
         rollbacks: roll-backs so far.
 
     Raises:

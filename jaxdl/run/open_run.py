@@ -1,4 +1,4 @@
-"""A finished or running run opened for reading: its config, its program, its newest good state."""
+"""Opens a run's folder for reading: its config, its program and its newest good state."""
 
 import dataclasses
 from pathlib import Path
@@ -19,12 +19,12 @@ from jaxdl.record.identity import hash_of
 
 @dataclasses.dataclass
 class Restored:
-    """What `open_run` found.
+    """The result of `open_run`.
 
     Attributes:
         config: the run's config, with this machine's mesh.
-        step: of the checkpoint.
-        state: its state, on this machine's devices.
+        step: the step of the checkpoint.
+        state: the state in it, on this machine's devices.
         program: for evaluation and sampling.
         eval_sources: the evaluation sets, {name: source}.
         workdir: the run's folder.
@@ -43,20 +43,20 @@ def open_run(
 ) -> Restored:
     """Opens a run's folder without changing anything in it.
 
-    The config comes from config.json, so the folder is enough; the mesh of the run is used where it
-    fits the devices that are here, and pure data parallelism otherwise.
+    The config comes from config.json, so the folder is enough. The run's mesh is used if it fits
+    the devices of this machine, and pure data parallelism otherwise.
 
-    With data=False the evaluation sets stay closed, and a data set that knows its shapes without
-    its files (`example`) is not read at all. The training set is read only where neither an
-    evaluation set nor `example` tells the shapes.
+    With data=False the evaluation sets are not opened, and a data set that knows its shapes without
+    its files (`example`) is not read at all. The training set is read only if neither an evaluation
+    set nor `example` gives the shapes.
 
     Args:
-        config_file: 'FILE[:variant]', whose classes config.json may name besides those of
-            config.TRUSTED; it is run. A run's own copy is config.py in its folder.
+        config_file: 'FILE[:variant]'; the file is run, and config.json may name its classes besides
+            those of config.TRUSTED. A run's own copy is config.py in its folder.
 
     Raises:
-        UserError: no run, no good checkpoint, its classes are gone or may not be imported, or its
-            files or evaluation sets are not those that it was trained with.
+        UserError: there is no run or no good checkpoint, its classes are missing or may not be
+            imported, or its files or evaluation sets are not those that it was trained with.
     """
     workdir = Workdir(path)
     if not workdir.path.is_dir():
@@ -72,7 +72,7 @@ def open_run(
         raise UserError(f'--step={step}: the checkpoints are {", ".join(map(str, steps))}')
     config = _config(workdir, tree, config_file, checkpoints)
     record = checkpoints.check(step)
-    config_lib.check(dataclasses.replace(config, float8=False))  # which only training needs
+    config_lib.check(dataclasses.replace(config, float8=False))  # only training needs qwix
     try:
         mesh = mesh_lib.make_mesh(config.mesh)
     except UserError:
@@ -98,7 +98,7 @@ def open_run(
 def _config(
     workdir: Workdir, tree: dict, config_file: str, checkpoints: Checkpoints
 ) -> config_lib.Config:
-    """The config of config.json; the config file that the user names is run first."""
+    """The config of config.json; a config file that the user names is run first."""
     given = None
     if config_file:
         path = Path(config_file.partition(':')[0])

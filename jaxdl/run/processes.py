@@ -1,9 +1,9 @@
-"""The processes of one run watch each other: one that dies or fails ends the others, with a reason.
+"""The processes of one run watch each other: if one dies or fails, the others end with the reason.
 
-A collective waits for ever for a process that is gone. So each process tells the coordination
-service of jax.distributed every few seconds that it lives; the chief (process 0) looks for who fell
-silent, and what it finds, or what a failing process says of itself, every process reads at once.
-When the chief itself dies, jax ends the others ("another task died").
+Without this, a collective would wait for ever for a process that is gone. Each process reports to
+the coordination service of jax.distributed every few seconds. The chief (process 0) notices when a
+process stops reporting and publishes that; a process that fails publishes its own reason. All
+others read it and end. If the chief itself dies, jax ends the others ("another task died").
 """
 
 import atexit
@@ -21,19 +21,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.step import STOP
 
-# A process that was silent for SILENT seconds counts as dead; well under a minute, and long enough
-# for a machine that swaps. jax itself would wait 100 s and then abort.
+# Seconds between two reports, and seconds of silence after which a process counts as dead. That is
+# long enough for a machine that swaps; jax itself would wait 100 s and then abort.
 EVERY, SILENT = 4.0, 25.0
-MEET = 1800  # seconds that one process may compile longer than another
+MEET = 1800  # seconds by which one process may compile longer than another
 
-_runs = 0  # each run of a process has its own keys
+_runs = 0  # runs begun in this process; each uses its own keys in the coordination service
 
 
 class Peers:
-    """This process among the others of its run; with a single process it does nothing.
+    """Watches the other processes of this run; does nothing if there is only one.
 
     Attributes:
-        report: called with the reason before another's death ends this process with exit code 1.
+        report: called with the reason before another process's end ends this one with exit code 1.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Peers:
         self._thread.start()
 
     def meet(self) -> None:
-        """Waits for the others: a collective waits only 30 s for one that still compiles."""
+        """Waits until all have compiled, since a collective would wait only 30 s for the last."""
         if self._client is not None:
             self._meetings += 1
             self._client.wait_at_barrier(f'{self._key}/meet/{self._meetings}', 1000 * MEET)
@@ -64,8 +64,8 @@ class Peers:
     def failed(self, error: BaseException) -> BaseException:
         """Tells the others that this process ends because of `error`; they end too.
 
-        Returns what to raise: `error`, or a clearer one where a collective broke. jax would wait at
-        exit for the others, which wait for this one: the exit becomes immediate.
+        Returns the error to raise: `error`, or a clearer one if a collective broke. The exit skips
+        jax's own, which would wait for the other processes while they wait for this one.
         """
         if self._client is None or self._closed.is_set():
             return error
@@ -79,12 +79,12 @@ class Peers:
         text = str(error) or type(error).__name__
         self._publish(f'process {jax.process_index()} failed: {text}')
         if jax.process_index() == 0:
-            self._wait_for_others()  # the service they read from ends with this process
+            self._wait_for_others()  # the service that they read the reason from ends with us
         atexit.register(_exit_now, code)
         return error
 
     def close(self) -> None:
-        """Leaves in peace: the others may go on without this process."""
+        """Stops watching; the others may go on without this process."""
         if self._client is not None and not self._closed.is_set():
             self._closed.set()
             self._thread.join(timeout=10)
@@ -99,11 +99,11 @@ class Peers:
             now = time.monotonic()
             reason = ''
             try:
-                # Never a call that waits inside: at exit such a thread would abort the process.
+                # A blocking call would abort the process if it exits while this thread waits.
                 reason = self._client.key_value_try_get(f'{self._key}/over')
                 lost = 0.0
             except Exception as error:
-                if 'NOT_FOUND' in str(error):  # the usual case: nothing happened
+                if 'NOT_FOUND' in str(error):  # the usual case: no process has ended
                     lost = 0.0
                 else:
                     lost = lost or now
@@ -118,7 +118,7 @@ class Peers:
                 self._end(reason)
 
     def _silent(self, seen: dict[int, tuple[str, float]]) -> str:
-        """Why the run is over: who fell silent; '' while all live."""
+        """Why the run is over: the processes that stopped reporting; '' if there are none."""
         try:
             found = dict(self._client.key_value_dir_get(f'{self._key}/beat/'))
         except Exception:
@@ -163,13 +163,13 @@ class Peers:
         try:
             self._client.key_value_set(key, value, allow_overwrite=True)
         except Exception:
-            pass  # the thread finds out whether the service is gone
+            pass  # the watching thread notices by itself if the service is gone
 
     def _publish(self, reason: str) -> None:
         try:
             self._client.key_value_set(f'{self._key}/over', reason)
         except Exception:
-            pass  # another process was first: one reason is enough
+            pass  # another process has already published a reason, and one is enough
 
     def _wait_for_others(self) -> None:
         deadline = time.monotonic() + 2 * EVERY
@@ -194,18 +194,18 @@ def _first(error: BaseException) -> str:
 
 
 class StopFlag:
-    """How several processes agree on the step at which they stop, without waiting for each other.
+    """Lets several processes agree on the step at which they stop, without a separate collective.
 
-    Every process sends with each batch whether it was asked to stop, one number a device; the step
-    adds them up, so all read the same sum in the metrics of the same step.
+    Each process adds one number per device to its batch: 1 if it was asked to stop. The step sums
+    them, so all processes read the same sum in the metrics of the same step.
 
     Args:
-        mesh: of the run.
+        mesh: the run's mesh.
         calls: steps in one program.
 
     Attributes:
-        alone: a single process needs no agreement; the batch carries nothing.
-        abstract: what the batch carries for one step, as the step is compiled for it.
+        alone: whether there is a single process, which needs no agreement and adds nothing.
+        abstract: the shapes of the arrays that are added to the batch of one step.
     """
 
     def __init__(self, mesh: Mesh, calls: int):
@@ -227,5 +227,5 @@ class StopFlag:
             }
 
     def raised(self, asked: bool) -> dict[str, jax.Array]:
-        """What this process adds to its batch; the arrays are placed once."""
+        """The arrays that this process adds to its batch; they are placed on the devices once."""
         return self._placed[asked]

@@ -1,7 +1,7 @@
-"""What has to be set in a process before jax is imported: the allocator, flags, the compile cache.
+"""Settings of a process before jax is imported: the allocator, XLA's flags, the compile cache.
 
-The values were measured; docs/performance.md says with what and what each is worth. JAXDL_PLAIN=1
-turns all of them off for comparison.
+The values were measured; docs/performance.md says how, and what each gains. JAXDL_PLAIN=1 turns all
+of them off for comparison.
 """
 
 import io
@@ -14,7 +14,7 @@ from jaxdl import errors
 from jaxdl.errors import UserError
 from jaxdl.run import signals
 
-# XLA aborts the process on a flag it does not know, so flags go only to versions they were run on.
+# XLA aborts the process on an unknown flag, so flags are set only for versions they were tried on.
 _CPU_FLAGS = {
     '0.10.2': (
         '--xla_cpu_experimental_ynn_fusion_type=-individual_convolution',
@@ -25,22 +25,23 @@ _DETERMINISTIC_FLAGS = {
     '0.10.2': ('--xla_gpu_deterministic_ops=true',),
 }
 
-# Numbers from glibc's malloc.h. XLA allocates the temporaries of a step anew every time; with these
-# the memory stays mapped, and no page is faulted in twice. One arena, or the pages of one
-# thread's arena are not reused by the next.
+# Parameters of mallopt, by the numbers in glibc's malloc.h. XLA allocates the temporaries of a step
+# anew every time; with these settings the memory stays mapped, so its pages are not faulted in
+# again. With one arena, a thread reuses the pages that another has freed.
 _MALLOPT = {
     'M_MMAP_MAX': (-4, 0),
     'M_TRIM_THRESHOLD': (-1, -1),  # never
     'M_TOP_PAD': (-2, 64 * 2**20),
     'M_ARENA_MAX': (-8, 1),
-    'M_MXFAST': (1, 0),  # no fast blocks; see _TUNABLES
+    'M_MXFAST': (1, 0),  # no fast bins; see _TUNABLES
 }
 
-# glibc cuts a step's temporaries from the heap as one block with a crumb on each side. In a thread's
-# cache, or among the fast ones, a crumb stays apart from the block when that is freed; the next
-# step's block no longer fits in the hole, and the process grows by the whole block, some times
-# over. No function turns the cache of a thread off. Nor is there one that asks for huge pages where
-# the system gives them on request alone: a convolutional step took 245 ms without and 195 with them.
+# A step's temporaries are one large block of the heap, with a small remainder cut off on each side.
+# A remainder in a thread's cache or a fast bin is not merged with the large block when that is
+# freed. Then the next step's block does not fit into the free space, and the process grows by a
+# whole block, sometimes repeatedly. The thread's cache can only be turned off by this variable.
+# The same holds for huge pages where the system gives them on request only: with them a
+# convolutional step took 195 instead of 245 ms.
 _TUNABLES = {'glibc.malloc.tcache_count': '0', 'glibc.malloc.hugetlb': '1'}
 
 
@@ -49,11 +50,11 @@ def program(
 ) -> int:
     """Runs a command as this process; returns its exit code, as `jaxdl.errors.run` gives it.
 
-    From the first line on signals are heard, and nothing that is printed ends it. `tuned_heap`: it
-    trains, so it is started again with what `restart_with_tuned_heap` sets.
+    It listens for signals from its first line on, and failing output does not end it. With
+    `tuned_heap`, for commands that train, it restarts itself as `restart_with_tuned_heap` says.
     """
     signals.block()
-    if tuned_heap:  # before anything heavy is imported: the restart does it all again
+    if tuned_heap:  # before slow imports, which the restarted process would repeat
         restart_with_tuned_heap()
     signals.listen()
     guard_output()
@@ -67,11 +68,11 @@ def program(
 
 
 def restart_with_tuned_heap() -> None:
-    """Starts this command again, once, with glibc's cache of small blocks off and huge pages on.
+    """Restarts this command once, with glibc's thread cache off and huge pages on (_TUNABLES).
 
-    On a CPU only. For the first line of a command: whatever ran before runs again. What the
-    environment says of either already stays; nothing where it says something of both, and with
-    JAXDL_PLAIN=1.
+    Only where a CPU computes, and not with JAXDL_PLAIN=1. Call it first, since everything before it
+    runs twice. Settings that the environment already holds are kept; if it holds all of them, the
+    process is not restarted.
     """
     present = os.environ.get('GLIBC_TUNABLES', '')
     wanted = [f'{name}={value}' for name, value in _TUNABLES.items() if name not in present]
@@ -92,12 +93,12 @@ def prepare_process() -> dict:
     """Sets the allocator, XLA's flags and the compile cache, and returns what was set.
 
     Call it before jax is imported; afterwards only the allocator can still be set, and the result
-    says `late`. What the user set in the environment wins.
+    has the entry `late`. Settings of the user's environment are kept.
     """
     if _is_plain():
         return {'plain': True}
     gpu = has_nvidia() and os.environ.get('JAX_PLATFORMS') != 'cpu'
-    # Where a GPU computes, the host holds no temporaries: what was measured for them says nothing.
+    # If a GPU computes, the host holds no temporaries, and the allocator keeps its defaults.
     done: dict = {'allocator': None if gpu else _set_allocator()}
     if 'jax' in sys.modules:
         done['late'] = True
@@ -110,9 +111,9 @@ def prepare_process() -> dict:
 
 
 def make_deterministic(done: dict) -> None:
-    """Asks for bit-equal results on GPUs; `done`, what prepare_process returned, holds the flags then.
+    """Asks for bit-equal results on GPUs and adds the flags to `done`, from prepare_process.
 
-    Call it before a device is used: only then does XLA read its flags.
+    Call it before a device is used, because XLA reads its flags at that moment.
     """
     if done.get('plain'):
         return
@@ -127,10 +128,10 @@ def make_deterministic(done: dict) -> None:
 
 
 def open_devices() -> None:
-    """Opens the devices that JAX_PLATFORMS names, or those that are there.
+    """Opens the devices that JAX_PLATFORMS names, or the machine's.
 
     Raises:
-        UserError: there are none of that kind.
+        UserError: there is no device of that kind.
     """
     import jax
 
@@ -148,10 +149,10 @@ def open_devices() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output or error that lets the command go on where nobody can take what it writes.
+    """A standard output or error that discards text that cannot be written, and raises nothing.
 
     Attributes:
-        error: what the system said, unless the reader just went away, as `| head` does.
+        error: the system's error; None if only the reader closed a pipe, as `| head` does.
     """
 
     error: OSError | None = None
@@ -169,10 +170,10 @@ class _Output(io.FileIO):
 
 
 def guard_output() -> None:
-    """Makes what is printed survive a closed pipe, a full disk and an encoding of few characters."""
+    """Makes print() raise nothing for a closed pipe, a full disk or an ASCII terminal."""
     for name, number in (('stdout', 1), ('stderr', 2)):
         old = getattr(sys, name)
-        if old is None:  # closed by who called the command
+        if old is None:  # the caller has closed it
             setattr(sys, name, open(os.devnull, 'w'))
             continue
         raw = _Output(number, 'w', closefd=False)
@@ -187,7 +188,7 @@ def guard_output() -> None:
 
 
 def output_error() -> OSError | None:
-    """Why something printed was lost, None where all came through."""
+    """The error because of which printed text was lost, or None."""
     try:
         sys.stdout.flush()
     except ValueError:  # closed
@@ -197,7 +198,7 @@ def output_error() -> OSError | None:
 
 
 def release_heap() -> None:
-    """Gives the free pages of the heap back to the system; for after something large, once."""
+    """Gives the free pages of the heap back to the system; called once, after compiling."""
     if _has_glibc() and not _is_plain():
         import ctypes
 
@@ -205,7 +206,7 @@ def release_heap() -> None:
 
 
 def process_started() -> float:
-    """The time.monotonic() at which this process began; now, where the system does not tell."""
+    """The time.monotonic() at which this process began; now, if the system does not say."""
     now = time.monotonic()
     try:
         with open('/proc/self/stat', encoding='utf-8') as file:
@@ -232,7 +233,7 @@ def _is_plain() -> bool:
 def _has_glibc() -> bool:
     try:
         return (os.confstr('CS_GNU_LIBC_VERSION') or '').startswith('glibc')
-    except (OSError, ValueError, AttributeError):  # musl, macOS, Windows
+    except (OSError, ValueError, AttributeError):  # not glibc: musl, macOS, Windows
         return False
 
 
@@ -243,7 +244,7 @@ def _flags_for(table: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _add_flags(flags: tuple[str, ...]) -> list[str]:
-    """Adds the flags whose names the user has not set to XLA_FLAGS, and returns those added."""
+    """Adds flags to XLA_FLAGS, but for those that the user has set; returns the added ones."""
     present = os.environ.get('XLA_FLAGS', '')
     names = {word.split('=')[0] for word in present.split()}
     added = [flag for flag in flags if flag.split('=')[0] not in names]
@@ -262,7 +263,7 @@ def _set_compile_cache(done: dict) -> None:
         done['compile_cache'] = os.environ['JAX_COMPILATION_CACHE_DIR']
         return
     done['compile_cache'] = None
-    from jaxdl import files  # like ctypes: a process that starts itself again does without
+    from jaxdl import files  # imported late, because a process that restarts does not need it
 
     cache = files.cache_folder()
     if cache is None:

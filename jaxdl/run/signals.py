@@ -1,7 +1,7 @@
 """Signals that ask a process to stop, and a watchdog for a run that hangs.
 
-The system writes every signal into a pipe at the moment it comes, and a thread reads that: the main
-thread, in which Python would call a handler, may be inside a compiler for minutes.
+The system writes every signal into a pipe at once, and a thread reads the pipe. A handler alone
+would not do: Python calls it in the main thread, which may be inside the compiler for minutes.
 """
 
 import atexit
@@ -19,16 +19,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
-    """A signal broke off what was under way and can be done again."""
+    """A signal interrupted work that can be done again after the resume."""
 
 
 class StopRequest:
     """Remembers that SIGTERM, SIGINT or SIGUSR1 came; a second signal ends the process at once (1).
 
     Args:
-        leave: as long as this is not None there is nothing to save: in a process that listens (a
-            command's, not one that calls `train` itself) the first signal already ends it (75),
-            after calling this with the reason.
+        leave: not None as long as there is nothing to save. Then the first signal already ends the
+            process (75), after a call of this function with the reason. That holds for commands,
+            which call `listen`, and not for programs that call `train` themselves.
     """
 
     def __init__(self, leave: Callable[[str], None] | None = None):
@@ -54,7 +54,7 @@ class StopRequest:
                 _close_pipe()
 
     def hear(self, number: int) -> None:
-        """A signal came; called in any thread."""
+        """Handles a signal; may be called in any thread."""
         name = signal.Signals(number).name
         if self.name:
             _end(1, 'second signal: stopping at once, without another save')
@@ -68,15 +68,15 @@ class StopRequest:
 
 # ---- the process --------------------------------------------------------------------------------
 
-_requests: list[StopRequest] = []  # the last one hears the signals
+_requests: list[StopRequest] = []  # the last one handles the signals
 _pipe: tuple[int, int] = (-1, -1)
 _lock = threading.RLock()
 _listening = False
-_exit_code: int | None = None  # of a command that is over
+_exit_code: int | None = None  # set when the command is over
 
 
 def block() -> None:
-    """Lets stop signals wait until `listen`, even through an exec: the first act of a command."""
+    """Makes stop signals wait until `listen`, even across an exec; a command calls this first."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
@@ -84,13 +84,14 @@ def listen() -> None:
     """From here on a stop signal ends this process with 75, unless a StopRequest says otherwise."""
     global _listening
     _listening = True
-    atexit.register(_ignore)  # called last; the interpreter would give the signals back unheard
+    # Python restores the default handlers at its very end, and a late signal would kill the process.
+    atexit.register(_ignore)
     StopRequest(leave=lambda reason: None).__enter__()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def listen_again() -> None:
-    """Takes the signals back from a library that took them, as jax.distributed does."""
+    """Installs the handlers again after a library has replaced them, as jax.distributed does."""
     if _requests:
         for number in STOP_SIGNALS:
             signal.signal(number, _on_signal)
@@ -113,7 +114,7 @@ def _open_pipe() -> None:
 
 def _close_pipe() -> None:
     signal.set_wakeup_fd(-1)
-    os.close(_pipe[1])  # its thread reads the end, and closes the other
+    os.close(_pipe[1])  # the thread then reads the end of the pipe and closes the other side
 
 
 def _watch(pipe: int) -> None:
@@ -123,20 +124,20 @@ def _watch(pipe: int) -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """The handler in the main thread: whatever it does next, the signal was heard before."""
+    """The handler in the main thread: handles what the thread has not yet read from the pipe."""
     del number, frame
     _read(_pipe[0])
 
 
 def _read(pipe: int) -> bool:
-    """Hears the signals that wait in the pipe; False at its end."""
+    """Handles the signals that wait in the pipe; False at the end of the pipe."""
     with _lock:
         try:
             numbers = os.read(pipe, 4096)
-        except BlockingIOError:  # the other thread was first
+        except BlockingIOError:  # the other thread has already read it
             return True
         for number in numbers:
-            # The signals of other handlers come here too.
+            # The pipe also receives signals that have other handlers.
             if signal.getsignal(number) is _on_signal:
                 if _exit_code is not None:
                     os._exit(_exit_code)
@@ -160,7 +161,7 @@ def _ignore() -> None:
 
 
 def _before_fork() -> None:
-    # Until it has handlers of its own, the new process would write into this one's pipe.
+    # Until the new process has its own handlers, its signals would go into this process's pipe.
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
@@ -169,7 +170,7 @@ def _after_fork() -> None:
 
 
 def _in_fork() -> None:
-    """The new process has none of the threads: signals end it, as they do other programs."""
+    """Restores the default handlers in a forked process, which has no thread to read the pipe."""
     global _lock, _listening
     _lock, _listening = threading.RLock(), False
     if _requests:
@@ -191,7 +192,7 @@ class Watchdog:
     """Prints all stacks and ends the process when nothing calls `beat` for `seconds`.
 
     Args:
-        seconds: 0 switches it off.
+        seconds: the limit; 0 switches the watchdog off.
         report: called with the reason before the process ends with exit code 1.
     """
 
@@ -211,7 +212,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not watch inside: compiling, for example, may take long."""
+        """Does not watch inside this context, for work such as compiling that may take long."""
         self.rest()
         try:
             yield

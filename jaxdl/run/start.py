@@ -1,4 +1,4 @@
-"""Where a run's state comes from: its newest good checkpoint, another run's weights, or nothing."""
+"""Where a run's state comes from: its newest good checkpoint, another run, or initialisation."""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from jaxdl.errors import UserError
 from jaxdl.run import warm_start
 from jaxdl.run.lane import Lane
 
-# Training examples that a fresh model may look at.
+# Training examples that are given to a model when it is initialised.
 INIT_ROWS = 512
 
 Fetch = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -23,12 +23,12 @@ def start(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
     """The state that a run starts from: restored, or fresh.
 
     Args:
-        lane: the run; it then stands where the state does.
-        program: the functions of the run.
-        fetch: training rows by their ids.
+        lane: the run; its step and its records are set to those of the state.
+        program: the compiled functions of the run.
+        fetch: gives training rows by their ids.
 
     Raises:
-        UserError: the folder holds a run that was saved, but no good checkpoint.
+        UserError: the run was saved before, but the folder holds no good checkpoint.
     """
     state, extra = _restored(lane, program)
     if state is None:
@@ -47,7 +47,7 @@ def start(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
 
 
 def go_back(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
-    """The state of the last checkpoint, or a fresh one, with the data moved past the bad step."""
+    """The state of the last checkpoint, or a fresh one, with the data order past the bad step."""
     bad, lane.rollback = lane.rollback, None
     assert bad is not None
     lane.account.undo()
@@ -69,7 +69,7 @@ def go_back(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
     )
     state = state.replace(health=health)
     lane.recall(state, extra)
-    lane.unevaluated = False  # it was evaluated since then
+    lane.unevaluated = False  # this step was evaluated before the run went on from it
     lane.record.truncate(step)
     return state
 
@@ -83,7 +83,7 @@ def _restored(lane: Lane, program: Program) -> tuple[TrainState | None, dict | N
 
 
 def _fresh(lane: Lane, program: Program, fetch: Fetch) -> TrainState:
-    """A new state; with init_from it has the weights of another run."""
+    """A newly initialised state, or with init_from one with the weights of another run."""
     with lane.clock('init'):
         state = program.init(fetch(lane.order.batch(0)[:INIT_ROWS]), lane.hyper)
         options = lane.config.init_from

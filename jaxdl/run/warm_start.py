@@ -1,9 +1,9 @@
 """A fresh state that starts from the weights of another run, whose model may differ.
 
 Leaves are matched by their paths ('Dense_0/kernel', 'batch_stats/norm/mean'), after the renames of
-the config. They are read straight into the places that this run gives them on its mesh, so nothing
-is held twice but the fresh values that they replace. What is neither loaded nor skipped by a pattern
-of the config is an error: a run never starts half from other weights without being told to.
+the config. They are read straight onto this run's mesh, so only the fresh values that they replace
+are held in memory besides. A leaf that is neither loaded nor skipped by a pattern of the config is
+an error, so that no run starts from only some of the weights by accident.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from jaxdl.record.folder import Workdir
 
 @dataclasses.dataclass
 class Match:
-    """How the leaves of another run meet the leaves of this model.
+    """Which leaves of another run become which leaves of this model.
 
     Attributes:
         loaded: {leaf of this model: leaf of the other run}.
-        skipped: leaves of this model that keep their own initialisation, and leaves of the other
-            run, marked 'other run: ', that stay there, because a skip pattern matches.
+        skipped: leaves that match a skip pattern: those of this model keep their initialisation,
+            those of the other run, marked 'other run: ', are not loaded.
         missing: leaves of this model that the other run does not have.
         unused: leaves of the other run that this model does not have.
         mismatched: {leaf: 'shape there, shape here'}.
@@ -46,7 +46,7 @@ class Match:
         return not (self.missing or self.unused or self.mismatched)
 
     def table(self) -> str:
-        """One line a leaf, the ones that need attention last."""
+        """One line per leaf; those that need attention come last."""
         rows = [
             ('loaded', name if name == source else f'{name}  (there {source})')
             for name, source in self.loaded.items()
@@ -101,13 +101,13 @@ def match(there: dict[str, Any], here: dict[str, Any], options: InitFrom) -> Mat
 def load(
     options: InitFrom, program: Program, state: TrainState, hyper: dict
 ) -> tuple[TrainState, str]:
-    """`state`, fresh, with the weights of another run; and the table of what was done.
+    """The fresh `state` with the weights of another run, and a table of the leaves.
 
-    Taken are the parameters and the model's other variables (running statistics), averaged where
-    the other run averages: what its evaluation uses. Step and optimizer start anew.
+    The parameters and the model's other variables (running statistics) are taken, averaged if the
+    other run averages: those that its evaluation uses. Step and optimizer start anew.
 
     Raises:
-        UserError: no such run or checkpoint, or a leaf that no pattern explains.
+        UserError: there is no such run or checkpoint, or a leaf does not fit and is not skipped.
     """
     folder, step = split(options.path)
     checkpoints = Checkpoints(folder, Checkpoint(), read_only=True)
@@ -165,7 +165,9 @@ def load(
 
 
 def split(text: str) -> tuple[Path, int | None]:
-    """(checkpoints folder, step) of 'DIR' or 'DIR:STEP'; a folder of that very name comes first.
+    """(checkpoints folder, step) of 'DIR' or 'DIR:STEP'.
+
+    A folder whose name is the whole text takes precedence.
 
     Raises:
         UserError: there is no such folder.

@@ -20,10 +20,10 @@ Point = dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """A value of an override as Python's own type: numpy's numbers as the numbers they are.
+    """A value of an override with numpy's numbers turned into Python's, exactly.
 
     Raises:
-        ValueError: it is no number, text, boolean, None, nor a list or tuple of these.
+        ValueError: it is not a number, text, boolean or None, nor a list or tuple of these.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -41,7 +41,7 @@ def plain_point(point: Mapping[str, Any]) -> Point:
     """A point with plain values.
 
     Raises:
-        ValueError: naming the field that has none.
+        ValueError: it names a field whose value is of another kind.
     """
     found = {}
     if not isinstance(point, Mapping):
@@ -61,7 +61,7 @@ class Range:
     Attributes:
         low: smallest value.
         high: largest value.
-        log: spread evenly over the logarithm.
+        log: whether draws are uniform in the logarithm.
         whole: integers only.
     """
 
@@ -87,7 +87,7 @@ class Range:
         else:
             value = generator.uniform(self.low, self.high)
         value = min(max(value, self.low), self.high)
-        # Four figures are enough for a hyper-parameter, and can be read and typed again.
+        # Four significant digits are enough for a hyper-parameter, and easy to read and type.
         return round(value) if self.whole else min(max(float(f'{value:.4g}'), self.low), self.high)
 
 
@@ -96,7 +96,7 @@ class Choices:
     """One of a few values.
 
     Attributes:
-        values: what can be chosen.
+        values: the values to choose from.
     """
 
     values: tuple
@@ -111,7 +111,7 @@ def uniform(low: float, high: float) -> Range:
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """A float between `low` and `high`, spread evenly over its logarithm."""
+    """A float between `low` and `high`, uniform in its logarithm."""
     return Range(float(low), float(high), log=True)
 
 
@@ -138,7 +138,7 @@ def grid(fields: Mapping[str, Sequence]) -> list[Point]:
 
 
 def zipped(fields: Mapping[str, Sequence]) -> list[Point]:
-    """The first values of all fields, then the second ones, …; all must be equally many."""
+    """The first values of all fields, then the second values, …; all lists must be equally long."""
     columns = _columns('zipped', fields)
     sizes = {name: len(values) for name, values in columns.items()}
     if len(set(sizes.values())) > 1:
@@ -153,7 +153,7 @@ def chain(*lists: Sequence[Point]) -> list[Point]:
 
 
 def product(*lists: Sequence[Point]) -> list[Point]:
-    """Every point of the first list with every point of the second, …; merged, the later wins."""
+    """Every point of the first list merged with every point of the second, …; later ones win."""
     found = []
     for parts in itertools.product(*lists):
         merged: Point = {}

@@ -1,6 +1,7 @@
-"""What is looked at before a sweep starts: every trial's config, and the names of its metrics.
+"""What is checked before a sweep starts: every trial's config, and the names of its metrics.
 
-Runs in the process that trials are forked from (jaxdl.sweeps.server), never in the sweep's own.
+It imports jax, so it runs in a process that is forked from the fork server (jaxdl.sweeps.preload)
+and never in the sweep's own process.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from jaxdl.core import flags
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 
-# Written by every run, whatever it trains: the loop adds them itself.
+# Metrics that the loop itself adds in every run.
 LOOP_METRICS = (
     'train/learning_rate',
     'train/grad_norm',
@@ -23,14 +24,14 @@ LOOP_METRICS = (
 
 
 def read_config(path: str, words: list[str]) -> Config:
-    """The config of a trial, its overrides applied and everything checked."""
+    """The checked config of a trial, with its overrides applied."""
     config = flags.apply_overrides(flags.load_config(path), flags.overrides_in(['sweep', *words]))
     config_lib.check(config)
     return config
 
 
 def identity(config: Config) -> str:
-    """A name for the run itself: what may change between two calls on one folder is left out."""
+    """A hash that names the run; fields that a resume may change are left out."""
 
     def strip(tree: Any, path: str) -> Any:
         if isinstance(tree, dict):
@@ -46,7 +47,7 @@ def identity(config: Config) -> str:
 
 
 def check_trials(trials: list[dict]) -> list[dict]:
-    """For trials {'config', 'words'} the fields of spec.Trial that a config decides, or {'error'}."""
+    """For trials {'config', 'words'}: the fields of spec.Trial that depend on it, or {'error'}."""
     found = []
     for trial in trials:
         try:
@@ -67,9 +68,9 @@ def check_trials(trials: list[dict]) -> list[dict]:
 
 
 def metric_names(path: str, words: list[str]) -> list[str]:
-    """The names that a run of this config writes; traced, neither compiled nor trained.
+    """The metrics that a run of this config writes; found by tracing, without compiling.
 
-    Opens a backend: call it in a process of its own.
+    It opens a backend, so call it in a separate process.
     """
     import jax
     import numpy as np

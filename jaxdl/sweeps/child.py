@@ -1,6 +1,6 @@
-"""What a process does that was forked for a sweep: it trains a trial, or answers a question.
+"""The functions that run in a process forked for a sweep: it trains a trial, or answers a question.
 
-Imports no jax: the sweep's own process imports this module to name its functions.
+This module must not import jax, because the sweep's own process imports it as well.
 """
 
 import ctypes
@@ -17,21 +17,21 @@ from jaxdl.errors import UserError
 SCRIPT = Path(__file__).resolve().parent.parent.parent / 'train.py'
 _PR_SET_PDEATHSIG = 1
 
-# The process that forked this one; set there by jaxdl.sweeps.preload.
+# The process id of the fork server; jaxdl.sweeps.preload sets it there, and forks inherit it.
 fork_server = 0
 
 
 def end_with_parent(number: int) -> None:
-    """Has the kernel send the signal `number` to this process when its parent dies, also by kill -9."""
+    """Has the kernel send the signal `number` to this process when its parent dies in any way."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
-def _leave_the_sweep(number: int) -> None:
-    """Leaves the sweep's session, whose terminal sends Ctrl-C to all in it, but not its fate."""
+def _leave_session(number: int) -> None:
+    """Starts a new session, which Ctrl-C does not reach, but ends when the parent dies."""
     os.setsid()
     end_with_parent(number)
     if fork_server and os.getppid() != fork_server:
-        os._exit(75)  # the parent had died before it was watched
+        os._exit(75)  # the parent died before `end_with_parent` was called
 
 
 def train(
@@ -47,17 +47,17 @@ def train(
 
     Args:
         module: the program.
-        argv: its arguments.
+        argv: the program's arguments.
         env: variables to set before a device is opened; None removes one.
-        cpus: the cores it may use; empty: all.
-        log: where its output goes.
-        fresh: replace this process by a new one that shares no state with the fork server.
+        cpus: the cores that it may use; empty: all.
+        log: the file for its output.
+        fresh: whether to exec a new process, which shares no state with the fork server.
     """
-    _leave_the_sweep(signal.SIGTERM)
+    _leave_session(signal.SIGTERM)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for old, new in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
         os.dup2(old, new)
-    try:  # short of memory the kernel shall end a trial, not the sweep
+    try:  # if memory runs out, the kernel should kill a trial and not the sweep
         Path('/proc/self/oom_score_adj').write_text('500')
     except OSError:
         pass
@@ -73,7 +73,7 @@ def train(
         os.execv(sys.executable, [sys.executable, *program, *argv])
     sys.argv = [program[-1], *argv]
     sys.orig_argv = [sys.executable, *program, *argv]  # run.json's `command`
-    # As a program: the worker processes of the data find the file of `__main__`.
+    # Run as __main__, because data workers import the file of `__main__` again.
     if module == 'train':
         runpy.run_path(str(SCRIPT), run_name='__main__')
     else:
@@ -81,12 +81,12 @@ def train(
 
 
 def answer(connection: Connection, question: str, *args) -> None:
-    """Sends back what the function `question` of jaxdl.sweeps.check returns, or why it cannot.
+    """Calls the function `question` of jaxdl.sweeps.check and sends its result or its error.
 
     The answer is (value, '', '') or (None, the user's mistake, another error).
     """
-    _leave_the_sweep(signal.SIGKILL)
-    os.dup2(2, 1)  # what configs and libraries print is not what the sweep prints
+    _leave_session(signal.SIGKILL)
+    os.dup2(2, 1)  # keeps what configs and libraries print out of the sweep's stdout
     from jaxdl.sweeps import check
 
     try:

@@ -1,4 +1,4 @@
-"""How a sweep stands: a live table on a terminal, a line for every event elsewhere."""
+"""Shows the state of a sweep: a live table on a terminal, a line for every event elsewhere."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ LINE_EVERY = 60.0  # seconds between two lines of progress where there is no ter
 
 
 class Display:
-    """Writes to `out`, whose end never ends the sweep; redraws in place if that is a terminal."""
+    """Writes to `out`, and redraws in place if that is a terminal; errors do not end the sweep."""
 
     def __init__(self, out: TextIO | None = None):
         self.out = Output(out or sys.stdout)
@@ -25,14 +25,14 @@ class Display:
         self._last = self.started if self._live is None else 0.0
 
     def event(self, text: str) -> None:
-        """One line that stays."""
+        """Prints one line that stays."""
         if self._live is None:
             self.out.write(f'{text}\n')
         else:
             self._live.console.print(text)
 
     def show(self, pool: 'Pool') -> None:
-        """Draws how the sweep stands, not more often than needed."""
+        """Draws the state of the sweep, at most every REDRAW or LINE_EVERY seconds."""
         now = time.monotonic()
         if now - self._last < (LINE_EVERY if self._live is None else REDRAW):
             return
@@ -47,13 +47,13 @@ class Display:
             self._live.update(text, refresh=True)
 
     def close(self) -> None:
-        """Takes the table from the screen."""
+        """Removes the table from the screen."""
         if self._live is not None:
             self._live.stop()
 
 
 def table(pool: 'Pool', elapsed: float) -> list[str]:
-    """The lines: first a summary, then one for each running trial."""
+    """The lines of the table: first a summary, then one for each running trial."""
     states = [pool.store.state(trial.id) for trial in pool.trials]
     counts: dict[str, int] = {}
     for state in states:
@@ -80,7 +80,7 @@ def table(pool: 'Pool', elapsed: float) -> list[str]:
 
 
 def _row(pool: 'Pool', job: Any, trial: Trial) -> list[str]:
-    """One running trial: where, id, state, step, the metric now and at its best, time left, values."""
+    """A running trial: place, id, state, step, newest and best metric, time left, overrides."""
     rows = pool.rows.get(trial.id, [])
     step = rows[-1]['step'] if rows else 0
     values = [
@@ -104,7 +104,7 @@ def _row(pool: 'Pool', job: Any, trial: Trial) -> list[str]:
 
 
 def seconds_left(rows: list[dict[str, Any]], steps: int) -> float | None:
-    """Until a run's last step, at the pace of its last rows; None before it has one."""
+    """Seconds until a run's last step at the speed of its last rows; None if not yet known."""
     timed = [row for row in rows if isinstance(row.get('time'), int | float)][-20:]
     if len(timed) < 2 or timed[-1]['step'] <= timed[0]['step']:
         return None
@@ -113,13 +113,13 @@ def seconds_left(rows: list[dict[str, Any]], steps: int) -> float | None:
 
 
 def expected(pool: 'Pool') -> int:
-    """How many trials there will be."""
+    """The number of trials that the sweep will have."""
     search = pool.study.search if pool.study is not None else None
     return max(len(pool.trials), search.points * len(pool.sweep.seed_list()) if search else 0)
 
 
 def time_left(pool: 'Pool') -> float | None:
-    """Seconds until the end, from the trials that finished; None before the first."""
+    """Seconds until the sweep ends, from its finished trials; None before the first."""
     seconds = [
         entry['wall'] or entry['seconds']
         for entry in pool.summary.get('trials', [])
@@ -148,7 +148,7 @@ def points_label(varied: dict[str, Any]) -> str:
 
 
 def listing(trials: list[Trial]) -> list[str]:
-    """The trials with their differences, as a table."""
+    """A table of the trials with their overrides."""
     fields = list(dict.fromkeys(field for trial in trials for field in trial.varied))
     seeds = any(trial.seed is not None for trial in trials)
     names = [short(f) if [short(g) for g in fields].count(short(f)) == 1 else f for f in fields]

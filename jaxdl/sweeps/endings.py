@@ -1,4 +1,4 @@
-"""What a trial's process said before it ended, and what its exit code means."""
+"""The last output of a trial's process, and the meaning of its exit code."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from jaxdl.sweeps.store import Store
 
 LAST_BYTES = 16384
 
-# What XLA, CUDA, glibc, Python and Slurm say when memory is not enough.
+# Messages of XLA, CUDA, glibc, Python and Slurm when memory runs out.
 _NO_MEMORY = re.compile(
     r'RESOURCE_EXHAUSTED|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY|std::bad_alloc|MemoryError'
     r'|[Cc]annot allocate memory|oom.kill',
@@ -18,7 +18,7 @@ _NO_MEMORY = re.compile(
 
 
 def tail(store: Store, trial: Trial) -> str:
-    """The end of what the last attempt printed, without empty lines."""
+    """The end of the last attempt's output, without empty lines."""
     state = store.state(trial.id)
     try:
         with open(store.path / 'logs' / state['log'], 'rb') as file:
@@ -37,7 +37,7 @@ def last_words(store: Store, trial: Trial, kind: str) -> str:
 
 
 def short_of_memory(words: str) -> bool:
-    """Whether these are the last words of a process that ran out of memory."""
+    """Whether this is the output of a process that ran out of memory."""
     return bool(_NO_MEMORY.search(words))
 
 

@@ -1,4 +1,4 @@
-"""How long a sweep will take, measured: earlier trials if there are any, else a few real steps."""
+"""Estimates how long a sweep takes, from finished trials or else from a few real steps."""
 
 import shutil
 import tempfile
@@ -12,13 +12,13 @@ from jaxdl.sweeps.store import Store
 
 PROBE_STEPS = 20
 PROBE_SECONDS = 120.0
-MOST_PROBES = 6  # programs that are tried; further ones count as their mean
+MOST_PROBES = 6  # programs that are measured; the others are taken to need their mean
 
 
 def seconds_per_trial(
     store: Store | None, launcher: Local, trials: list[Trial]
 ) -> tuple[dict[str, float], str]:
-    """({group: seconds of one trial}, where that comes from); groups that are unknown are missing."""
+    """({group: seconds of one trial}, the origin of these numbers), without unknown groups."""
     found: dict[str, list[float]] = {}
     for trial in trials:
         if store is not None and store.has_finished(trial):

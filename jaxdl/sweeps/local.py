@@ -1,4 +1,4 @@
-"""Trials on this machine: one process each, on a slot of their own."""
+"""Runs trials on this machine, each in its own process and on its own slot."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from jaxdl.sweeps.slots import Slot
 from jaxdl.sweeps.spec import Trial
 
 VMSTAT = Path('/proc/vmstat')
-# In the environment of every process of a sweep: the sweep's folder.
+# The environment variable with the sweep's folder, set in every process of the sweep.
 MARK = 'JAXDL_SWEEP'
-# What multiprocessing says of a process whose fork server died before it could pass on the code.
+# The exit code that multiprocessing reports if the fork server died before it could pass the code.
 LOST = 255
 
 _FORKSERVER = multiprocessing.get_context('forkserver')
@@ -29,16 +29,16 @@ _FORKSERVER.set_forkserver_preload(['jaxdl.sweeps.preload'])
 
 @dataclasses.dataclass
 class Job:
-    """One process: a trial, or several in one program.
+    """A process that trains one trial, or several in one program.
 
     Attributes:
-        trials: what it trains.
+        trials: the trials.
         place: where it runs, for the table.
         started: time.monotonic() of its start.
         stopping: why it was told to stop, or ''.
-        seconds: how long its process lived, set when it has ended.
-        code: its exit code then, negative for a signal; LOST: nobody knows, and it may still run.
-        handle: what the launcher knows it by.
+        seconds: how long the process ran, set when it has ended.
+        code: its exit code, negative for a signal; LOST: unknown, and it may still run.
+        handle: the launcher's handle of the process.
     """
 
     trials: list[Trial]
@@ -55,11 +55,11 @@ class Job:
 
 
 class Checks:
-    """Looks at trials in processes of their own, so that the sweep itself imports no config.
+    """Checks trials in separate processes, so that the sweep itself imports no config.
 
     Args:
-        folder: the sweep's.
-        env: variables of those processes, and of all trials.
+        folder: the sweep's folder.
+        env: variables of these processes and of all trials.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str]):
@@ -67,7 +67,7 @@ class Checks:
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[None]:
-        """The environment in which the fork server starts, should it not be running."""
+        """Sets the environment for starting a process, since that may start the fork server."""
         before = dict(os.environ)
         os.environ.update({**self.env, MARK: str(self.folder)})
         try:
@@ -77,7 +77,7 @@ class Checks:
             os.environ.update(before)
 
     def check(self, trials: list[Trial]) -> list[str]:
-        """What is wrong with each trial, '' for nothing; sets the fields that its config decides."""
+        """The error of each trial, or ''; sets the fields of the trial that its config decides."""
         asked = [{'config': trial.config, 'words': trial.words()} for trial in trials]
         found, unknown = self._ask('check_trials', asked)
         if unknown:
@@ -89,7 +89,7 @@ class Checks:
         return [facts.get('error', '') for facts in found]
 
     def metric_names(self, trial: Trial) -> tuple[list[str] | None, str]:
-        """(the metrics that a run of this trial writes, ''), or (None, why that cannot be told).
+        """(the metrics that a run of this trial writes, ''), or (None, why they are unknown).
 
         Raises:
             UserError: its config is wrong.
@@ -114,16 +114,16 @@ class Checks:
         return value, unknown
 
     def close(self) -> None:
-        """Nothing: the fork server ends with its last user."""
+        """Does nothing, since the fork server ends by itself with the sweep."""
 
 
 class Local(Checks):
     """Starts jobs on slots of this machine.
 
     Args:
-        folder: the sweep's.
-        slots: where jobs can run.
-        fork: fork trials from a process that has imported everything; otherwise each is a fresh one.
+        folder: the sweep's folder.
+        slots: the places where jobs can run.
+        fork: whether trials are forked from a process that has imported jax, or start fresh.
         env: variables for all processes.
     """
 
@@ -135,7 +135,7 @@ class Local(Checks):
         self._oom_kills: dict[str, int] = {}
 
     def adopt(self, trials: list[Trial]) -> list[Job]:
-        """None: jobs on this machine do not outlive the sweep."""
+        """Returns [], since jobs on this machine do not outlive the sweep."""
         del trials
         return []
 
@@ -157,14 +157,14 @@ class Local(Checks):
                     'env': dict(slot.env),
                     'cpus': slot.cpus,
                     'log': str(log_path(self.folder, job.trials[0])),
-                    # Flags for deterministic programs must be set before jax is imported.
+                    # The flags for deterministic programs must be set before jax is imported.
                     'fresh': not self.fork or any(trial.deterministic for trial in job.trials),
                 },
             )
             with self.environment():
                 try:
                     job.handle.start()
-                except (EOFError, ConnectionError):  # the fork server died at this moment
+                except (EOFError, ConnectionError):  # the fork server has just died
                     job.handle = None
 
     def poll(self, timeout: float) -> list[Job]:
@@ -185,12 +185,12 @@ class Local(Checks):
         return ended
 
     def stop(self, job: Job, *, now: bool = False) -> None:
-        """Tells a job to save and stop; `now` kills it; its worker processes follow when it ends."""
+        """Tells a job to save and stop; `now` kills it. `poll` then kills its data workers."""
         if job.handle is not None and job.handle.is_alive():
             job.handle.kill() if now else job.handle.terminate()
 
     def close(self) -> None:
-        """Tells the jobs that still run to save and stop, and waits for them."""
+        """Tells all running jobs to save and stop, and waits for them."""
         for job in self.jobs.values():
             self.stop(job)
         while self.jobs:
@@ -198,10 +198,10 @@ class Local(Checks):
 
 
 def kill_orphans(leader: int) -> None:
-    """Kills the processes of a trial's group whose leader has ended, such as its data workers.
+    """Kills what remains of a trial's process group after its leader ended, such as data workers.
 
-    While the group has members the kernel gives its number to no new process; a process that has
-    this number is therefore somebody else's, and its group too.
+    The kernel does not reuse the number while the group has members. So if a process has it now,
+    the group is empty, and the number belongs to another program.
     """
     try:
         os.kill(leader, 0)
@@ -213,7 +213,7 @@ def kill_orphans(leader: int) -> None:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed because memory ran out; they cannot say it themselves."""
+    """How many processes the kernel has killed for lack of memory; they cannot report it."""
     try:
         found = re.search(r'^oom_kill (\d+)', VMSTAT.read_text(), re.M)
     except OSError:

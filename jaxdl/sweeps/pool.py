@@ -1,7 +1,7 @@
-"""The scheduler: starts trials where there is room, and deals with every way they can end.
+"""The scheduler: starts trials where there is room, and handles every way in which they can end.
 
-It knows nothing of how a job is started (jaxdl.sweeps.local, jaxdl.sweeps.slurm) or what a trial
-trains. It can be killed at any point: whatever matters is in the sweep's folder.
+How a job is started is the launcher's business (jaxdl.sweeps.local, jaxdl.sweeps.slurm). The
+scheduler can be killed at any point, since its whole state is in the sweep's folder.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from jaxdl.sweeps.search import Study
 from jaxdl.sweeps.spec import Sweep, Trial
 from jaxdl.sweeps.store import Store
 
-TICK = 1.0  # seconds between two looks at the running trials' metrics
+TICK = 1.0  # seconds between two checks of the running trials' metrics
 LAST_LINES = 12
 
 
 class Launcher(Protocol):
-    """Starts jobs somewhere."""
+    """Starts, watches and stops jobs."""
 
     jobs: dict[str, Job]
 
@@ -41,8 +41,8 @@ class Launcher(Protocol):
     def close(self) -> None: ...
 
 
-class Display(Protocol):
-    """Shows how the sweep stands."""
+class SweepView(Protocol):
+    """Shows the state of the sweep."""
 
     def event(self, text: str) -> None: ...
     def show(self, pool: 'Pool') -> None: ...
@@ -55,12 +55,12 @@ class Pool:
     Args:
         store: the sweep's folder, open.
         sweep: the sweep.
-        trials: those of a plain list; a search adds its own.
+        trials: the trials of a plain list; a search adds its own.
         launcher: starts jobs.
-        display: shows how it stands.
-        study: for a search or early stopping, else None.
-        together: trials in one program.
-        on_search: called with all trials when a search has added some, to write them down.
+        display: shows the state of the sweep.
+        study: the Optuna study of a search or of early stopping, else None.
+        together: the largest number of trials in one program.
+        on_search: called with all trials to save them, when a search has added some.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Pool:
         sweep: Sweep,
         trials: list[Trial],
         launcher: Launcher,
-        display: Display,
+        display: SweepView,
         *,
         study: Study | None = None,
         together: int = 1,
@@ -87,7 +87,7 @@ class Pool:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked = 0.0
         self._kill_at: dict[str, float] = {}
-        self._signs: dict[str, tuple[Any, float]] = {}  # job → (its signs of life, since when)
+        self._signs: dict[str, tuple[Any, float]] = {}  # job: (its signs of life, since when)
 
     @property
     def _searches(self) -> bool:
@@ -96,7 +96,7 @@ class Pool:
     # ---- the whole sweep ----
 
     def run(self) -> dict[str, Any]:
-        """Runs until every trial is over, or a signal came; returns what results.json holds."""
+        """Runs until all trials are over or a signal came; returns the content of results.json."""
         if self.study is not None:
             for point in self.study.points():
                 self._add_point(point)
@@ -104,7 +104,7 @@ class Pool:
         names = [t.id for t in self.trials if t.id not in adopted]
         running = [name for name in names if self.store.is_running(name)]
         self.store.wait_for(running, self.sweep.grace, self.display.event)
-        self._take_stock()
+        self._queue_unfinished()
         old = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS}
         try:
             self.summary = self.results.write(self.trials)
@@ -113,9 +113,9 @@ class Pool:
                 if not self.launcher.jobs:
                     break
                 for job in self.launcher.poll(0.2):
-                    self._ended(job)
+                    self._handle_end(job)
                 if time.monotonic() - self._looked >= TICK:
-                    self._look()
+                    self._check_running()
                 if self.signal:
                     self._stop_all()
                 self.display.show(self)
@@ -135,8 +135,8 @@ class Pool:
             self.signal = name
             os.write(2, f'\n{name}: the trials save and stop; a second one kills them\n'.encode())
 
-    def _take_stock(self) -> None:
-        """Which trials are to be run: those that are not over, nor still in a cluster's queue."""
+    def _queue_unfinished(self) -> None:
+        """Queues the trials that are neither over nor still in a cluster's queue."""
         adopted = set()
         for job in self.launcher.jobs.values():
             job.stopping = self.store.state(job.name).get('stopping', '')
@@ -155,7 +155,7 @@ class Pool:
                 continue
             reason = state.get('stopping', '')
             if reason.startswith(stores.PRUNED):
-                # It was told to stop for good just before the sweep itself was killed.
+                # It was pruned just before the sweep was killed, which could not record it.
                 self._conclude(trial, stores.PRUNED, reason)
                 continue
             if state['status'] != stores.PENDING or state['broken']:
@@ -196,7 +196,7 @@ class Pool:
         )
         self.results.forget(trial.id)
         if self.study is not None:
-            self.study.entry_of(trial)  # Optuna numbers them in the order of their starts
+            self.study.entry_of(trial)  # creates Optuna's trial, which it numbers by its start
 
     def _next(self) -> list[Trial]:
         """The trials of the next job."""
@@ -206,15 +206,15 @@ class Pool:
             return []
         first = self.queue[0]
         members = [first]
-        if self.together > 1 and self._may_join(first):
-            others = [t for t in self.queue[1:] if t.group == first.group and self._may_join(t)]
+        if self.together > 1 and self._may_share(first):
+            others = [t for t in self.queue[1:] if t.group == first.group and self._may_share(t)]
             members += others[: self.together - 1]
         for trial in members:
             self.queue.remove(trial)
         return members
 
-    def _may_join(self, trial: Trial) -> bool:
-        """A trial whose program broke while it was trained with others is tried alone."""
+    def _may_share(self, trial: Trial) -> bool:
+        """Whether a trial may share a program; after a failed attempt it is tried alone."""
         return not trial.alone and self.store.state(trial.id)['broken'] == 0
 
     # ---- the search ----
@@ -228,7 +228,7 @@ class Pool:
             self.queue += self._add_point(point)
 
     def _add_point(self, point: Point) -> list[Trial]:
-        """The trials of the search's next point, one a seed."""
+        """Adds the trials of the search's next point, one per seed."""
         number = 1 + max((trial.point for trial in self.trials), default=-1)
         added = self.sweep.trials_of(point, number, len(self.trials))
         for trial, error in zip(added, self.launcher.check(added), strict=True):
@@ -239,11 +239,11 @@ class Pool:
         return added
 
     def _seeds_of(self, trial: Trial) -> list[Trial]:
-        """The trials of a search's point; of a plain list the trial alone."""
+        """All trials of the same point of a search; in a plain list only the trial itself."""
         return [t for t in self.trials if t.point == trial.point] if self._searches else [trial]
 
     def _tell(self, trial: Trial) -> None:
-        """Tells Optuna the mean over the seeds when the last of them is over."""
+        """Tells Optuna the mean over the seeds once the last of them is over."""
         if self.study is None:
             return
         members = self._seeds_of(trial)
@@ -257,20 +257,20 @@ class Pool:
 
     # ---- endings ----
 
-    def _ended(self, job: Job) -> None:
+    def _handle_end(self, job: Job) -> None:
         self._kill_at.pop(job.name, None)
         self._signs.pop(job.name, None)
-        if job.code == LOST:  # it was told to save, and may still be at it
+        if job.code == LOST:  # it was told to save and stop, and may still be running
             names = [trial.id for trial in job.trials]
             self.store.wait_for(names, self.sweep.grace, self.display.event)
         for trial in job.trials:
             before = self.store.state(trial.id).get('wall', 0.0)
             share = job.seconds / len(job.trials)
             self.store.note(trial.id, place=job.place, wall=round(before + share, 3))
-            self._judge(trial, job)
+            self._conclude_or_requeue(trial, job)
         self.summary = self.results.write(self.trials)
 
-    def _judge(self, trial: Trial, job: Job) -> None:
+    def _conclude_or_requeue(self, trial: Trial, job: Job) -> None:
         code = job.code
         stopping = self.store.state(trial.id).get('stopping', '') or job.stopping
         alone = len(job.trials) == 1
@@ -288,9 +288,9 @@ class Pool:
         elif code == 2:
             self._conclude(trial, stores.MISTAKE, endings.last_words(self.store, trial, 'error'))
         else:
-            self._broke(trial, job, stopping)
+            self._handle_failure(trial, job, stopping)
 
-    def _broke(self, trial: Trial, job: Job, stopping: str) -> None:
+    def _handle_failure(self, trial: Trial, job: Job, stopping: str) -> None:
         code = job.code
         tail = endings.tail(self.store, trial)
         lines = '\n'.join(tail.splitlines()[-LAST_LINES:])
@@ -347,7 +347,7 @@ class Pool:
         self._tell(trial)
 
     def _drop_seeds(self, trial: Trial) -> None:
-        """The first seed decided for its whole point."""
+        """Prunes the other seeds of a point after its first seed was pruned."""
         for other in self._seeds_of(trial):
             if other in self.queue:
                 self.queue.remove(other)
@@ -358,19 +358,19 @@ class Pool:
 
     # ---- looking at what runs ----
 
-    def _look(self) -> None:
+    def _check_running(self) -> None:
         self._looked = time.monotonic()
         for job in list(self.launcher.jobs.values()):
             for trial in job.trials:
                 if self._refresh(trial):
-                    self._consider(trial, job)
+                    self._stop_early(trial, job)
             self._check_hang(job)
             if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
                 self._kill_at.pop(job.name)
                 self.launcher.stop(job, now=True)
 
     def _refresh(self, trial: Trial) -> bool:
-        """Reads a trial's metrics if the file has grown."""
+        """Reads a trial's metrics if the file has changed; returns whether it has."""
         path = trial_path(self.store.path, trial) / 'metrics.jsonl'
         try:
             stat = path.stat()
@@ -382,7 +382,7 @@ class Pool:
         try:
             self.rows[trial.id] = logs.read_metrics(path)
         except UserError:
-            pass  # a broken line: the run repairs its file when it resumes
+            pass  # a line is broken; the run repairs its file when it resumes
         return True
 
     def _rows(self, trial: Trial) -> list[dict]:
@@ -392,18 +392,18 @@ class Pool:
     def _value(self, trial: Trial) -> float | None:
         return value_of(self.sweep, self._rows(trial))[0]
 
-    def _consider(self, trial: Trial, job: Job) -> None:
-        """Stops a running trial early where the study says so."""
+    def _stop_early(self, trial: Trial, job: Job) -> None:
+        """Stops a running trial early if the study says so."""
         if self.study is None or self.sweep.stopping is None or job.stopping:
             return
-        # With several seeds the first one decides for its whole point.
+        # Only the first seed of a point is reported to Optuna, and decides for all of them.
         rows = self.rows.get(trial.id, [])
         if trial is self._seeds_of(trial)[0] and self.study.report(trial, rows):
             by = type(self.sweep.stopping).__name__
             self._stop(job, f'pruned at step {rows[-1]["step"]} by {by}')
 
     def _check_hang(self, job: Job) -> None:
-        """Stops a job whose files have not changed for too long, by a clock that nobody sets."""
+        """Stops a job whose files have not changed for too long, by the monotonic clock."""
         limit = self.sweep.hang_timeout
         if not limit or job.stopping:
             return
@@ -423,7 +423,8 @@ class Pool:
             self._stop(job, why, grace=min(30.0, self.sweep.grace))
 
     def _stop(self, job: Job, why: str, grace: float | None = None) -> None:
-        # Written down first: if the sweep dies now, the next call knows that this was meant.
+        # Recorded before the job is stopped, so that after a kill of the sweep the next call knows
+        # why the trial ended.
         job.stopping = why
         for trial in job.trials:
             self.store.note(trial.id, stopping=why)

@@ -1,8 +1,8 @@
-"""Imported by the standard library's fork server, once, before it forks: all that a trial needs.
+"""The modules that every trial needs; the standard library's fork server imports this one once.
 
-A forked trial then starts at once instead of importing jax for seconds. That is sound because the
-fork server has one thread and opens no device: a trial opens its own after the fork, under its own
-CUDA_VISIBLE_DEVICES. Configs are never read in the fork server. Nothing else may import this module.
+A forked trial then starts at once instead of importing jax for seconds. Forking is safe because the
+fork server has one thread, opens no device and reads no config. A trial opens its device after the
+fork, under its own CUDA_VISIBLE_DEVICES. Nothing else may import this module.
 """
 
 import os
@@ -11,12 +11,12 @@ import signal
 from jaxdl.run import runtime
 from jaxdl.sweeps import child
 
-# glibc reads its tunables when a process starts, and trials inherit the heap of this one.
+# glibc reads its tunables when a process starts, and trials inherit the heap of this process.
 runtime.restart_with_tuned_heap()
 child.fork_server = os.getpid()
 child.end_with_parent(signal.SIGKILL)
 runtime.prepare_process()
-# numpy's BLAS would start a thread, and a process with threads cannot be forked safely.
+# numpy's BLAS would start threads, and a process with threads cannot be forked safely.
 _THREADS = os.environ.get('OPENBLAS_NUM_THREADS')
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 import numpy  # noqa: E402, F401

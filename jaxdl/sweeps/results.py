@@ -1,4 +1,4 @@
-"""What comes out of a sweep: results.json and results.csv, written anew after every trial."""
+"""The results of a sweep: results.json and results.csv, written anew after every trial."""
 
 import collections
 import csv
@@ -21,12 +21,12 @@ def number_of(value: Any) -> float | None:
     """A metric's value if it is a finite number, else None."""
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-    except OverflowError:  # a whole number that no float can hold
+    except OverflowError:  # an integer that is too large for a float
         return None
 
 
 def value_of(sweep: Sweep, rows: list[dict[str, Any]]) -> tuple[float | None, int | None]:
-    """(value, step) of the sweep's metric over these rows of metrics.jsonl; None without a number."""
+    """(value, step) of the sweep's metric in rows of metrics.jsonl; (None, None) without one."""
     written = [(number_of(row[sweep.metric]), row['step']) for row in rows if sweep.metric in row]
     found = [(value, step) for value, step in written if value is not None]
     if not found or (sweep.value == 'last' and written[-1][0] is None):
@@ -36,7 +36,7 @@ def value_of(sweep: Sweep, rows: list[dict[str, Any]]) -> tuple[float | None, in
 
 
 def joules_of(rows: list[dict[str, Any]]) -> float | None:
-    """Measured joules of the whole run; None where nothing was measured."""
+    """Measured joules of the whole run; None if nothing was measured."""
     last: dict[str, float] = {}
     for row in rows:
         for name, value in row.items():
@@ -47,14 +47,14 @@ def joules_of(rows: list[dict[str, Any]]) -> float | None:
 
 
 def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """One trial of results.json."""
+    """The entry of a trial in results.json."""
     state, info = store.state(trial.id), store.run_info(trial.id)
     try:
         rows = logs.read_metrics(store.path / 'trials' / trial.id / 'metrics.jsonl')
     except UserError:
         if state['status'] == FINISHED:
             raise
-        rows = []  # the run drops broken lines when it goes on
+        rows = []  # a line is broken; the run drops it when it resumes
     value, step = value_of(sweep, rows)
     last: dict[str, Any] = {}
     for row in rows:
@@ -83,7 +83,7 @@ def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
 
 
 def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points with the spread of their finished trials over the seeds, the best first."""
+    """The points with mean and deviation of their finished trials over the seeds, best first."""
     groups: dict[int, list[dict[str, Any]]] = {}
     for trial in trials:
         groups.setdefault(trial['point'], []).append(trial)
@@ -103,7 +103,7 @@ def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]
             }
         )
     sign = -1 if sweep.mode == 'max' else 1
-    # A point that misses seeds ranks after the complete ones: perhaps its bad seeds are missing.
+    # Points with missing seeds rank last, since just their bad seeds may be missing.
     return sorted(
         found,
         key=lambda p: (p['mean'] is None, not p['complete'], sign * (p['mean'] or 0), p['point']),
@@ -111,7 +111,7 @@ def points_of(sweep: Sweep, trials: list[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best point with the command line that trains it again; None if no trial finished."""
+    """The best point, with the command that trains it again; None if no trial finished."""
     if not points or points[0]['mean'] is None:
         return None
     best = points[0]
@@ -123,7 +123,7 @@ def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[
 
 
 class Results:
-    """The results files of one sweep; entries of trials that are over are kept in memory."""
+    """Writes the results files of a sweep; entries of trials that are over are computed once."""
 
     def __init__(self, store: Store, sweep: Sweep):
         self.store, self.sweep = store, sweep
@@ -133,7 +133,7 @@ class Results:
         self._over.pop(name, None)
 
     def collect(self, trials: list[Trial]) -> dict[str, Any]:
-        """What results.json holds."""
+        """The content of results.json."""
         entries = []
         for trial in trials:
             entry = self._over.get(trial.id) or trial_entry(self.store, self.sweep, trial)
@@ -158,7 +158,7 @@ class Results:
         }
 
     def write(self, trials: list[Trial]) -> dict[str, Any]:
-        """Writes both files and returns what results.json holds."""
+        """Writes both files and returns the content of results.json."""
         found = self.collect(trials)
         write_json(self.store.path / 'results.json', found)
         _write_csv(self.store.path / 'results.csv', found['trials'])

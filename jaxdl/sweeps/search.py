@@ -1,7 +1,7 @@
-"""Optuna behind the sweep: which points are tried next, and which trials are stopped early.
+"""Lets Optuna choose which points a sweep tries next, and which trials are stopped early.
 
-The journal in the sweep's folder is the truth about what was asked, reported and told, so a search
-that was killed goes on where it was. Optuna is imported only for sweeps that use it.
+Optuna's journal in the sweep's folder holds all proposals and results, so a search that was killed
+continues. Optuna is imported only for sweeps that use it.
 """
 
 import itertools
@@ -14,17 +14,17 @@ from jaxdl.sweeps.algebra import Choices, Point, Range
 from jaxdl.sweeps.results import number_of
 from jaxdl.sweeps.spec import Halving, Hyperband, Median, Search, Sweep, Trial
 
-_DUPLICATE = 'duplicate'  # user attribute of a proposal that was made before
+_DUPLICATE = 'duplicate'  # user attribute of a proposal that repeats an earlier one
 _TRIAL = 'trial'  # user attribute: the id of the trial of a plain list
 
 
 class Study:
     """The Optuna study of one sweep.
 
-    What Optuna calls a trial is a point of a search here, or one trial of a plain list.
+    A trial of Optuna is a point of a search here, or a trial of a plain list.
 
     Args:
-        journal: its file.
+        journal: the file of Optuna's journal.
         sweep: the sweep.
     """
 
@@ -53,25 +53,25 @@ class Study:
                 sampler=self._sampler(0),
             )
             self.points()
-        except Exception as error:  # Optuna reads a damaged journal with every kind of error
+        except Exception as error:  # Optuna may raise anything for a damaged journal
             raise UserError(
                 f'{journal} is damaged ({type(error).__name__}: {error}); put it back from a copy, or '
                 'give another --workdir'
             ) from None
 
     def _asked(self) -> list[Any]:
-        """Optuna's trials, without proposals that were made before."""
+        """Optuna's trials, without repeated proposals."""
         trials = self._study.get_trials(deepcopy=False)
         return [t for t in trials if _DUPLICATE not in t.user_attrs]
 
     # ---- points of a search ----
 
     def points(self) -> list[Point]:
-        """The points that a search has asked for so far, in order."""
+        """The points that the search has proposed so far, in order."""
         return [self._point(t.params) for t in self._asked()] if self.search else []
 
     def ask(self) -> Point | None:
-        """The next point; None if the search has asked for all its points."""
+        """The next point; None if the search is complete."""
         assert self.search is not None
         known = self.points()
         if len(known) >= self.search.points:
@@ -88,10 +88,10 @@ class Study:
                 return point
             asked.set_user_attr(_DUPLICATE, True)
             self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
-        return None  # 50 proposals in a row were known: the space holds nothing new
+        return None  # after 50 repeated proposals the space is taken to be exhausted
 
     def _enqueue(self, number: int) -> bool:
-        """Makes point `number` of the grid the next one; False past its end."""
+        """Makes point `number` of the grid the next proposal; False past the end of the grid."""
         assert self.search is not None
         columns = {field: range(len(kind.values)) for field, kind in self.search.space.items()}
         rows = itertools.product(*columns.values())
@@ -104,8 +104,8 @@ class Study:
     def _sampler(self, number: int) -> Any:
         if self.search is None:
             return None
-        # A fresh seed for each proposal, so that what is proposed does not depend on whether the
-        # search was interrupted. Sobol points are counted in the journal.
+        # Each proposal has its own seed, so that an interrupted search makes the same proposals.
+        # Sobol points need none, as Optuna counts them in the journal.
         seed = (self.search.seed * 1_000_003 + number) % 2**32
         samplers, name = self._optuna.samplers, self.search.sampler
         if name == 'tpe':
@@ -114,7 +114,7 @@ class Study:
             return samplers.GPSampler(seed=seed, n_startup_trials=self.search.startup)
         if name == 'quasi_random':
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # it is marked experimental since 2022
+                warnings.simplefilter('ignore')  # Optuna warns that this sampler is experimental
                 return samplers.QMCSampler(seed=self.search.seed, scramble=True)
         return samplers.RandomSampler(seed=seed)
 
@@ -125,7 +125,7 @@ class Study:
             if isinstance(kind, Range):
                 make = kinds.IntDistribution if kind.whole else kinds.FloatDistribution
                 found[field] = make(kind.low, kind.high, log=kind.log)
-            else:  # Optuna knows a value by its place, as it cannot store tuples
+            else:  # Optuna cannot store tuples, so it gets the index of a value
                 found[field] = kinds.CategoricalDistribution(range(len(kind.values)))
         return found
 
@@ -139,7 +139,7 @@ class Study:
     # ---- results ----
 
     def entry_of(self, trial: Trial) -> Any:
-        """Optuna's trial of a point, or of a trial of a plain list; made at its first mention."""
+        """Optuna's trial for `trial`; in a plain list it is created at the first call."""
         asked = self._asked()
         if self.search is not None:
             return asked[trial.point]
@@ -152,11 +152,11 @@ class Study:
         return self._asked()[-1]
 
     def report(self, trial: Trial, rows: list[dict[str, Any]]) -> bool:
-        """Tells the metric's values in new rows of a running trial; True: it should stop."""
+        """Reports the metric in new rows of a running trial; True if the trial should stop."""
         frozen = self.entry_of(trial)
         if self.sweep.stopping is None or frozen.state.is_finished():
             return False
-        if frozen.number not in self._live:  # of an earlier call
+        if frozen.number not in self._live:  # created by an earlier call of the sweep
             live = self._optuna.trial.Trial(self._study, frozen._trial_id)
             self._live[frozen.number] = live
         live = self._live[frozen.number]
@@ -170,7 +170,7 @@ class Study:
         return False
 
     def tell(self, trial: Trial, value: float | None) -> None:
-        """How a trial ended; None: stopped early, diverged or broken, which a search takes as bad."""
+        """Tells Optuna the value of an ended trial; None: it was pruned, diverged or failed."""
         frozen = self.entry_of(trial)
         if value is None:
             pruned = self._optuna.trial.TrialState.PRUNED
@@ -180,7 +180,7 @@ class Study:
 
 
 class _NoLock:
-    """The sweep's own lock already lets one process in; Optuna's lock file would outlive a kill."""
+    """Replaces Optuna's lock file, which a kill would leave behind; the sweep has its own lock."""
 
     def acquire(self) -> bool:
         return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from jaxdl.errors import UserError
 
-GPU_SHARE = 0.9  # of a GPU's memory, divided among the trials on it; the rest is CUDA's own
+GPU_SHARE = 0.9  # of a GPU's memory is divided among its trials; CUDA itself needs the rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Slot:
     """A place for one process.
 
     Attributes:
-        name: for the table, such as 'gpu 0' or 'cpu 1'.
-        env: variables of its process; None removes one.
-        cpus: the cores it may use; empty: all.
+        name: the name in the table, such as 'gpu 0' or 'cpu 1'.
+        env: variables of the process; None removes one.
+        cpus: the cores that the process may use; empty: all.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Slot:
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; no CUDA context is made."""
+    """The GPUs this process may use, in CUDA_VISIBLE_DEVICES' terms; creates no CUDA context."""
     environ = os.environ if environ is None else environ
     listed = environ.get('CUDA_VISIBLE_DEVICES')
     present = _present_gpus()
@@ -34,7 +34,7 @@ def visible_gpus(environ: Mapping[str, str] | None = None) -> list[str]:
     words = [word.strip() for word in listed.split(',') if word.strip()]
     if '-1' in words:
         words = words[: words.index('-1')]
-    # UUIDs (of GPUs or MIG slices) are passed on as they are.
+    # UUIDs of GPUs or MIG slices are passed on unchanged.
     return [word for word in words if word in present or not word.isdigit()] if present else []
 
 
@@ -47,7 +47,7 @@ def _present_gpus() -> list[str]:
             return [str(i) for i in range(pynvml.nvmlDeviceGetCount())]
         finally:
             pynvml.nvmlShutdown()
-    except Exception:  # no library, no driver, no GPU: each has its own error class
+    except Exception:  # NVML has a different error for no library, no driver and no GPU
         return []
 
 
@@ -55,7 +55,7 @@ def gpu_slots(wanted: str, per_gpu: int, gpus: list[str]) -> list[Slot]:
     """`per_gpu` slots on each of the GPUs in 'wanted' ('0,1'; '' for all of `gpus`).
 
     Raises:
-        UserError: a GPU that does not exist, or is named twice.
+        UserError: a GPU does not exist, or is named twice.
     """
     names = [word.strip() for word in wanted.split(',') if word.strip()] or gpus
     for name in names:
@@ -73,12 +73,12 @@ def gpu_slots(wanted: str, per_gpu: int, gpus: list[str]) -> list[Slot]:
         for name in names:
             env: list[tuple[str, str | None]] = [
                 ('CUDA_VISIBLE_DEVICES', name),
-                ('CUDA_DEVICE_ORDER', 'PCI_BUS_ID'),  # so that numbers mean what nvidia-smi says
+                ('CUDA_DEVICE_ORDER', 'PCI_BUS_ID'),  # numbers GPUs as nvidia-smi does
             ]
             if per_gpu > 1:
                 env += [
                     ('XLA_CLIENT_MEM_FRACTION', f'{GPU_SHARE / per_gpu:.4f}'),
-                    ('XLA_PYTHON_CLIENT_MEM_FRACTION', None),  # jax refuses both at once
+                    ('XLA_PYTHON_CLIENT_MEM_FRACTION', None),  # jax refuses the old and new name
                 ]
             label = f'gpu {name}' + (f'.{share}' if per_gpu > 1 else '')
             slots.append(Slot(label, tuple(env)))
@@ -86,9 +86,10 @@ def gpu_slots(wanted: str, per_gpu: int, gpus: list[str]) -> list[Slot]:
 
 
 def cpu_slots(count: int) -> list[Slot]:
-    """`count` slots that share the cores evenly, so that a trial's threads do not fight another's.
+    """`count` slots that share the cores evenly, so that trials do not compete for cores.
 
-    All slots have equally many cores: the number of threads can change the last bits of a sum.
+    All slots have the same number of cores, since the number of threads can change the last bits
+    of a sum.
     """
     cores = sorted(os.sched_getaffinity(0))
     each = max(1, len(cores) // count)

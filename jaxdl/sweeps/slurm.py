@@ -1,14 +1,15 @@
 """Trials as jobs of a Slurm cluster, submitted as job arrays.
 
-The sweep runs on the node where it was called and watches the queue; the trials write to the same
+The sweep runs on the node where it was called and watches the queue. The trials write to the same
 folders as on one machine, which must be on a file system that the nodes share. If the sweep is
-killed its jobs go on, and the next call takes them over. What a job does: jaxdl.sweeps.slurm_job.
+killed its jobs go on, and the next call takes them over. Each job runs jaxdl.sweeps.slurm_job.
 
-    slurm/ARRAY.json      {"tasks": [[trial id, …], …]}, what the jobs of an array train
+    slurm/ARRAY.json      {"tasks": [[trial id, …], …]}, the trials of each job of an array
     slurm/ARRAY_N.json    {"code": exit code}, written by a job when it ends
     slurm/ARRAY_N.txt     what the job itself printed
 
-The commands are in the script that Slurm keeps, not in the folder, where others may be able to write.
+The commands are in the script that Slurm keeps, and not in the folder, which others may be able to
+change.
 """
 
 import getpass
@@ -30,11 +31,11 @@ from jaxdl.sweeps.local import Checks, Job, command, log_path
 from jaxdl.sweeps.slurm_job import call, show
 from jaxdl.sweeps.spec import Trial
 
-LOOK_EVERY = 5.0  # seconds between two questions to the queue
+LOOK_EVERY = 5.0  # seconds between two queries of the queue
 LARGEST_ARRAY = 1000  # Slurm's MaxArraySize is 1001 unless an administrator has changed it
-SAVE_SECONDS = 30.0  # least time between the signal to save and the end
-GONE = 2  # looks in a row at which a job is neither in the queue nor has left a result
-# What the sweep says to sbatch itself.
+SAVE_SECONDS = 30.0  # the least time between the signal to save and the end of a job
+GONE = 2  # queries in a row in which a job is missing, without a result, before it counts as ended
+# Options of sbatch that the sweep sets itself.
 OWN = ('array', 'output', 'error', 'job-name', 'ntasks', 'signal', 'parsable', 'test-only', 'wrap')
 
 
@@ -42,13 +43,13 @@ class Slurm(Checks):
     """Submits jobs to Slurm and watches them.
 
     Args:
-        folder: the sweep's.
-        most: jobs in the queue at a time; None for all.
-        partition: Slurm's partition, '' for the cluster's default.
-        hours: time limit of one job; a trial that needs longer is requeued and goes on.
+        folder: the sweep's folder.
+        most: the largest number of jobs in the queue; None: no limit.
+        partition: Slurm's partition; '': the cluster's default.
+        hours: time limit of one job; a longer trial is requeued and continues.
         gpus: GPUs of a job.
         cpus: cores of a job.
-        memory_gb: memory of a job; 0 for the cluster's default.
+        memory_gb: memory of a job; 0: the cluster's default.
         options: further options of sbatch, such as '--account=lab --qos=low'.
         grace: seconds before the time limit at which a trial is told to save.
 
@@ -74,7 +75,7 @@ class Slurm(Checks):
                 '--launcher=slurm: sbatch and srun are not on this machine; call it on a login node '
                 'of the cluster, or use --launcher=local'
             )
-        super().__init__(folder, {'JAX_PLATFORMS': 'cpu'})  # checks need no GPU of the login node
+        super().__init__(folder, {'JAX_PLATFORMS': 'cpu'})  # the login node may have no GPU
         minutes, save = math.ceil(hours * 60), math.ceil(max(grace, SAVE_SECONDS))
         if 60 * minutes < save + 30:
             raise UserError(
@@ -95,7 +96,7 @@ class Slurm(Checks):
             *([f'--mem={math.ceil(memory_gb * 1024)}M'] if memory_gb else []),
             *further_options(options),
         ]
-        try:  # sbatch looks at the options; nothing is submitted
+        try:  # lets sbatch check the options without submitting anything
             self._sbatch('--test-only', script='#!/bin/sh\n')
         except UserError as error:
             raise UserError(
@@ -123,7 +124,7 @@ class Slurm(Checks):
             part = jobs[first : first + LARGEST_ARRAY]
             array = f'--array=0-{len(part) - 1}'
             said = self._sbatch(array, '--parsable', script=self._script(part))
-            number = said.strip().partition(';')[0]  # a cluster's name may follow
+            number = said.strip().partition(';')[0]  # the name of a cluster may follow
             tasks = [[trial.id for trial in job.trials] for job in part]
             write_json(self.folder / 'slurm' / f'{number}.json', {'tasks': tasks})
             for index, job in enumerate(part):
@@ -132,7 +133,7 @@ class Slurm(Checks):
                 self.jobs[job.name] = job
 
     def _script(self, jobs: list[Job]) -> str:
-        """The script of an array: each of its jobs starts the command of its own trials."""
+        """The script of a job array; each job starts the command of its own trials."""
         lines = ['#!/bin/bash', 'case $SLURM_ARRAY_TASK_ID in']
         for index, job in enumerate(jobs):
             module, argv = command(self.folder, job.trials)
@@ -145,12 +146,12 @@ class Slurm(Checks):
         return '\n'.join([*lines, 'esac', f'{start} "$@"', ''])
 
     def adopt(self, trials: list[Trial]) -> list[Job]:
-        """The jobs of an earlier call that are still in the queue; they are watched from now on."""
+        """Takes over the jobs of an earlier call that are still in the queue."""
         by_id = {trial.id: trial for trial in trials}
         for number, (state, node) in self._queue().items():
             ids = self._submitted(number)
             if not ids or not all(name in by_id for name in ids):
-                # It was killed between submitting and writing down what the job is to do.
+                # The sweep was killed after submitting the job and before recording its trials.
                 call('scancel', number)
                 continue
             job = Job([by_id[name] for name in ids], handle=number)
@@ -159,10 +160,10 @@ class Slurm(Checks):
         return list(self.jobs.values())
 
     def _submitted(self, number: str) -> list[str]:
-        """The trials that a job of an earlier call trains, [] if that was not written down.
+        """The trials of a job of an earlier call; [] if they were not recorded.
 
         Raises:
-            UserError: what was written down is damaged.
+            UserError: the file that records them is damaged.
         """
         array, _, index = number.partition('_')
         path = self.folder / 'slurm' / f'{array}.json'
@@ -185,7 +186,7 @@ class Slurm(Checks):
         """The jobs that ended, waiting at most about `timeout` seconds for one."""
         end = time.monotonic() + timeout
         while True:
-            found = self._results() + self._look()
+            found = self._results() + self._check_queue()
             if found or time.monotonic() >= end:
                 return found
             time.sleep(min(0.2, timeout))
@@ -212,14 +213,14 @@ class Slurm(Checks):
         job.code = code
         return job
 
-    def _look(self) -> list[Job]:
-        """Asks the queue, not too often; jobs that are gone without a result have ended too."""
+    def _check_queue(self) -> list[Job]:
+        """Queries the queue every LOOK_EVERY seconds; jobs missing without a result have ended."""
         if time.monotonic() - self._looked < LOOK_EVERY or not self.jobs:
             return []
         try:
             queue = self._queue()
         except (OSError, subprocess.SubprocessError):
-            return []  # the controller does not answer; it will
+            return []  # Slurm's controller does not answer now; the next query may succeed
         finally:
             self._looked = time.monotonic()
         found = []
@@ -263,7 +264,7 @@ class Slurm(Checks):
     # ---- stopping ----
 
     def stop(self, job: Job, *, now: bool = False) -> None:
-        """Tells a job to save and stop, or cancels it if it waits; `now` kills it."""
+        """Tells a running job to save and stop, and cancels a waiting one; `now` kills it."""
         if now:
             call('scancel', job.handle)
             return
@@ -272,7 +273,7 @@ class Slurm(Checks):
 
 
 def _job_name(folder: Path) -> str:
-    """A name that the jobs of this sweep have, and no others."""
+    """A job name that no other sweep uses."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return f'jaxdl-{re.sub(r"[^A-Za-z0-9_.-]", "_", folder.name)[:40]}-{digest}'
 
@@ -281,7 +282,7 @@ def further_options(text: str) -> list[str]:
     """The words of '--account=lab --exclusive'.
 
     Raises:
-        UserError: a word is no option, or one that the sweep itself sets.
+        UserError: a word is not an option, or is one that the sweep sets itself.
     """
     try:
         words = shlex.split(text)
@@ -293,6 +294,6 @@ def further_options(text: str) -> list[str]:
             raise UserError(
                 f"--slurm_options={text}: {word!r} is no option; write '--account=lab --qos=low'"
             )
-        if any(own.startswith(name) for own in OWN):  # sbatch understands abbreviations
+        if any(own.startswith(name) for own in OWN):  # sbatch accepts abbreviated options
             raise UserError(f'--slurm_options={text}: --{name} is set by the sweep itself')
     return words

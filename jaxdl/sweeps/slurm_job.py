@@ -1,4 +1,4 @@
-"""What a Slurm job of a sweep does on its node: it runs a command that trains, and waits for it.
+"""The program of a Slurm job of a sweep: it runs a training command on its node and waits for it.
 
     python -m jaxdl.sweeps.slurm_job SWEEP_FOLDER TRIAL_ID,… COMMAND …
 
@@ -19,7 +19,7 @@ from jaxdl.sweeps.store import Store
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command; does not return if the job was put back into the queue."""
+    """Runs the command and writes its exit code; does not return if the job was requeued."""
     store, ids, words = Store(argv[1]), argv[2].split(','), argv[3:]
     code = _run(store, ids, words)
     write_json(store.path / 'slurm' / f'{own_id()}.json', {'code': code})
@@ -27,12 +27,12 @@ def main(argv: list[str]) -> int:
 
 
 def _run(store: Store, ids: list[str], words: list[str]) -> int:
-    """The exit code of the command."""
+    """Runs the command and returns its exit code."""
     asked: list[int] = []
-    # Slurm signals all processes of the job, so the command hears these as well.
+    # Slurm signals all processes of the job, so the command receives these as well.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, frame: asked.append(number))
-    signal.signal(signal.SIGUSR2, lambda number, frame: None)  # it asks the run for a profile
+    signal.signal(signal.SIGUSR2, lambda number, frame: None)  # only the run answers it: a profile
     if _told_to_stop(store, ids):
         return 75
     before = max(map(store.saved, ids))
@@ -51,7 +51,7 @@ def _run(store: Store, ids: list[str], words: list[str]) -> int:
 
 def _told_to_stop(store: Store, ids: list[str]) -> bool:
     """Whether the sweep itself has told these trials to stop."""
-    states = Store(store.path)  # as the files are now: a Store remembers what it has read
+    states = Store(store.path)  # a new Store, since a Store does not read a file twice
     try:
         return any(states.state(name).get('stopping') for name in ids)
     except UserError:
@@ -59,27 +59,27 @@ def _told_to_stop(store: Store, ids: list[str]) -> bool:
 
 
 def _is_unwanted(store: Store, ids: list[str]) -> bool:
-    """Whether the sweep has stopped the trials, or somebody has cancelled the job."""
+    """Whether the sweep has stopped the trials, or a user has cancelled the job."""
     job = show(own_id())
-    cancelled = job.get('JobState') in ('CANCELLED', 'COMPLETING') and not _makes_room(job)
+    cancelled = job.get('JobState') in ('CANCELLED', 'COMPLETING') and not _is_preempted(job)
     return cancelled or _told_to_stop(store, ids)
 
 
-def _makes_room(job: dict[str, str]) -> bool:
-    """Whether Slurm ends a job because another one needs its place."""
+def _is_preempted(job: dict[str, str]) -> bool:
+    """Whether Slurm has preempted the job for another one."""
     return job.get('PreemptTime', 'None') not in ('None', 'N/A', 'Unknown', '')
 
 
 def _requeue() -> None:
-    """Puts the job back into the queue; returns only if it will not be there."""
+    """Puts the job back into the queue; returns only if that failed."""
     for _ in range(3):
         if call('scontrol', 'requeue', own_id()):
             break
         time.sleep(2)
     else:
-        if not _makes_room(show(own_id())):
+        if not _is_preempted(show(own_id())):
             return
-    time.sleep(600)  # Slurm ends this process; what it preempts it may requeue itself
+    time.sleep(600)  # until Slurm ends this process; preempted jobs may be requeued by Slurm itself
 
 
 def _where() -> str:
@@ -100,7 +100,7 @@ def own_id() -> str:
 
 
 def show(number: str) -> dict[str, str]:
-    """What Slurm says about a job, such as JobState; {} if it does not say."""
+    """Slurm's facts about a job, such as JobState; {} if it does not answer."""
     words = ['scontrol', '--oneliner', 'show', 'job', number]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -110,7 +110,7 @@ def show(number: str) -> dict[str, str]:
 
 
 def call(*words: str) -> bool:
-    """Whether the command did what it should."""
+    """Runs a command of Slurm and returns whether it succeeded."""
     try:
         return subprocess.run(words, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.SubprocessError):

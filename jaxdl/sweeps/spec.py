@@ -1,7 +1,7 @@
-"""What a sweep is: the base config, its trials, the metric, the search, when to stop early.
+"""The description of a sweep: base config, trials, metric, search and early stopping.
 
-A sweep file has `get_sweep() -> Sweep`. This module and the algebra import no jax, so the process
-that runs the sweep starts at once and never opens a device.
+A sweep file defines `get_sweep() -> Sweep`. This module and the algebra do not import jax, so the
+process that runs the sweep starts at once and never opens a device.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ SAMPLERS = ('tpe', 'random', 'quasi_random', 'gp', 'grid')
 
 @dataclasses.dataclass
 class Search:
-    """Points that Optuna proposes one after the other, looking at the results so far.
+    """Points that Optuna proposes one after the other, from the results so far.
 
     Attributes:
         space: {field: uniform, log_uniform, integers or choices}.
-        points: how many are tried; with 'grid' at most the size of the grid.
+        points: the number of points; with 'grid' at most the size of the grid.
         sampler: 'tpe' (tree of Parzen estimators), 'random', 'quasi_random' (Sobol), 'gp' (Gaussian process) or 'grid'.
-        seed: of the sampler.
-        startup: points drawn at random before 'tpe' and 'gp' look at results.
+        seed: the sampler's seed.
+        startup: points drawn at random before 'tpe' and 'gp' use results.
     """
 
     space: Mapping[str, Any]
@@ -60,11 +60,11 @@ class Search:
 
 @dataclasses.dataclass
 class Median:
-    """Stops a trial that at a step is worse than the median of the trials before it.
+    """Stops a trial that is worse than the median of earlier trials at the same step.
 
     Attributes:
-        trials: that must have finished before any is stopped.
-        warmup: steps before which none is stopped.
+        trials: the number of trials that must have finished before any is stopped.
+        warmup: the step before which no trial is stopped.
     """
 
     trials: int = 5
@@ -77,7 +77,7 @@ class Halving:
 
     Attributes:
         first: step of the first rung.
-        factor: one of this many goes on, and the next rung is this many times later.
+        factor: one of this many trials goes on, and the next rung is this many times later.
     """
 
     first: int
@@ -91,7 +91,7 @@ class Hyperband:
     Attributes:
         first: step of the earliest first rung.
         last: steps of a full trial.
-        factor: one of this many goes on.
+        factor: one of this many trials goes on at each rung.
     """
 
     first: int
@@ -101,19 +101,19 @@ class Hyperband:
 
 @dataclasses.dataclass
 class Sweep:
-    """Many runs of one question.
+    """Many runs that answer one question.
 
     Attributes:
         config: 'configs/NAME.py[:variant]', the base of every trial.
-        metric: what is compared, such as 'eval/test/accuracy'.
+        metric: the metric that is compared, such as 'eval/test/accuracy'.
         mode: whether the best value is the 'max' or the 'min'.
         points: a list of override dicts, or a Search.
         seeds: the seeds of each point: a number n for 0 … n-1, a tuple of seeds, or () for the config's own.
-        overrides: for every trial; a point's own win.
-        value: a trial's value is the 'last' or the 'best' one of the metric over the steps.
+        overrides: overrides of every trial; those of a point take precedence.
+        value: whether a trial's value is the 'last' or the 'best' value of the metric.
         stopping: Median, Halving, Hyperband or None.
-        retries: times a trial that broke is started again without having saved anything in between.
-        hang_timeout: seconds without a sign of life after which a trial is ended and counts as broken.
+        retries: how often a failed trial is started again without having saved anything in between.
+        hang_timeout: seconds without a sign of life after which a trial is ended as failed.
         grace: seconds that a trial gets to save when it is told to stop.
     """
 
@@ -171,7 +171,7 @@ class Sweep:
         return tuple(self.seeds) or (None,)
 
     def trials_of(self, point: Mapping[str, Any], number: int, first: int) -> list['Trial']:
-        """The trials of point `number`, one a seed; their ids start at `first`."""
+        """The trials of point `number`, one per seed; their ids start at `first`."""
         found = []
         for offset, seed in enumerate(self.seed_list()):
             overrides = {**self.overrides, **point}
@@ -184,7 +184,7 @@ class Sweep:
         return found
 
     def trials(self) -> list['Trial']:
-        """All trials in the order they are started; none for a Search."""
+        """All trials in the order in which they are started; none for a Search."""
         found: list[Trial] = []
         if not isinstance(self.points, Search):
             for number, point in enumerate(self.points):
@@ -199,17 +199,17 @@ class Trial:
     Attributes:
         id: the name of its folder under trials/.
         point: the number of its point.
-        varied: the point's own overrides, what a reader wants to see.
+        varied: the point's own overrides, without those of the sweep.
         seed: its seed, or None for the config's own.
         config: the config file.
         overrides: everything set on the command line, seed included.
-        group: trials with the same group have the same compiled program.
+        group: trials with the same group share a compiled program.
         identity: trials with the same identity are the same run.
-        steps: of the whole run.
-        deterministic: its config asks for equal bits, so its process must be a fresh one.
-        alone: why it cannot be trained together with others in one program, or ''.
+        steps: steps of the whole run.
+        deterministic: whether its config says so; its process must then be a fresh one.
+        alone: why it cannot share a program with other trials, or ''.
 
-    From `group` on they are what its config says; jaxdl.sweeps.local.Checks sets them.
+    jaxdl.sweeps.local.Checks sets the fields from `group` on, as the config says.
     """
 
     id: str
@@ -229,11 +229,11 @@ class Trial:
         return [f'--config.{field}={text(value)}' for field, value in self.overrides.items()]
 
     def key(self) -> tuple:
-        """What makes it this trial and no other."""
+        """The values that distinguish this trial from all others."""
         return (self.config, tuple(sorted(self.words())))
 
     def label(self) -> str:
-        """Its differences in a few words."""
+        """The trial's overrides and seed as a short text."""
         parts = [f'{short(field)}={shown(field, value)}' for field, value in self.varied.items()]
         return (
             ', '.join([*parts, *([f'seed={self.seed}'] if self.seed is not None else [])]) or 'base'
@@ -246,7 +246,7 @@ def short(field: str) -> str:
 
 
 def shown(field: str, value: Any) -> str:
-    """A value for a reader: of another config only its name and variant."""
+    """A value as shown to a reader; a config is shortened to its name and variant."""
     words = text(value)
     return re.sub(r'^.*/|\.py(?=:|$)', '', words) if field == 'config' else words
 
@@ -264,7 +264,7 @@ def load_sweep(path: str) -> Sweep:
     """The sweep of a Python file.
 
     Raises:
-        UserError: no such file, no get_sweep in it, or a field is wrong.
+        UserError: there is no such file, it has no get_sweep, or a field is wrong.
     """
     if not os.path.isfile(path):
         known = sorted(glob.glob(os.path.join(os.path.dirname(path) or '.', '*.py')))

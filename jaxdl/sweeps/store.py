@@ -1,14 +1,14 @@
-"""A sweep's folder: what is planned, what became of each trial, who owns it.
+"""A sweep's folder: the plan, the state of each trial, and the lock.
 
-    sweep.json     what the sweep is and all its trials
-    trials/ID/     an ordinary run each
-    logs/ID.txt    what its processes printed, all attempts
-    state/ID.json  what became of it
+    sweep.json     the sweep and all its trials
+    trials/ID/     the run of a trial, an ordinary run
+    logs/ID.txt    the output of its processes, all attempts
+    state/ID.json  the trial's state
     optuna.journal the search and early stopping
     results.json, results.csv
 
-Every file is replaced as a whole, so the sweep can be killed at any point. The run's own run.json
-is the truth about whether it finished; a state only adds what a run cannot know.
+Every file is replaced as a whole, so the sweep can be killed at any point. Whether a trial finished
+is decided by its own run.json; its state only adds what a run cannot know.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from jaxdl.sweeps.algebra import plain
 from jaxdl.sweeps.local import MARK
 from jaxdl.sweeps.spec import Search, Sweep, Trial
 
-# How a trial stands. Those in FINAL are over; the rest of the ended ones get new attempts when
-# the sweep is called again.
+# The status of a trial. A trial whose status is in FINAL is over; a trial that ended with another
+# one is tried again when the sweep is called again.
 PENDING, RUNNING, FINISHED = 'pending', 'running', 'finished'
 PRUNED, DIVERGED, FAILED, MEMORY, MISTAKE = (
     'pruned',
@@ -42,7 +42,7 @@ PRUNED, DIVERGED, FAILED, MEMORY, MISTAKE = (
 FINAL = (FINISHED, PRUNED, DIVERGED)
 STATUSES = (PENDING, RUNNING, *FINAL, FAILED, MEMORY, MISTAKE)
 
-# The fields of the files and the types that they may have.
+# The fields of the files, and the types that they may have.
 Kinds = Mapping[str, tuple[type, ...]]
 _PLAN: Kinds = {
     **dict.fromkeys(('file', 'config', 'metric', 'mode', 'value'), (str,)),
@@ -84,7 +84,7 @@ class Store:
     """The files of one sweep.
 
     Args:
-        path: its folder; it need not exist.
+        path: the folder; it need not exist.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -95,7 +95,7 @@ class Store:
         self._lock = Lock(self.path / '.lock')
 
     def open(self) -> None:
-        """Makes the folder and takes its lock.
+        """Creates the folder and takes its lock.
 
         Raises:
             UserError: another process runs this sweep, or the folder holds something else.
@@ -125,7 +125,7 @@ class Store:
         self._lock.release()
 
     def _read(self, path: Path, advice: str, kinds: Kinds, needed: Iterable[str] = ()) -> dict:
-        """The object of a JSON file, {} where there is none.
+        """The object of a JSON file; {} if there is no such file.
 
         Raises:
             UserError: the file is damaged.
@@ -142,10 +142,10 @@ class Store:
     # ---- the plan ----
 
     def plan(self) -> dict[str, Any] | None:
-        """What sweep.json holds, or None.
+        """The content of sweep.json, or None.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         advice = 'put it back from a copy, or give another --workdir'
         plan = self._read(self.plan_file, advice, _PLAN, _PLAN)
@@ -175,12 +175,12 @@ class Store:
         """Writes sweep.json."""
         entries = [dataclasses.asdict(trial) for trial in trials]
         write_json(self.plan_file, {'file': file, **describe(sweep), 'trials': entries})
-        # After the plan, so that a folder with anything in it always holds one.
+        # Created after sweep.json, so that a folder with these folders always holds a plan.
         for name in ('trials', 'logs', 'state'):
             (self.path / name).mkdir(exist_ok=True)
 
     def adopt(self, sweep: Sweep, trials: list[Trial]) -> list[Trial]:
-        """Gives `trials` the ids they have in this folder; new ones get the next numbers.
+        """Gives `trials` the ids that they have in this folder, and new trials the next numbers.
 
         Raises:
             UserError: the folder holds another sweep.
@@ -222,10 +222,10 @@ class Store:
     # ---- states ----
 
     def state(self, name: str) -> dict[str, Any]:
-        """What became of a trial: status, reason, attempts, broken, wall …
+        """The state of a trial: status, reason, attempts, broken, wall …
 
         Raises:
-            UserError: its file is damaged.
+            UserError: the file is damaged.
         """
         if name not in self._states:
             path = self.path / 'state' / f'{name}.json'
@@ -250,28 +250,28 @@ class Store:
         """The trial's run.json, or {}.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         path = self.path / 'trials' / name / 'run.json'
         return self._read(path, 'delete it: the trial then goes on from its checkpoint', _RUN)
 
     def has_finished(self, trial: Trial) -> bool:
-        """Whether the trial's own run says that it reached its last step."""
+        """Whether run.json of the trial says that it reached its last step."""
         info = self.run_info(trial.id)
         return info.get('status') == 'finished' and info.get('step', 0) >= trial.steps
 
     def saved(self, name: str) -> int:
-        """The step of a trial's newest checkpoint, -1 without one."""
+        """The step of a trial's newest checkpoint; -1 without one."""
         return newest_checkpoint(self.path, name)
 
     # ---- processes of a sweep that was killed ----
 
     def is_running(self, name: str) -> bool:
-        """Whether some process trains in the trial's folder."""
+        """Whether a process trains in the trial's folder."""
         return self._lock_of(name).is_taken()
 
     def owner(self, name: str) -> int:
-        """The process of this machine that last took the lock of a trial's folder; 0: none."""
+        """The process on this machine that last took the lock of a trial's folder; 0: none."""
         found = re.fullmatch(r'(\d+) on (.*)', self._lock_of(name).owner())
         return int(found[1]) if found and found[2] == os.uname().nodename else 0
 
@@ -279,9 +279,9 @@ class Store:
         return Lock(self.path / 'trials' / name / '.lock')
 
     def wait_for(self, names: list[str], grace: float, say: Callable[[str], None]) -> None:
-        """Waits for processes that a killed sweep left behind; those that take too long are killed.
+        """Waits for processes that a killed sweep left behind; kills them after `grace` seconds.
 
-        They were told to save and stop when the sweep died.
+        The kernel has told them to save and stop when the sweep died.
 
         Raises:
             UserError: a process that this sweep did not start trains in a trial's folder.
@@ -293,7 +293,7 @@ class Store:
         ours = [owner for owner in map(self.owner, left) if self._is_ours(owner)]
         for owner in ours:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(owner, signal.SIGKILL)  # with its data workers
+                os.killpg(owner, signal.SIGKILL)  # kills its data workers too
         left = self._left_after(30 if ours else 0, left)
         if left:
             raise UserError(
@@ -302,7 +302,7 @@ class Store:
             )
 
     def _left_after(self, seconds: float, names: list[str]) -> list[str]:
-        """Those of `names` in whose folders a process still trains after at most `seconds`."""
+        """The trials of `names` in whose folders a process still trains after `seconds`."""
         end = time.monotonic() + seconds
         while names and time.monotonic() < end:
             time.sleep(0.1)
@@ -310,7 +310,7 @@ class Store:
         return names
 
     def _is_ours(self, process: int) -> bool:
-        """Whether this sweep started a process; numbers are given to new processes again."""
+        """Whether this sweep started a process; its number may have been reused by another."""
         try:
             variables = Path(f'/proc/{process}/environ').read_bytes().split(b'\0')
         except OSError:
@@ -319,7 +319,7 @@ class Store:
 
 
 def newest_checkpoint(folder: Path, name: str) -> int:
-    """The step of the newest checkpoint of a trial of the sweep in `folder`, -1 without one."""
+    """The step of the newest checkpoint of a trial of the sweep in `folder`; -1 without one."""
     try:
         entries = os.listdir(folder / 'trials' / name / 'checkpoints')
     except OSError:

@@ -1,6 +1,6 @@
-"""Trains several trials of a sweep in one program: see jaxdl.run.loop.
+"""Trains several trials of a sweep in one program, as lanes of jaxdl.run.loop.
 
-The sweep starts it: python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=ID,ID,…
+The sweep starts it as python -m jaxdl.sweeps.vectorized --workdir=SWEEP --trials=ID,ID,…
 """
 
 import os

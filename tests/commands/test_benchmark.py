@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdl.commands import benchmark
-from jaxdl.core.pipeline import Load, Order, Workers, check_rows
+from jaxdl.core.pipeline import CallIds, Load, Order, Workers, check_rows
 from jaxdl.data.images.tfds import Tfds
 from tests.data.test_tfds import JaxdlTestPhotos
 
@@ -34,7 +34,9 @@ def test_workers_decode_the_same_records(photos):
     order = Order(len(photos), 6, seed=0)
     one = photos.fetch(np.zeros(1, int))
     shapes = check_rows({'id': np.zeros(1, np.int32), **one}, 1, None)
-    fetch = Workers(Load(photos, order, np.arange(6), shapes), 0, 4, ahead=2, workers=1)
+    fetch = Workers(
+        Load(photos.fetch, CallIds([(order, 0)]), np.arange(6), shapes), 0, 4, ahead=2, workers=1
+    )
     try:
         for index in range(4):
             rows, expected = fetch.next(), photos.fetch(order.batch(index))

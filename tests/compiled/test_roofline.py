@@ -3,7 +3,7 @@
 import pytest
 
 from jaxdl.compiled import cards, roofline
-from jaxdl.compiled.kernels import Collective, Done, Kernel, Launch, Loop, Schedule, Start
+from jaxdl.compiled.kernels import Collective, Done, HloLoop, Kernel, Launch, Schedule, Start
 
 CLUSTER = cards.parse('h100x8x2')
 PEAK, BANDWIDTH = 989.4e12, 3350e9
@@ -43,7 +43,7 @@ def test_float32_products_run_at_the_rate_of_tensor_float():
 
 
 def test_loops_multiply():
-    found = estimate(Loop(5, (product(1e-3), Loop(2, (copy(1e-3),)))))
+    found = estimate(HloLoop(5, (product(1e-3), HloLoop(2, (copy(1e-3),)))))
     assert found.seconds == pytest.approx(5 * 3e-3)
     assert found.flops == pytest.approx(5e-3 * PEAK)
 
@@ -120,7 +120,7 @@ def test_two_exchanges_share_the_link():
 
 def test_parts_add_up_to_the_step():
     inner = Start(gather('a', 3)), product(1e-3), copy(1e-3), Done('a')
-    found = estimate(Loop(4, inner), product(2e-3), Start(gather('b', 1)), Done('b'))
+    found = estimate(HloLoop(4, inner), product(2e-3), Start(gather('b', 1)), Done('b'))
     assert found.seconds == pytest.approx(found.compute + found.memory + found.exposed)
 
 

@@ -618,7 +618,7 @@ def check_stored_arrays(folder, tries):
     image = numbers.integers(0, 256, (9, 4, 4, 3), np.uint8)
     arrays = {'image': image, 'label': np.arange(9, dtype=np.int32)}
     shapes = {name: values.shape[1:] for name, values in arrays.items()}
-    layout = records.Layout(shapes, {name: values.dtype for name, values in arrays.items()})
+    layout = records.RecordLayout(shapes, {name: values.dtype for name, values in arrays.items()})
 
     def start(read):
         found = records.stored_or_decoded(folder, 'train', layout, read, (9,))

@@ -292,7 +292,7 @@ def test_one_lane_rolls_back_and_one_skips_nothing(tmp_path):
 
 def test_skipped_updates(tmp_path):
     base = faulty.config(
-        task=faulty.Fragile(bad=5), placement='host', divergence=Divergence(policy='skip'), ema=0.9
+        task=faulty.Fragile(bad=5), placement='host', divergence=Divergence(policy='skip')
     )
     places = both_ways([base, dataclasses.replace(base, seed=1)], tmp_path)
     assert all(logs.read_metrics(p / 'metrics.jsonl')[-1]['train/skipped'] >= 1 for p in places)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_wrong_sweeps(checks, tmp_path, rest, options, says):
     file = tmp_path / 'sweep.py'
     file.write_text(HEAD.format(rest=rest, variant='', metric=options.get('metric', METRIC)))
     with pytest.raises(UserError) as caught:
-        check(load_sweep(str(file)), None, checks, str(file))
+        check(SimpleNamespace(dry_run=True), load_sweep(str(file)), None, checks, str(file))
     assert says in str(caught.value) and str(file) in str(caught.value)
 
 

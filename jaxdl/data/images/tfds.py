@@ -95,7 +95,7 @@ class Tfds(DataSet):
         try:
             folder = store.image_set_folder(self._root(), spec.name, spec.version)
             splits = self._read_splits(spec, folder)
-        except store.Damaged:
+        except store.DamagedFile:
             splits = None
         if splits is None:  # it is read in another way, or prepared when it is
             return {f'{self.name} {split}': '' for split in spec.counts}
@@ -164,7 +164,7 @@ class Tfds(DataSet):
         folder = store.image_set_folder(root, spec.name, spec.version)
         try:
             splits = self._read_splits(spec, folder)
-        except store.Damaged as error:
+        except store.DamagedFile as error:
             print(f'{error}; reading the records instead', file=sys.stderr)
             return self._records(self._open(folder), expression)
         if splits is None:
@@ -184,7 +184,7 @@ class Tfds(DataSet):
         for name in names:
             try:
                 arrays[name] = splits[name].load()
-            except store.Damaged as error:
+            except store.DamagedFile as error:
                 print(f'{error}; reading the records instead', file=sys.stderr)
                 return self._records(self._open(folder), expression)
         return self._slices(arrays, ranges)

@@ -77,7 +77,7 @@ def _load(path: Path, sep: int) -> Corpus | None:
         ids = cached.read_array(path.with_suffix('.ids.npy'), meta['ids'], mapped=True)
         offsets = cached.read_array(path.with_suffix('.offsets.npy'), meta['offsets'])
         return Corpus(ids, offsets, sep, meta['bytes'])
-    except (FileNotFoundError, cached.Damaged, KeyError):
+    except (FileNotFoundError, cached.DamagedFile, KeyError):
         return None
 
 

@@ -430,5 +430,5 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f'{path}: no tokenizer can be read (there is no such file)') from None
     if {'tokenizer', 'description', 'fingerprint', 'state'} - set(content):
-        raise cached.Damaged(f'{path} is damaged: not a saved tokenizer')
+        raise cached.DamagedFile(f'{path} is damaged: not a saved tokenizer')
     return content
