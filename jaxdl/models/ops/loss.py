@@ -83,7 +83,14 @@ def chunked_cross_entropy_cpu(hidden: Array, kernel: Array, *args, **kwargs) -> 
 
 
 def whole_cross_entropy(
-    hidden, kernel, labels, bias=None, softcap=None, label_smoothing=0.0, chunks=None, weights=None
+    hidden,
+    kernel,
+    labels,
+    bias=None,
+    softcap=None,
+    label_smoothing: float | Array = 0.0,
+    chunks=None,
+    weights=None,
 ):
     """The same with all logits at once."""
     del chunks
