@@ -71,7 +71,10 @@ class DataSet(abc.ABC):
         return {}
 
     def example(self) -> Rows | None:
-        """One example of zeros, known without reading a file; None: a source has to be read."""
+        """One example of zeros with the shapes and dtypes of all, known without reading a source.
+
+        None: it is not known.
+        """
         return None
 
     def class_names(self) -> tuple[str, ...]:
@@ -79,10 +82,13 @@ class DataSet(abc.ABC):
         return ()
 
     def check_with(self, model: 'nn.Module', task: 'Task') -> None:
-        """Raises UserError where model or task cannot take these examples."""
+        """Raises UserError where model or task cannot take these examples.
+
+        Called before the sources: what it needs must be known without them.
+        """
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
-        """{'train': hash, 'eval/<name>': hash} of the bytes that decide the examples; {}: unknown.
+        """{'train': hash, 'eval/<name>': hash, …} of the bytes that decide the examples; {}: unknown.
 
         The hashes do not depend on where the files are. With train=False the training set is left
         out and may be missing.

@@ -165,6 +165,18 @@ class Lock:
             self._file = None
 
 
+def expanded(path: str) -> str:
+    """`path` with a leading `~` replaced by the home folder, as shells do; theirs leave `--flag=~` alone.
+
+    Raises:
+        UserError: there is no such home folder, or a folder named `~` would come about.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith('~'):
+        raise UserError(f'{found:.80}: there is no home folder for the ~; write the whole path')
+    return found
+
+
 def cache_folder(given: str = '') -> Path | None:
     """The cache folder: `given`, else $JAXDL_CACHE, $XDG_CACHE_HOME/jaxdl or ~/.cache/jaxdl.
 
@@ -172,7 +184,8 @@ def cache_folder(given: str = '') -> Path | None:
     """
     chosen = given or os.environ.get('JAXDL_CACHE')
     if chosen:
-        return Path(os.path.abspath(os.path.expanduser(chosen)))
+        found = os.path.expanduser(chosen)
+        return None if found.startswith('~') else Path(os.path.abspath(found))
     base = os.environ.get('XDG_CACHE_HOME')
     if base and os.path.isabs(base):
         return Path(base) / 'jaxdl'

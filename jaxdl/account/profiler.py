@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.files import write_bytes
 
 # Steps that are traced after SIGUSR2.
 ON_REQUEST = 10
@@ -108,7 +109,7 @@ class Profiler:
         jax.profiler.stop_trace()
         target = self.folder / f'{start}-{stop}'
         table = summary(target, self.text(), steps=step - start)
-        (target / 'operations.txt').write_text(table + '\n', encoding='utf-8')
+        write_bytes(target / 'operations.txt', f'{table}\n'.encode())
         return f'{table}\ntrace: {target}'
 
     def close(self) -> None:

@@ -21,6 +21,6 @@ def main(argv: Sequence[str]) -> int:
     from jaxdl.data import prepare, store
 
     source = getattr(given, 'from')
-    source = Path(source).expanduser() if source else None
-    print(prepare.prepare(given.words[0], store.data_dir(given.data_dir), source))
+    folder = store.data_dir(given.data_dir)
+    print(prepare.prepare(given.words[0], folder, Path(source) if source else None))
     return 0

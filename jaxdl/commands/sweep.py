@@ -260,6 +260,14 @@ def run(
         display.close()
     if pool.signal:
         over = sum(found['counts'].get(name, 0) for name in stores.FINAL)
+        if pool.killed:
+            print(
+                f'error: {pool.signal}: {over} of {len(pool.trials)} trials are over, '
+                f'{len(pool.killed)} killed before saving; the same command resumes from their last '
+                'checkpoints',
+                file=sys.stderr,
+            )
+            return 1
         raise Preempted(
             f'{pool.signal}: {over} of {len(pool.trials)} trials are over, the others saved; '
             'the same command resumes'

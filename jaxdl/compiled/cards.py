@@ -168,6 +168,7 @@ class Cluster:
 def cards() -> dict[str, Card]:
     """All cards by name, in the order of cards.json."""
     path = pathlib.Path(__file__).with_name('cards.json')
+    # A file of the package itself, not one that may be damaged.
     entries = json.loads(path.read_text(encoding='utf-8'))['cards']
     for entry in entries:
         entry['kinds'], entry['sources'] = tuple(entry['kinds']), tuple(entry['sources'])

@@ -18,6 +18,7 @@ from absl import flags
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError, closest, nearest, shortened
+from jaxdl.files import expanded
 
 HELP = ('--help', '-h', '-help', '--helpfull', '--helpshort')
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ class CommandLine:
         self._required: list[str] = []
         self._may_be_empty: set[str] = set()
         self._choices: dict[str, tuple[str, ...]] = {}
-        self._takes_config = False
+        self._takes_config = False  # whether --config is read, with fields to set
 
     # ---- the flags ----
 
@@ -160,19 +161,18 @@ class CommandLine:
         command, words = argv[0], list(argv[1:])
         if os.path.isabs(command):  # started with python -m: the path of a module
             command = f'python -m {os.path.relpath(command)[:-3].replace(os.sep, ".")}'
-        takes_config = self._takes_config
-        rest, overrides = _split(words) if takes_config else (words, [])
+        rest, overrides = _split(words) if self._takes_config else (words, [])
         if any(word in HELP for word in words):
             print(self.help(command))
-            name = config_word(rest) if takes_config else ''
+            name = config_word(rest) if self._takes_config else ''
             if name:
                 print_fields(load_config(name))
-            elif takes_config:
+            elif self._takes_config:
                 print('\nconfigs: ' + ', '.join(config_names()))
             raise SystemExit(0)
         given = self._read(command, rest, overrides)
         before_config(given)
-        if takes_config and given.config:
+        if self._takes_config and given.config:
             given.config = apply_overrides(load_config(given.config), overrides)
             config_lib.check(given.config)
         return given
@@ -223,6 +223,11 @@ class CommandLine:
                         f'Allowed: {", ".join(choices)}'
                     )
             setattr(given, name, chosen)
+        for name, shown in self._shown.items():
+            if re.search('=(DIR|FILE)', shown):
+                setattr(given, name, expanded(getattr(given, name)))
+        if re.search('DIR|FILE', self.words):
+            given.words = list(map(expanded, given.words))
         return given
 
     def _list(self) -> str:
@@ -294,6 +299,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is none; the message names the most similar one.
     """
+    name = expanded(name)
     bare = name.isidentifier()
     folders = ([Path('configs'), *([SHIPPED] if SHIPPED else [])]) if bare else [Path()]
     file = f'{name}.py' if bare else name

@@ -66,10 +66,16 @@ class Program:
         try:
             self._init = self._scoped(jax.jit(self._plain.init).trace)(self._init_batch, self.hyper)
         except ValueError as error:
-            rows = ', '.join(
-                f'{k} {v.dtype}{list(v.shape[1:])}' for k, v in self._init_batch.items()
-            )
-            raise UserError(f'the model cannot take this data ({rows}): {error}') from error
+            raise UserError(
+                f'the model cannot take this data ({_shapes(example)}): {error}'
+            ) from error
+        except KeyError as error:
+            if error.args and error.args[0] in example:
+                raise
+            raise UserError(
+                f'{type(config.task).__name__} or the model needs {error} in an example; '
+                f'there are {", ".join(example)}'
+            ) from error
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
         rules = (*config.rules, *facts_of(config.model).sharding)
         self.shardings = sharding.state_shardings(shapes, rules, mesh)
@@ -96,6 +102,15 @@ class Program:
         )
         self.traces: list[str] = []
         self._train_jaxpr: ClosedJaxpr | None = None
+
+    def check_example(self, example: dict[str, np.ndarray]) -> None:
+        """Raises UserError where the rows are not those that the program was made for."""
+        there, here = _shapes(self.example), _shapes(example)
+        if there != here:
+            raise UserError(
+                f'{type(self.config.data).__name__}.example() gives {there}, but a row of the '
+                f'training set is {here}; they must have the same arrays'
+            )
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -319,3 +334,18 @@ def _abstract(tree: Tree) -> Tree:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
         tree,
     )
+
+
+def _shapes(example: dict[str, np.ndarray]) -> str:
+    """The names, dtypes and shapes of one example."""
+    arrays = {name: np.asarray(value) for name, value in sorted(example.items())}
+    return ', '.join(f'{name} {a.dtype}{list(a.shape)}' for name, a in arrays.items())
+
+
+def known_program(config: Config, mesh: jax.sharding.Mesh, *, lanes: int = 0) -> Program | None:
+    """The program of a config whose rows are known without reading data, else None.
+
+    So what a model cannot take is an error before anything is read or prepared.
+    """
+    row = config.data.example()
+    return None if row is None else Program(config, mesh, {'id': np.int32(0), **row}, lanes=lanes)

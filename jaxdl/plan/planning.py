@@ -145,13 +145,7 @@ def make(
         mesh = mesh_lib.make_mesh(config.mesh, devices)
         mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, mesh)
         example, resident = _example(config, mesh, cluster, rows)
-        try:
-            built = Program(config, mesh, example)
-        except KeyError as error:
-            raise UserError(
-                f'{"--rows" if rows is not None else "the data set"}: {type(config.task).__name__} '
-                f'needs {error} in an example; there are {", ".join(example)}'
-            ) from error
+        built = Program(config, mesh, example)
         batch = _batch(config, mesh, example, resident)
         try:
             with gpu_compile.quiet(), gpu_compile.attention_of(cluster):

@@ -7,7 +7,6 @@ handle may abort.
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from jaxdl.compiled.cards import Cluster
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
+from jaxdl.files import parse_object
 from jaxdl.plan.planning import RESERVE, gib, has_field
 from jaxdl.plan.text import count, duration, table
 
@@ -73,7 +73,7 @@ class Asker:
             return {'error': f'not compiled after {LONGEST} s'}
         lines = done.stdout.strip().splitlines()
         if done.returncode == 0 and lines:
-            return json.loads(lines[-1])
+            return parse_object(lines[-1])
         reasons = done.stderr.strip().splitlines() or [f'exit code {done.returncode}']
         if done.returncode < 0:
             return {'error': f'the compiler aborted ({signal.Signals(-done.returncode).name})'}

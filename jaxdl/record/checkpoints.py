@@ -395,6 +395,7 @@ class _Record:
         self.content, self.digest = content, digest
 
     def text(self) -> bytes:
+        # As text it stays what it was when the save began.
         return seal({**json.loads(self.content), 'digests': self.digest.values().tolist()})
 
 

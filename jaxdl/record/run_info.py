@@ -38,7 +38,7 @@ class RunInfo:
         self.path = Path(path)
         self.guard = DiskGuard(path)
         earlier = self._earlier()
-        words = ['python', *sys.orig_argv[1:]] if command is None else list(command)
+        words = _command() if command is None else list(command)
         known = identity(self.path.parent)
         now = _now()
         self._clock = time.monotonic()
@@ -104,6 +104,13 @@ def _session(data: Mapping[str, Any]) -> dict[str, Any]:
     if session['status'] == 'running':
         session.update(status='killed', reason='ended without a word')
     return session
+
+
+def _command() -> list[str]:
+    """How this process was called; the program `jaxdl` as its module, which has no path."""
+    words = sys.orig_argv[1:]
+    installed = words and os.path.basename(words[0]) == 'jaxdl'
+    return ['python', *(['-m', 'jaxdl', *words[1:]] if installed else words)]
 
 
 def _now() -> str:

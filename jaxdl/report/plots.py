@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from jaxdl.files import replacing
 from jaxdl.report.data import Group, drawn, is_share
 
 # Okabe and Ito's colours, which people with any kind of colour blindness tell apart, without the
@@ -416,7 +417,8 @@ def _bar_figure(names: Sequence[str], width: float, label: str) -> tuple[Figure,
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=160, facecolor='white')
+    with replacing(path) as file:
+        figure.savefig(file, format='png', dpi=160, facecolor='white')
 
 
 def to_svg(figure: Figure, prefix: str) -> str:

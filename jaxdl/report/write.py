@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl.errors import UserError
+from jaxdl.files import write_bytes
 from jaxdl.record.terminal import columns
 from jaxdl.report.data import Run, find_runs, flatten, main_metric, shown
 
@@ -80,7 +81,7 @@ def write(runs: Sequence[Run], folders: Sequence[str | os.PathLike], output: Pat
                     (output / name).unlink(missing_ok=True)  # a plot that is no longer part of it
             for name, figure in figures.items():
                 plots.save_png(figure, output / f'{name}.png')
-            page.write_text(text, encoding='utf-8', errors='replace')
+            write_bytes(page, text.encode(errors='replace'))
         except OSError as error:
             raise UserError(
                 f'{output}: the report cannot be written there: {error.strerror}; '

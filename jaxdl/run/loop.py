@@ -25,7 +25,7 @@ from jaxdl.core.config import Config
 from jaxdl.core.evaluation import Evaluator, check_best
 from jaxdl.core.feed import Feed
 from jaxdl.core.pipeline import CallIds
-from jaxdl.core.program import Program
+from jaxdl.core.program import Program, known_program
 from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
@@ -104,8 +104,6 @@ def _train(
             for config, place in zip(configs, places, strict=True):
                 if place.path.exists():
                     place.check_config(config)
-                if jax.process_index() == 0:
-                    place.create()
             return Loop(configs, places, lanes, clock, context, stop, peers).run()
     except (Preempted, Diverged):
         peers.close()  # the other processes end in the same way by themselves
@@ -145,9 +143,10 @@ class Loop:
             else:
                 self.mesh = mesh_lib.make_mesh(config.mesh)
             mesh_lib.check_batch('batch_size', config.batch_size, config.accumulate, self.mesh)
+            config.data.check_with(config.model, config.task)
+            known = known_program(config, self.mesh, lanes=lanes)
             with clock('data_setup'):
                 source, sources = config.data.train_source(), config.data.eval_sources()
-                config.data.check_with(config.model, config.task)
                 self.feed = Feed(
                     source,
                     config.batch_size,
@@ -155,11 +154,14 @@ class Loop:
                     placement=config.placement,
                     ranges=bounds_of(config),
                 )
-            self.program = Program(config, self.mesh, self.feed.example, lanes=lanes)
+            self.program = known or Program(config, self.mesh, self.feed.example, lanes=lanes)
+            self.program.check_example(self.feed.example)
             self.evaluator = Evaluator(self.program, sources)
             for one in configs:
                 check_best(one.checkpoint.best, self.evaluator.names())
             self.suspects = self.program.steps.suspects(self.program.abstract)
+            for place in places if self.chief else ():
+                place.create()
             self.lanes = [
                 Lane(one, place, len(self.feed.source), clock)
                 for one, place in zip(configs, places, strict=True)

@@ -31,18 +31,26 @@ def read_config(path: str, words: list[str]) -> Config:
 
 
 def identity(config: Config) -> str:
-    """A hash that names the run; fields that a resume may change are left out."""
+    """A hash that names the run; fields that a resume may change are left out.
+
+    Where the data says what its bytes are, these count, and not where they lie.
+
+    Raises:
+        UserError: its files are not there.
+    """
+    data = config.data.fingerprint() if config.data.places else {}
+    places = [f'config.data.{name}' for name in config.data.places] if data else []
 
     def strip(tree: Any, path: str) -> Any:
         if isinstance(tree, dict):
             return {
                 key: strip(value, f'{path}.{key}')
                 for key, value in tree.items()
-                if f'{path}.{key}' not in config_lib.FREE
+                if not config_lib.may_change(f'{path}.{key}', places)
             }
         return [strip(item, path) for item in tree] if isinstance(tree, list) else tree
 
-    words = json.dumps(strip(config_lib.to_json(config), 'config'), sort_keys=True)
+    words = json.dumps([strip(config_lib.to_json(config), 'config'), data], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -52,13 +60,14 @@ def check_trials(trials: list[dict]) -> list[dict]:
     for trial in trials:
         try:
             config = read_config(trial['config'], trial['words'])
+            name = identity(config)
         except UserError as error:
             found.append({'error': str(error)})
             continue
         found.append(
             {
                 'group': config_lib.program_key(config),
-                'identity': identity(config),
+                'identity': name,
                 'steps': config.steps,
                 'deterministic': config.deterministic,
                 'alone': config_lib.why_alone(config),

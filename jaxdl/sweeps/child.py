@@ -14,7 +14,6 @@ from pathlib import Path
 
 from jaxdl.errors import UserError
 
-SCRIPT = Path(__file__).resolve().parent.parent.parent / 'train.py'
 _PR_SET_PDEATHSIG = 1
 
 # The process id of the fork server; jaxdl.sweeps.preload sets it there, and forks inherit it.
@@ -43,7 +42,7 @@ def train(
     log: str,
     fresh: bool,
 ) -> None:
-    """Runs train.py (module 'train') or another module as the program of this process.
+    """Runs a module as the program of this process, as `python -m MODULE` does.
 
     Args:
         module: the program.
@@ -68,16 +67,13 @@ def train(
             os.environ[name] = value
     if cpus:
         os.sched_setaffinity(0, cpus)
-    program = [str(SCRIPT)] if module == 'train' else ['-m', module]
+    program = [sys.executable, '-m', module, *argv]
     if fresh:
-        os.execv(sys.executable, [sys.executable, *program, *argv])
-    sys.argv = [program[-1], *argv]
-    sys.orig_argv = [sys.executable, *program, *argv]  # run.json's `command`
-    # Run as __main__, because data workers import the file of `__main__` again.
-    if module == 'train':
-        runpy.run_path(str(SCRIPT), run_name='__main__')
-    else:
-        runpy.run_module(module, run_name='__main__', alter_sys=True)
+        os.execv(sys.executable, program)
+    sys.argv = [module, *argv]
+    sys.orig_argv = program  # run.json's `command`
+    # Run as __main__, because data workers import the module of `__main__` again.
+    runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
 def answer(connection: Connection, question: str, *args) -> None:

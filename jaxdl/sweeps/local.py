@@ -234,6 +234,6 @@ def command(folder: Path, trials: list[Trial]) -> tuple[str, list[str]]:
     if len(trials) == 1:
         trial = trials[0]
         workdir = f'--workdir={trial_path(folder, trial)}'
-        return 'train', [f'--config={trial.config}', workdir, *trial.words()]
+        return 'jaxdl', ['train', f'--config={trial.config}', workdir, *trial.words()]
     names = ','.join(trial.id for trial in trials)
     return 'jaxdl.sweeps.vectorized', [f'--workdir={folder}', f'--trials={names}']

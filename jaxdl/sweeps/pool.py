@@ -5,6 +5,7 @@ scheduler can be killed at any point, since its whole state is in the sweep's fo
 """
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -83,6 +84,7 @@ class Pool:
         self.queue: list[Trial] = []
         self.rows: dict[str, list[dict]] = {}
         self.signal = ''
+        self.killed: set[str] = set()  # trials that did not save when the sweep was stopped
         self._asked_all = not self._searches
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looked = 0.0
@@ -365,9 +367,8 @@ class Pool:
                 if self._refresh(trial):
                     self._stop_early(trial, job)
             self._check_hang(job)
-            if job.name in self._kill_at and time.monotonic() > self._kill_at[job.name]:
-                self._kill_at.pop(job.name)
-                self.launcher.stop(job, now=True)
+            if time.monotonic() > self._kill_at.get(job.name, math.inf):
+                self._kill(job)
 
     def _refresh(self, trial: Trial) -> bool:
         """Reads a trial's metrics if the file has changed; returns whether it has."""
@@ -437,5 +438,10 @@ class Pool:
             if not job.stopping:
                 self._stop(job, 'sweep')
             elif again and job.name in self._kill_at:
-                self._kill_at.pop(job.name)
-                self.launcher.stop(job, now=True)
+                self._kill(job)
+
+    def _kill(self, job: Job) -> None:
+        self._kill_at.pop(job.name)
+        if job.stopping == 'sweep':
+            self.killed |= {trial.id for trial in job.trials}
+        self.launcher.stop(job, now=True)

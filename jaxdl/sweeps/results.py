@@ -117,7 +117,7 @@ def best_of(points: list[dict[str, Any]], trials: list[dict[str, Any]]) -> dict[
     best = points[0]
     trial = next(t for t in trials if t['id'] == best['trials'][0])
     words = [f'--config.{field}={text(value)}' for field, value in trial['overrides'].items()]
-    command = shlex.join(['python', 'train.py', f'--config={trial["config"]}', *words])
+    command = shlex.join(['python', '-m', 'jaxdl', 'train', f'--config={trial["config"]}', *words])
     kept = ('point', 'varied', 'mean', 'deviation', 'trials')
     return {**{name: best[name] for name in kept}, 'command': command}
 

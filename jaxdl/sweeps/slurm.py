@@ -26,7 +26,6 @@ from pathlib import Path
 
 from jaxdl.errors import UserError
 from jaxdl.files import read_object, write_json
-from jaxdl.sweeps.child import SCRIPT
 from jaxdl.sweeps.local import Checks, Job, command, log_path
 from jaxdl.sweeps.slurm_job import call, show
 from jaxdl.sweeps.spec import Trial
@@ -137,9 +136,8 @@ class Slurm(Checks):
         lines = ['#!/bin/bash', 'case $SLURM_ARRAY_TASK_ID in']
         for index, job in enumerate(jobs):
             module, argv = command(self.folder, job.trials)
-            program = [str(SCRIPT)] if module == 'train' else ['-m', module]
             ids = ','.join(trial.id for trial in job.trials)
-            words = [str(self.folder), ids, sys.executable, *program, *argv]
+            words = [str(self.folder), ids, sys.executable, '-m', module, *argv]
             lines.append(f'{index}) set -- {shlex.join(words)} ;;')
         step = ['srun', '--unbuffered', f'--cpus-per-task={self.cpus}']
         start = shlex.join([*step, sys.executable, '-u', '-m', 'jaxdl.sweeps.slurm_job'])

@@ -214,7 +214,7 @@ class Store:
             trial.id = entry['id']
             if entry['identity'] != trial.identity:
                 raise UserError(
-                    f'{where}: the config of trial {trial.id} ({trial.label()}) has changed since; '
+                    f'{where}: the config or the data of trial {trial.id} ({trial.label()}) has changed; '
                     f'compare with {self.path / "trials" / trial.id / "config.json"}.\n{advice}'
                 )
         return trials

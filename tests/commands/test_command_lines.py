@@ -231,3 +231,37 @@ def test_a_bare_name_is_a_config_here_or_a_shipped_one(tmp_path, monkeypatch):
         (tmp_path / 'configs' / f'{name}.py').write_text('')
         assert flags.find_config(name) == f'configs/{name}.py'
     assert {'mine', 'digits_cnn', 'char_rnn'} <= set(flags.config_names())
+
+
+FOLDERS = [
+    ('train', '--config=digits_cnn', '--workdir=~/runs'),
+    ('evaluate', '--workdir=~/runs'),
+    ('sample', '--workdir=~/runs'),
+    ('sweep', 'experiments/sweeps/digits_lr_width.py', '--workdir=~/runs'),
+    ('report', '~/runs'),
+    ('report', 'runs', '--output=~/page'),
+    ('prepare', 'digits', '--data_dir=~/data'),
+    ('interchange', '--workdir=runs', '--to_hf=~/weights'),
+]
+
+
+@pytest.mark.parametrize('words', FOLDERS, ids=' '.join)
+def test_no_command_takes_a_tilde_for_a_folders_name(words, call, monkeypatch, tmp_path):
+    """A shell does not replace it in --flag=~/…; without a home folder nobody can."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('pwd.getpwuid', {}.__getitem__)  # as for a user id without an entry
+    for name in ('HOME', 'JAXDL_CACHE', 'JAXDL_DATA', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    code, _, err = call(*words)
+    assert code == 2 and ('the ~' in err or 'set JAXDL_CACHE' in err), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    line = flags.CommandLine('about', example='', words='DIR …')
+    line.string('workdir', 'DIR', 'a folder')
+    line.string('note', 'TEXT', 'no folder')
+    given = line.parse(['x', '~/a', 'b~', '--workdir=~/runs', '--note=~/n'])
+    assert given.words == [f'{tmp_path}/a', 'b~']
+    assert (given.workdir, given.note) == (f'{tmp_path}/runs', '~/n')

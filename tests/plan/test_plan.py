@@ -149,7 +149,9 @@ def test_rows_stand_in_for_a_data_set_that_is_not_here():
     shapes = plan.parse_rows(f'x:float32[{WIDTH}]')
     found = planning.make(config(), CLUSTER, cuda=False, rows=shapes)
     assert found.parameters == PARAMETERS
-    with pytest.raises(UserError, match="--rows: Square needs 'x'"):
+    with pytest.raises(
+        UserError, match="Square or the model needs 'x' in an example; there are id, "
+    ):
         planning.make(config(), CLUSTER, cuda=False, rows=plan.parse_rows('y:int32[]'))
 
 

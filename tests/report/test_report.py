@@ -17,6 +17,7 @@ from jaxdl.commands.report import main
 from jaxdl.record import metrics_file as logs
 from jaxdl.record.gallery import Gallery, newest
 from jaxdl.record.pictures import encode_png
+from jaxdl.report import plots
 from jaxdl.report import write as report
 from jaxdl.report.data import Group, Run, differing, direction, find_runs, flatten, group_by_seed
 
@@ -472,3 +473,21 @@ def test_no_name_of_a_run_breaks_the_page(tmp_path):
         (tmp_path / 'report' / 'index.html').read_text(),
     )
     assert [line['label'] for line in json.loads(data[0])['lines']] == ['a</script>&"', 'b']
+
+
+def test_a_report_that_is_broken_off_leaves_the_old_one(tmp_path, monkeypatch):
+    def contents():
+        return {p.name: p.read_bytes() for p in (tmp_path / 'one' / 'report').iterdir()}
+
+    def half(figure, file, **options):
+        file.write(b'half a picture')
+        raise KeyboardInterrupt
+
+    make_run(tmp_path / 'one', slim=True)
+    assert main(['report', str(tmp_path / 'one')]) == 0
+    before = contents()
+    monkeypatch.setattr(plots, 'to_svg', lambda *words: '<svg></svg>')
+    monkeypatch.setattr(plots.Figure, 'savefig', half)
+    with pytest.raises(KeyboardInterrupt):
+        main(['report', str(tmp_path / 'one')])
+    assert contents() == before

@@ -14,8 +14,14 @@ import pytest
 
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Checkpoint, Divergence, Mesh
+from jaxdl.data.text.documents import Documents
+from jaxdl.data.text.sources import TextFiles
+from jaxdl.data.text.tokenizers import Bpe, Bytes, WordPiece
 from jaxdl.errors import Diverged, Preempted, UserError
+from jaxdl.models.rnn import RnnLM
 from jaxdl.run import loop as trainer
+from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.language_model import LanguageModel
 from tests import chaos, faulty, small
 from tests.faulty import FAULTS, Fragile, first_id
 from tests.record.test_tensorboard import foreign_events
@@ -54,6 +60,58 @@ def resume_and_compare(folder, unbroken, config=None) -> None:
     trainer.train(config or faulty.config(), str(folder))
     assert chaos.compare(unbroken, folder) == []
     assert run_json(folder)['status'] == 'finished'
+
+
+@dataclasses.dataclass
+class Unread(Documents):
+    """Texts that nobody may open."""
+
+    def train_source(self):
+        raise AssertionError('the data was read')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'data': Unread(tokenizer=Bpe(vocab_size=300))}, '--config.model.vocab=260'),
+        ({'data': Unread(tokenizer=WordPiece(vocab='VOCAB'))}, '--config.model.vocab=260'),
+        ({'data': Unread(tokenizer=WordPiece(vocab='gone'))}, "vocab='gone'"),
+        ({'data': Unread(tokenizer=Bytes()), 'task': Classification()}, "needs 'image'"),
+        ({'data': Unread(tokenizer=Bytes()), 'mesh': Mesh(data=3)}, '--config.mesh'),
+    ],
+)
+def test_what_the_config_decides_comes_before_the_data_and_leaves_no_folder(
+    changes, words, tmp_path
+):
+    vocab = tmp_path / 'vocab.txt'
+    vocab.write_text(
+        '\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *map(str, range(300))])
+    )
+    changes['data'].source = TextFiles(train=str(vocab))
+    if getattr(changes['data'].tokenizer, 'vocab', '') == 'VOCAB':
+        changes['data'].tokenizer.vocab = str(vocab)
+    changes = {'model': RnnLM(vocab=260, width=8, layers=1), 'task': LanguageModel()} | changes
+    with pytest.raises(UserError, match=words):
+        trainer.train(small.config(**changes), str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+class Misdescribed(Documents):
+    """Says that its rows are longer than they are."""
+
+    def example(self):
+        return {name: np.resize(row, 9) for name, row in super().example().items() if row.shape}
+
+
+def test_a_data_set_whose_rows_are_not_as_declared_is_named(tmp_path):
+    (tmp_path / 'text.txt').write_text('rain and wind ' * 50)
+    source = TextFiles(train=str(tmp_path / 'text.txt'))
+    data = Misdescribed(source=source, tokenizer=Bytes(), length=8)
+    model = RnnLM(vocab=260, width=8, layers=1)
+    config = small.config(data=data, model=model, task=LanguageModel())
+    with pytest.raises(UserError, match=r'Misdescribed.example\(\) gives .*int32\[9\], but a row'):
+        trainer.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
 
 
 def run_json(folder) -> dict:

@@ -192,6 +192,12 @@ def test_restart_keeps_the_command_and_happens_once(tmp_path):
     added = f'{half}:glibc.malloc.tcache_count=0' if some else half
     assert run(GLIBC_TUNABLES=half)[0].endswith(f' {added}')
     assert len(run(GLIBC_TUNABLES='', JAXDL_PLAIN='1')[1]) == 1
+    # Where it may not be started again it goes on as it is.
+    script = (tmp_path / 'again.py').read_text()
+    refuse = 'import os\ndef refuse(*_): raise PermissionError\nos.execve = refuse\n'
+    (tmp_path / 'again.py').write_text(refuse + script)
+    said, starts = run(GLIBC_TUNABLES='')
+    assert said == "['a b', '--c=d']" and len(starts) == 1
 
 
 # ---- what is printed ----
@@ -271,6 +277,8 @@ def test_without_a_home_nothing_is_cached_and_no_folder_named_after_it(tmp_path,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr('pwd.getpwuid', {}.__getitem__)  # as for a user id without an entry
     monkeypatch.chdir(tmp_path)
-    done = {}
-    runtime._set_compile_cache(done)
-    assert done == {'compile_cache': None} and not list(tmp_path.iterdir())
+    for given in ('', '~/cache'):
+        monkeypatch.setenv('JAXDL_CACHE', given)
+        done = {}
+        runtime._set_compile_cache(done)
+        assert done == {'compile_cache': None} and not list(tmp_path.iterdir())

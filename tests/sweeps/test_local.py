@@ -179,7 +179,9 @@ def test_a_sweep_and_its_second_call(sweep, tmp_path):
     again = sweep(rest, '--slots=2')
     assert again.returncode == 0 and results(sweep) == found
     command = again.stdout.strip().splitlines()[-1].strip()
-    assert command == found['best']['command'] and command.startswith('python train.py --config=')
+    assert command == found['best']['command'] and command.startswith(
+        'python -m jaxdl train --config='
+    )
     best = next(t for t in found['trials'] if t['id'] == found['best']['trials'][0])
     words = [sys.executable, *command.split()[1:], f'--workdir={tmp_path / "best"}']
     environ = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
@@ -283,7 +285,7 @@ def test_fresh_processes_give_the_same_as_forked_ones(sweep):
     assert sweep(rest, '--slots=2', '--nofork').returncode == 0
     assert [t['value'] for t in finished_once(sweep, 2)['trials']] == forked
     info = json.loads((sweep.out / 'trials' / '0000' / 'run.json').read_text())
-    assert 'late' not in info['environment'] and 'train.py' in info['command']
+    assert 'late' not in info['environment'] and ' -m jaxdl train ' in info['command']
 
 
 def wait_for(condition, seconds=120):
@@ -373,7 +375,7 @@ def test_the_process_of_a_trial(tmp_path, monkeypatch, how):
     assert facts['stdin'] == os.devnull and facts['stdout'] == str(tmp_path / 'logs' / '0000.txt')
     assert facts['env']['CUDA_VISIBLE_DEVICES'] == '3' and local.MARK in facts['env']
     assert 'OPENBLAS_NUM_THREADS' not in facts['env'] and 'glibc.malloc' in facts['heap']
-    assert facts['main'] == facts['argv'][0] == str(ROOT / 'train.py')
+    assert facts['main'] == facts['argv'][0] == str(ROOT / 'jaxdl' / '__main__.py')
     assert facts['argv'][-1] == '--config.seed=5'
     if how == 'forked':
         assert 'forkserver' in facts['program'] and facts['threads of the parent'] == 1
@@ -381,7 +383,7 @@ def test_the_process_of_a_trial(tmp_path, monkeypatch, how):
         assert b'glibc.malloc' in Path(f'/proc/{facts["parent"]}/environ').read_bytes()
         assert facts['preloaded']
     else:
-        assert 'forkserver' not in facts['program'] and 'train.py' in facts['program']
+        assert 'forkserver' not in facts['program'] and 'jaxdl\0train' in facts['program']
 
 
 def test_a_forked_trial_can_start_workers(tmp_path):

@@ -4,12 +4,15 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
+from jaxdl.commands import sweep as command
 from jaxdl.errors import UserError
 from jaxdl.record import metrics_file as logs
 from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
@@ -128,7 +131,8 @@ def test_all_finish_and_the_best_is_found(tmp_path):
     assert statuses(found) == ['finished'] * 8 and len(launcher.started) == 8
     assert found['best']['varied'] == {'x': 3} and found['best']['mean'] == pytest.approx(3.05)
     assert found['best']['deviation'] == pytest.approx(0.0707, abs=1e-4)
-    assert found['best']['command'] == 'python train.py --config=c.py --config.x=3 --config.seed=0'
+    again = 'python -m jaxdl train --config=c.py --config.x=3 --config.seed=0'
+    assert found['best']['command'] == again
     assert json.loads((pool.store.path / 'results.json').read_text())['counts'] == {'finished': 8}
     lines = (pool.store.path / 'results.csv').read_text().splitlines()
     assert len(lines) == 9 and lines[0].startswith('id,point,x,seed,status,value')
@@ -273,6 +277,7 @@ def test_a_signal_stops_all_and_the_next_call_resumes(tmp_path):
 
     launcher.poll = poll_and_stop
     found = pool.run()
+    assert not pool.killed  # they saved: exit 75
     assert pool.signal == 'SIGINT' and [s[1] for s in launcher.stopped] == ['sweep', 'sweep']
     assert statuses(found) == ['pending'] * 4 and len(launcher.started) == 2
     pool.store.close()
@@ -334,8 +339,8 @@ def test_a_trial_that_hangs_is_ended(tmp_path, monkeypatch, wall, steady, writes
 
 
 @pytest.mark.parametrize('again', [False, True])
-def test_what_does_not_stop_is_killed(tmp_path, monkeypatch, again):
-    """After its grace, or at the second signal."""
+def test_what_does_not_stop_is_killed(tmp_path, monkeypatch, capsys, again):
+    """After its grace, or at the second signal; it did not save, so the exit code is not 75."""
     import jaxdl.sweeps.pool as pools
 
     pool, launcher = make(tmp_path, count=1, grace=10.0)
@@ -355,7 +360,11 @@ def test_what_does_not_stop_is_killed(tmp_path, monkeypatch, again):
         return []
 
     launcher.poll = deaf
-    assert statuses(pool.run()) == ['pending']
+    given = types.SimpleNamespace(vectorize=1)
+    assert command.run(given, pool.sweep, pool.store, launcher, 's.py', pool.trials) == 1
+    (line,) = re.findall('error: .*', capsys.readouterr().err)
+    assert 'SIGTERM' in line and '1 killed before saving' in line and 'resumes' in line
+    assert pool.store.state('0000')['status'] == 'pending'
     assert launcher.stopped == [('0000', 'sweep', False), ('0000', 'sweep', True)]
     assert len(looks) == (3 if again else 5)
 
@@ -437,7 +446,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path):
     other = Sweep('c.py', METRIC, points=grid({'y': (1, 2)}))
     with pytest.raises(UserError, match='another sweep'):
         pool.store.adopt(other, trials(other))
-    with pytest.raises(UserError, match='has changed since'):
+    with pytest.raises(UserError, match='has changed; compare'):
         pool.store.adopt(pool.sweep, trials(pool.sweep, 'b'))
     # More points are welcome, also in front: the old ones keep their numbers.
     more = Sweep('c.py', METRIC, points=grid({'x': (7, 0, 1, 2, 3)}))

@@ -69,9 +69,9 @@ class Tfds(DataSet):
         """One example of zeros, known without the files; None: the set itself has to be read."""
         if self._image_set() is not None:
             return None
-        from jaxdl.data import prepare, records
+        from jaxdl.data import records
 
-        features = prepare.official_builder(self._full_name(), self._root()).info.features
+        features = self._declared()
         layout = records.layout_of(features, self.features, self.image_size, dataset=self.name)
         return {n: np.zeros(layout.shapes[n], layout.dtypes[n]) for n in layout.shapes}
 
@@ -120,7 +120,7 @@ class Tfds(DataSet):
         spec = self._image_set()
         if spec is not None:
             return spec.classes.get('label', ())
-        features = self._builder().info.features
+        features = self._declared()
         return tuple(getattr(features['label'], 'names', None) or ()) if 'label' in features else ()
 
     def _root(self) -> pathlib.Path:
@@ -231,6 +231,12 @@ class Tfds(DataSet):
                 f'{folder}: its description cannot be read ({type(error).__name__}); remove it, '
                 f'then: {fix}'
             ) from None
+
+    def _declared(self) -> Any:
+        """The features that TFDS declares for the set, which need not be prepared."""
+        from jaxdl.data import prepare
+
+        return prepare.official_builder(self._full_name(), self._root()).info.features
 
     def _builder(self) -> Any:
         """TFDS's own builder of the set, prepared if it was not yet."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxdl.errors import UserError, nearest
+from jaxdl.files import expanded
 
 LINE_LIMIT = 1 << 24
 """Bytes of the longest line that is read where lines are the unit."""
@@ -151,7 +152,7 @@ def find(pattern: str, role: str) -> list[Path]:
     `role` is the setting that holds the pattern, for messages.
     """
     where = f'{role}={pattern!r}'
-    name = os.path.expanduser(pattern)
+    name = expanded(pattern)
     if os.path.isdir(name):
         raise UserError(f'{where}: a folder; give a file or a pattern such as {pattern}/*.txt')
     found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))

@@ -88,6 +88,9 @@ class TextSet(DataSet, abc.ABC):
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         found = {f'eval/{name}': records.key() for name, records in self.eval_records().items()}
+        if isinstance(self.tokenizer, tokenizers.WordPiece):  # others follow from the texts
+            self.tokenizer.read()
+            found['tokenizer'] = self.tokenizer.fingerprint()
         return found | ({'train': self.train_records().key()} if train else {})
 
     def keep(self, folder: str | os.PathLike) -> None:
@@ -107,6 +110,7 @@ class TextSet(DataSet, abc.ABC):
         Every id of the tokenizer must be a row of the model's table: a gather past its end would
         silently read the last row.
         """
+        self.tokenizer.read()
         limits = facts_of(model).limits()
         have, need = limits.vocab, self.tokenizer.vocab_size
         if have is not None and have < need:

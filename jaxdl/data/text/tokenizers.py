@@ -19,6 +19,7 @@ import numpy as np
 from jaxdl.data import cached
 from jaxdl.data.text.reading import digest, read_text
 from jaxdl.errors import UserError, at_least
+from jaxdl.files import expanded
 
 FILE = 'tokenizer.json'
 
@@ -45,6 +46,9 @@ class Tokenizer(abc.ABC):
     def sized(self) -> bool:
         """Whether token_bytes gives a table."""
         return True
+
+    def read(self) -> None:
+        """Takes what is known without a text, such as a published vocabulary, unless it was taken."""
 
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         """Learns from `texts()` unless already learned; `key` is a hash of those texts."""
@@ -293,10 +297,14 @@ class WordPiece(LibraryTokenizer):
         return False
 
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
+        del texts, key, cache
+        self.read()
+
+    def read(self) -> None:
         if self._engine is not None:
             return
         try:
-            text = read_text(Path(os.path.expanduser(self.vocab)))
+            text = read_text(Path(expanded(self.vocab)))
         except UserError as error:
             raise UserError(f'data.tokenizer.vocab={self.vocab!r}: {error}') from None
         lines = text.removesuffix('\n').split('\n')
@@ -421,6 +429,7 @@ def _learn(texts: Iterable[str], size: int) -> list[tuple[str, str]]:
     done.wait()
     if errors:
         raise errors[0]
+    # The library's own words, not a file's.
     return [tuple(pair) for pair in json.loads(engine.to_str())['model']['merges']]
 
 
