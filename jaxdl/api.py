@@ -18,12 +18,16 @@ import numpy as np
 from jaxdl.errors import UserError
 
 if TYPE_CHECKING:  # data workers import this module and should not have to import jax
+    import flax.linen as nn
     import jax
 
     from jaxdl.metrics import Mean
 
 Rows = dict[str, np.ndarray]
 Batch = dict[str, 'jax.Array']
+# A tree (nested dicts, tuples, dataclasses) of arrays or of what stands for them, as shapes and
+# shardings: parameters, a model's other variables. No type checker can say what is inside.
+Tree = Any
 
 
 class Source(abc.ABC):
@@ -77,7 +81,7 @@ class DataSet(abc.ABC):
         """The names of the labels in order; () if they have none."""
         return ()
 
-    def check_with(self, model: Any, task: 'Task') -> None:
+    def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples.
 
         Called before the sources: what it needs must be known without them.
@@ -147,11 +151,14 @@ class Predictions(abc.ABC):
     """
 
     vocab: int = 0
-    next_sentence: Any = None
+    next_sentence: 'jax.Array | None' = None
 
     @abc.abstractmethod
     def cross_entropy(
-        self, labels: 'jax.Array', label_smoothing: Any = 0.0, weights: Any = None
+        self,
+        labels: 'jax.Array',
+        label_smoothing: 'float | jax.Array' = 0.0,
+        weights: 'jax.Array | None' = None,
     ) -> 'tuple[jax.Array, jax.Array]':
         """(float32 loss in nats, most likely token), both of the shape of `labels`.
 
@@ -166,7 +173,7 @@ class Predictions(abc.ABC):
 _ANY_MODEL = Model()
 
 
-def facts_of(model: Any) -> Model:
+def facts_of(model: 'nn.Module | Model') -> Model:
     """`model`, or the defaults of Model for a Flax module that does not derive from it.
 
     Raises:
@@ -244,7 +251,13 @@ class Task(abc.ABC):
         return {}
 
     def generate(
-        self, model: Any, variables: dict, data: Any, *, final: bool, beat: Callable[[], None]
+        self,
+        model: 'nn.Module',
+        variables: Tree,
+        data: DataSet,
+        *,
+        final: bool,
+        beat: Callable[[], None],
     ) -> Generated | None:
         """Texts that the model generates after an evaluation; None: nothing.
 
@@ -254,13 +267,18 @@ class Task(abc.ABC):
         return None
 
     def continue_text(
-        self, model: Any, variables: dict, data: Any, prompt: str, **options: Any
+        self, model: 'nn.Module', variables: Tree, data: DataSet, prompt: str, **options: Any
     ) -> list[str]:
         """Continuations of `prompt`, for `jaxdl sample`."""
         raise UserError(f'a model trained for {type(self).__name__} continues no text')
 
     def translate(
-        self, model: Any, variables: dict, data: Any, sentences: Sequence[str], **options: Any
+        self,
+        model: 'nn.Module',
+        variables: Tree,
+        data: DataSet,
+        sentences: Sequence[str],
+        **options: Any,
     ) -> list[str]:
         """Translations of `sentences`, for `jaxdl sample --translate`."""
         raise UserError(f'a model trained for {type(self).__name__} translates no text')

@@ -1,5 +1,7 @@
-"""How a command ends: its errors, their exit codes and their messages."""
+"""How a command ends: its errors, their exit codes and their messages; checks of fields."""
 
+import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -79,3 +81,48 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """The hint "; did you mean 'x'?" with the closest of `options`, or ''."""
     found = closest(name, options)
     return f'; did you mean {found!r}?' if found else ''
+
+
+# ---- what `check` methods are made of: fields that are wrong raise ValueError -------------------
+
+
+def at_least(holder: object, **bounds: float) -> None:
+    """Raises ValueError where a field of `holder` is below its bound, infinite or not a number."""
+    for name, low in bounds.items():
+        value = getattr(holder, name)
+        if not value >= low or value == math.inf:
+            raise ValueError(f'{name}={value}: must be at least {low}')
+
+
+def above_zero(holder: object, *names: str) -> None:
+    """Raises ValueError where a field of `holder` is not above 0, or infinite."""
+    for name in names:
+        if not 0 < getattr(holder, name) < math.inf:
+            raise ValueError(f'{name}={getattr(holder, name)}: must be above 0')
+
+
+def below_one(holder: object, *names: str) -> None:
+    """Raises ValueError where a number of `holder` is not in [0, 1); traced values pass."""
+    for name in names:
+        value = getattr(holder, name)
+        if isinstance(value, int | float) and not 0 <= value < 1:
+            raise ValueError(f'{name}={value}: must be in [0, 1)')
+
+
+def one_of(holder: object, **choices: Iterable) -> None:
+    """Raises ValueError where a field of `holder` is none of its choices."""
+    for name, allowed in choices.items():
+        value = getattr(holder, name)
+        if value not in allowed:
+            raise ValueError(
+                f'{name}={value!r}: must be one of {", ".join(map(repr, allowed))}'
+                f'{nearest(str(value), allowed)}'
+            )
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ValueError where `pattern` is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@flax.struct.dataclass
-class Mean:
+class Mean(flax.struct.PyTreeNode):
     """A weighted mean that has not been divided yet.
 
     Attributes:

@@ -1,5 +1,8 @@
 """Small configs for tests: seconds to compile, real parts."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 
@@ -52,3 +55,9 @@ def losses(run: Config, steps: int, devices: int = 1) -> tuple[np.ndarray, Progr
         state, packed = step(state, batch, feed.resident, hyper)
         found.append(packing.means(np.asarray(packed))['loss'])
     return np.asarray(found), made, jax.tree.map(np.asarray, jax.tree.leaves(state))
+
+
+def samples(path: Path) -> dict[int, list[int]]:
+    """{step: ids} of a samples.jsonl."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return {row['step']: row['ids'] for row in rows}

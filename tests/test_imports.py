@@ -17,7 +17,7 @@ ALLOWED = {
     'metrics': set(),
     'files': {'errors'},
     'api': {'metrics', 'errors'},
-    'models': {'api'},
+    'models': {'api', 'errors'},
     'data': BASE - {'metrics'},
     'tasks': BASE | {'models'},  # decoding is a function of any model
     'core': BASE | {'models'},  # of models only what OF_MODELS names

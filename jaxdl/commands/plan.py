@@ -53,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
         own = [word for word in argv[1:] if not re.match(r'--?(search|largest|json)\b', word)]
         asker = search.Asker(own)
         if values.search:
-            found = search.search(config, cluster, asker)
+            answer = search.search(config, cluster, asker)
         else:
-            found = search.largest(config, values.largest, asker)
-        print(json.dumps(found.to_json()) if values.json else found.text(), flush=True)
+            answer = search.largest(config, values.largest, asker)
+        print(json.dumps(answer.to_json()) if values.json else answer.text(), flush=True)
         return 0
     rows = parse_rows(values.rows) if values.rows else None
     plan = planning.make(config, cluster, cuda=cuda, rows=rows)

@@ -4,6 +4,7 @@ A language model continues --prompt. With --translate a translator translates st
 line. Only the texts go to standard output, as UTF-8.
 """
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 < values.top_p <= 1:
         raise UserError(f'--top_p={values.top_p}: must be in (0, 1]')
     runtime.open_devices()
-    if hasattr(sys.stdout, 'reconfigure'):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding='utf-8')
 
     from jaxdl.core.evaluation import readable_variables

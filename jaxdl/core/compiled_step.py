@@ -1,14 +1,16 @@
 """How a step is compiled, and the compiled training step as the loop calls it."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import AxisType
 
+from jaxdl.api import Batch, Tree
 from jaxdl.core.mesh import replicated
+from jaxdl.core.step import TrainState
 from jaxdl.errors import UserError
 
 # Calls that may be under way. Two keep the device busy, and a signal, a hang or a non-finite number
@@ -20,6 +22,8 @@ MOST = 2
 LARGE = 96 << 20
 # Seconds to wait after a large step: the CPU backend reports it done before it frees its memory.
 PAUSE = 5e-4
+
+Shapes = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 class CompiledStep:
@@ -37,7 +41,7 @@ class CompiledStep:
         RuntimeError: from a call, where the arguments do not fit the program.
     """
 
-    def __init__(self, step: Callable, traces: list[str], batch: dict[str, Any]):
+    def __init__(self, step: Callable, traces: list[str], batch: Shapes):
         self.step, self.traces, self.batch = step, traces, batch
         analysis = getattr(step, 'memory_analysis', lambda: None)()  # pmap has none
         size = getattr(analysis, 'temp_size_in_bytes', 0)
@@ -53,7 +57,9 @@ class CompiledStep:
         """The compiled program as text; '' for pmap, which compiles at its first call."""
         return self.step.as_text() if hasattr(self.step, 'as_text') else ''
 
-    def __call__(self, state: Any, batch: dict[str, jax.Array], resident: dict, hyper: dict) -> Any:
+    def __call__(
+        self, state: TrainState, batch: Batch, resident: Batch, hyper: dict
+    ) -> tuple[TrainState, jax.Array]:
         try:
             result = self.step(state, batch, resident, hyper)
         except TypeError as error:
@@ -69,7 +75,7 @@ class CompiledStep:
         return result
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changes(old: Shapes, new: Shapes) -> list[str]:
     """Texts that name the arrays of a batch whose shape or dtype differs from `old`."""
     return [
         f'{name} from {_shape(old.get(name))} to {_shape(new.get(name))}'
@@ -78,7 +84,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: jax.Array | jax.ShapeDtypeStruct | None) -> str:
     return 'nothing' if leaf is None else f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
 
 
@@ -92,11 +98,11 @@ def _message(changed: list[str]) -> str:
 def compile_step(
     function: Callable,
     arguments: tuple,
-    out_shardings: Any,
+    out_shardings: Tree,
     *,
     donate: bool,
     mesh: jax.sharding.Mesh,
-    look: Callable[[Any], None] | None = None,
+    look: Callable[[ClosedJaxpr], None] | None = None,
 ) -> Callable:
     """Compiles `function` for arguments like these, once; a call with other shapes is an error.
 

@@ -16,10 +16,15 @@ import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxdl.api import DataSet, Task, facts_of
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, check_pattern, nearest, one_of
+
+if TYPE_CHECKING:  # not every reader of a config needs jax
+    import flax.linen as nn
+
+    from jaxdl.core.optim import Optimizer
 
 # Fields that a resumed run may change: they say where it runs, what it logs and how long it is. The
 # fields in `DataSet.places` are allowed besides, if the data has the same bytes.
@@ -190,10 +195,10 @@ class Config:
         hang_timeout: seconds without a step after which all stacks are printed and the run ends; 0: never.
     """
 
-    model: Any
-    task: Any
-    data: Any
-    optimizer: Any
+    model: 'nn.Module'
+    task: Task
+    data: DataSet
+    optimizer: 'Optimizer'
     steps: int
     batch_size: int
     seed: int = 0
@@ -312,33 +317,6 @@ def divisors(number: int) -> str:
     return ', '.join(texts if len(texts) <= 12 else [*texts[:6], '…', *texts[-5:]])
 
 
-def at_least(holder: Any, **bounds: float) -> None:
-    """Raises ValueError where a field of `holder` is below its bound or not a number."""
-    for name, low in bounds.items():
-        value = getattr(holder, name)
-        if not value >= low or value == math.inf:
-            raise ValueError(f'{name}={value}: must be at least {low}')
-
-
-def one_of(holder: Any, **choices: tuple) -> None:
-    """Raises ValueError where a field of `holder` is none of its choices."""
-    for name, allowed in choices.items():
-        value = getattr(holder, name)
-        if value not in allowed:
-            raise ValueError(
-                f'{name}={value!r}: must be one of {", ".join(map(repr, allowed))}'
-                f'{nearest(str(value), allowed)}'
-            )
-
-
-def check_pattern(pattern: str) -> None:
-    """Raises ValueError where `pattern` is no regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f'{pattern!r} is not a regular expression: {error}') from None
-
-
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
     from jaxdl.core.optim import Optimizer  # imports jax, which some readers of configs do without
@@ -435,8 +413,6 @@ def rebuild(node: Any, change: Callable[[str, Any], Any], path: str = 'config') 
         updates = {
             f.name: rebuild(getattr(node, f.name), change, f'{path}.{f.name}') for f in fields(node)
         }
-        if _is_module(node):
-            return node.clone(**updates)
         return dataclasses.replace(node, **updates)
     if isinstance(node, tuple):
         return tuple(rebuild(item, change, f'{path}[{i}]') for i, item in enumerate(node))

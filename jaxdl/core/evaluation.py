@@ -1,12 +1,11 @@
 """Exact evaluation: every example of each evaluation set counts once, on any number of devices."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdl.api import Generated
+from jaxdl.api import Generated, Source
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config
 from jaxdl.core.feed import Feed
@@ -25,7 +24,7 @@ class Evaluator:
         sources: {name: source}.
     """
 
-    def __init__(self, program: Program, sources: dict[str, Any]):
+    def __init__(self, program: Program, sources: dict[str, Source]):
         self.program = program
         config: Config = program.config
         size = config.eval_batch_size or config.batch_size
@@ -65,15 +64,17 @@ class Evaluator:
             found += [f'eval/{name}/{key}' for key in (*floats, *self._derived(means), 'examples')]
         return sorted(found)
 
-    def _derived(self, means: dict[str, Any]) -> dict[str, float]:
+    def _derived(self, means: dict[str, float | np.ndarray]) -> dict[str, float]:
         """The metrics that the task derives from the means of a whole set, such as a perplexity."""
         floats = {name: value for name, value in means.items() if isinstance(value, float)}
         return self.program.config.task.derived(floats)
 
-    def run(self, state: TrainState, hyper: dict, beat: Callable[[], None]) -> list[dict[str, Any]]:
+    def run(
+        self, state: TrainState, hyper: dict, beat: Callable[[], None]
+    ) -> list[dict[str, float | np.ndarray]]:
         """For each lane {'eval/<set>/<metric>': float or matrix}, with the examples of each set."""
         self.compile()
-        found: list[dict[str, Any]] = [{} for _ in range(self.program.lanes or 1)]
+        found: list[dict[str, float | np.ndarray]] = [{} for _ in range(self.program.lanes or 1)]
         for name, feed in self.feeds.items():
             step, packing = self._compiled[name], self.packings[name]
             totals = np.zeros((len(found), packing.size), np.float64)

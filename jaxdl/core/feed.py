@@ -6,7 +6,6 @@ rows ahead and `Feed` places them on the mesh. The batches and their order are a
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -117,7 +116,7 @@ class Feed:
 
     def training(
         self, ids: Callable[[int], np.ndarray], calls: int, *, ahead: int, workers: int = 0
-    ) -> Any:
+    ) -> pipeline.Prefetch | pipeline.Workers | pipeline.Direct:
         """A stream whose `next()` gives the rows for calls 0 … calls - 1 of the step in turn.
 
         `ids` gives the examples of a call, [..., batch]. `ahead` calls are prepared early, unless

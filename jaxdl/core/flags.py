@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from absl import flags
@@ -148,7 +148,7 @@ class CommandLine:
         self,
         argv: Sequence[str],
         *,
-        before_config: Callable[[SimpleNamespace], Any] = lambda given: None,
+        before_config: Callable[[SimpleNamespace], None] = lambda given: None,
     ) -> SimpleNamespace:
         """The flags by name, `words`, `present` (the flags given) and `config` (checked, or '').
 
@@ -261,7 +261,7 @@ class CommandLine:
 # ---- configs --------------------------------------------------------------------------------------
 
 
-def load_module(path: str) -> Any:
+def load_module(path: str) -> ModuleType:
     """Runs a config file and returns it as a module.
 
     Raises:

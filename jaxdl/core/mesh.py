@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxdl.api import Tree
 from jaxdl.core.config import Mesh, divisors
 from jaxdl.errors import UserError
 
@@ -17,7 +17,7 @@ AXES = Mesh.AXES
 BATCH_AXES = ('data', 'fsdp', 'pipe')
 
 
-def make_mesh(sizes: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+def make_mesh(sizes: Mesh, devices: Sequence[object] | None = None) -> jax.sharding.Mesh:
     """The devices arranged as the config says.
 
     Raises:
@@ -80,7 +80,7 @@ def rows_here(sharding: NamedSharding, size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(a, b) for a, b in spans]))
 
 
-def put(tree: Any, sharding: Any) -> Any:
+def put(tree: Tree, sharding: NamedSharding | Tree) -> Tree:
     """Places host arrays, the same on every process, on the mesh; one sharding, or a tree of them."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)

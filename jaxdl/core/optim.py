@@ -8,13 +8,18 @@ decay and the clipping norm may be traced values.
 import dataclasses
 import math
 import re
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl.api import facts_of
+from jaxdl.api import Tree, facts_of
+from jaxdl.errors import at_least, below_one, check_pattern, one_of
+
+MOMENT_DTYPES = ('', 'float32', 'bfloat16')
 
 
 @dataclasses.dataclass
@@ -104,23 +109,15 @@ class Optimizer:
     decay_first: ClassVar[bool] = False  # True: weight decay is added to the gradient
 
     learning_rate: float = 1e-3
-    schedule: Any = dataclasses.field(default_factory=Cosine)
+    schedule: Callable[[jax.Array], jax.Array] = dataclasses.field(default_factory=Cosine)
     weight_decay: float = 0.0
     no_decay: tuple[str, ...] = NORMS_AND_BIASES
     clip_norm: float = 0.0
 
     def check(self):
-        for name in ('learning_rate', 'weight_decay', 'clip_norm'):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f'{name}={value}: must be a finite number, at least 0')
+        at_least(self, learning_rate=0, weight_decay=0, clip_norm=0)
         for pattern in self.no_decay:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f'no_decay: {pattern!r} is no regular expression: {error}'
-                ) from None
+            check_pattern(pattern)
 
     def rate(self, step: jax.Array, steps: int) -> jax.Array:
         """The learning rate of the update that follows `step` completed ones.
@@ -130,7 +127,7 @@ class Optimizer:
         """
         return self.learning_rate * self.schedule((step + 0.5) / steps)
 
-    def for_model(self, model: Any) -> 'Optimizer':
+    def for_model(self, model: nn.Module) -> 'Optimizer':
         """This optimizer, completed with facts about the model's parameters if it needs any.
 
         Raises ValueError where it needs a fact that the model does not state.
@@ -150,10 +147,12 @@ class Optimizer:
             parts.insert(0 if self.decay_first else 1, decay)
         if not _off(self.clip_norm):
             parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
-        parts.append(optax.scale_by_learning_rate(lambda count: self.rate(count, steps)))
+        parts.append(
+            optax.scale_by_learning_rate(lambda count: self.rate(jnp.asarray(count), steps))
+        )
         return optax.chain(*parts)
 
-    def decays(self, params: Any) -> Any:
+    def decays(self, params: Tree) -> Tree:
         """A tree of booleans: which parameters are decayed."""
         patterns = [re.compile(p) for p in self.no_decay]
         return jax.tree_util.tree_map_with_path(
@@ -166,7 +165,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def _off(value: Any) -> bool:
+def _off(value: float | jax.Array) -> bool:
     return isinstance(value, int | float) and value == 0
 
 
@@ -191,9 +190,8 @@ class Sgd(Optimizer):
 
     def check(self):
         super().check()
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
-        _check_moment_dtype(self)
+        below_one(self, 'momentum')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
         if self.nesterov and not self.momentum:
             raise ValueError('nesterov=True is unused when momentum=0; set nesterov=False')
 
@@ -222,8 +220,8 @@ class AdamW(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        _check_moment_dtype(self)
+        below_one(self, 'b1', 'b2')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
 
     def direction(self):
         return optax.scale_by_adam(
@@ -248,8 +246,8 @@ class Lion(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        _check_moment_dtype(self)
+        below_one(self, 'b1', 'b2')
+        one_of(self, moment_dtype=MOMENT_DTYPES)
 
     def direction(self):
         return optax.scale_by_lion(b1=self.b1, b2=self.b2, mu_dtype=self.moment_dtype or None)
@@ -282,9 +280,7 @@ class Muon(Optimizer):
 
     def check(self):
         super().check()
-        _check_betas(self)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum={self.momentum}: must be in [0, 1)')
+        below_one(self, 'b1', 'b2', 'momentum')
         for pair in self.matrices:
             try:
                 pattern, axes = pair
@@ -309,7 +305,7 @@ class Muon(Optimizer):
         muon = optax.chain(
             optax.trace(self.momentum, nesterov=True),
             optax.scale(1 - self.momentum),  # the source averages gradients; optax.trace sums them
-            optax.GradientTransformation(lambda _: optax.EmptyState(), self._orthogonalised),
+            optax.stateless(self._orthogonalised),
         )
         adam = optax.chain(
             optax.scale_by_adam(b1=self.b1, b2=self.b2), optax.scale(self.adam_ratio)
@@ -321,13 +317,13 @@ class Muon(Optimizer):
         name = path_name(path)
         return next((axes for pattern, axes in self.matrices if re.search(pattern, name)), None)
 
-    def labels(self, params: Any) -> Any:
+    def labels(self, params: Tree) -> Tree:
         """A tree of 'muon' and 'adam': which part updates each parameter."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: 'adam' if self._layer_axes(path) is None else 'muon', params
         )
 
-    def _orthogonalised(self, updates, state, params=None):
+    def _orthogonalised(self, updates, params):
         del params
 
         def one(path, update):
@@ -337,7 +333,7 @@ class Muon(Optimizer):
             # The factor keeps the size of the outputs' change independent of the layer's shape.
             return orthogonal(matrix).reshape(update.shape) * max(1, columns / rows) ** 0.5
 
-        return jax.tree_util.tree_map_with_path(one, updates), state
+        return jax.tree_util.tree_map_with_path(one, updates)
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:
@@ -352,18 +348,3 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.mT if high else x
-
-
-def _check_moment_dtype(optimizer):
-    allowed = ('', 'float32', 'bfloat16')
-    if optimizer.moment_dtype not in allowed:
-        raise ValueError(
-            f'moment_dtype={optimizer.moment_dtype!r}: must be one of {", ".join(map(repr, allowed))}'
-        )
-
-
-def _check_betas(optimizer):
-    for name in ('b1', 'b2'):
-        value = getattr(optimizer, name)
-        if not 0 <= value < 1:
-            raise ValueError(f'{name}={value}: must be in [0, 1)')

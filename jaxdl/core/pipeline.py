@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.api import Rows
 from jaxdl.errors import UserError
+
+RowShapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # {name: (shape of one row, dtype)}
 
 
 @dataclasses.dataclass
@@ -93,9 +96,7 @@ def eval_batches(examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, n
         yield np.minimum(ids, examples - 1), mask
 
 
-def check_rows(
-    rows: dict[str, np.ndarray], count: int, shapes: dict[str, Any] | None
-) -> dict[str, Any]:
+def check_rows(rows: dict[str, np.ndarray], count: int, shapes: RowShapes | None) -> RowShapes:
     """Raises UserError where rows are missing, or differ from `shapes` in shape or dtype."""
     found = {name: (value.shape[1:], value.dtype) for name, value in rows.items()}
     for name, value in rows.items():
@@ -120,7 +121,7 @@ class Prefetch:
     An error in the thread is raised by the call that would have returned its result.
     """
 
-    def __init__(self, produce: Callable[[int], Any], start: int, stop: int, ahead: int):
+    def __init__(self, produce: Callable[[int], Rows], start: int, stop: int, ahead: int):
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -143,7 +144,7 @@ class Prefetch:
             if self._closed.is_set() or item[1] is not None:
                 return
 
-    def next(self) -> Any:
+    def next(self) -> Rows:
         item, error = self._queue.get()
         if error is not None:
             raise error
@@ -162,10 +163,10 @@ class Direct:
     For work that is shorter than handing its result over from another thread.
     """
 
-    def __init__(self, produce: Callable[[int], Any], start: int, stop: int):
+    def __init__(self, produce: Callable[[int], Rows], start: int, stop: int):
         self._produce, self._indices = produce, iter(range(start, stop))
 
-    def next(self) -> Any:
+    def next(self) -> Rows:
         return self._produce(next(self._indices))
 
     def close(self) -> None:
@@ -186,7 +187,7 @@ class Load:
     fetch: Callable[[np.ndarray], dict[str, np.ndarray]]
     ids: Callable[[int], np.ndarray]
     mine: np.ndarray
-    shapes: dict[str, Any]
+    shapes: RowShapes
 
     def __call__(self, call: int) -> dict[str, np.ndarray]:
         ids = self.ids(int(call))[..., self.mine]
@@ -228,7 +229,7 @@ class Workers:
             data = data.mp_prefetch(processes, worker_init_fn=_begin_worker)
         self._iterator: Any = iter(data)
 
-    def next(self) -> Any:
+    def next(self) -> Rows:
         return next(self._iterator)
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ The loop trains with it, `evaluate` uses only the evaluation, `plan` compiles it
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxdl.api import facts_of
+from jaxdl.api import Tree, facts_of
 from jaxdl.core import batched_init, sharding
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.compiled_step import compile_pmap, compile_step
@@ -102,7 +101,7 @@ class Program:
             self.shardings,
         )
         self.traces: list[str] = []
-        self._train_jaxpr: Any = None
+        self._train_jaxpr: ClosedJaxpr | None = None
 
     def check_example(self, example: dict[str, np.ndarray]) -> None:
         """Raises UserError where the rows are not those that the program was made for."""
@@ -184,7 +183,7 @@ class Program:
         return self._scoped(jax.jit(function, out_shardings=self.shardings)), arguments
 
     def adopt(
-        self, state: TrainState, params: Any, model_state: Any, hyper: dict | None = None
+        self, state: TrainState, params: Tree, model_state: Tree, hyper: dict | None = None
     ) -> TrainState:
         """A fresh state with these weights; the buffers of `state` are freed."""
         # Freed before the new ones are made, so that both are never in memory at once.
@@ -213,7 +212,7 @@ class Program:
             for lane in range(self.lanes)
         ]
 
-    def _many(self, tree: Any) -> Any:
+    def _many(self, tree: Tree) -> Tree:
         """The abstract arrays of one run with the lane axis in front."""
         if not self.lanes:
             return tree
@@ -221,7 +220,7 @@ class Program:
 
     # ---- compiling ----
 
-    def packing(self, function: Callable, batch: Any, resident: Any) -> MetricPacking:
+    def packing(self, function: Callable, batch: dict, resident: dict) -> MetricPacking:
         """The names and shapes of the metrics that `function` of Steps returns.
 
         Raises:
@@ -261,7 +260,7 @@ class Program:
         assert found.packing is not None
         return step, found.packing
 
-    def train_jaxpr(self, batch: dict, resident: dict) -> Any:
+    def train_jaxpr(self, batch: dict, resident: dict) -> ClosedJaxpr:
         """The jaxpr of one call of the training step, on all devices and lanes together."""
         if self._train_jaxpr is not None:
             return self._train_jaxpr
@@ -330,7 +329,7 @@ class Program:
         )
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: Tree) -> Tree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)),
         tree,

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from jaxdl.api import Rows, Source, facts_of
+from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 
 
-def bounds_of(config: Any) -> dict[str, int]:
+def bounds_of(config: Config) -> dict[str, int]:
     """{name: bound} of the arrays of a row, as `check_ranges` takes it."""
     return config.task.ranges(facts_of(config.model).limits())
 

@@ -7,17 +7,20 @@ matches the path of the optimizer's state, so that is placed like its parameter.
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdl.api import facts_of
+from jaxdl.api import Tree, facts_of
 from jaxdl.core import config as config_lib
 from jaxdl.core.mesh import AXES, BATCH_AXES, replicated
 from jaxdl.core.optim import path_name
 from jaxdl.errors import UserError
 
+# One entry a dimension (an axis, a tuple of axes or None), or 'largest:AXIS', or a single axis.
+Axes = str | tuple[str | tuple[str, ...] | None, ...]
+Rule = tuple[str, Axes]  # (pattern of a path, axes)
 # Elements below which splitting an array is not worth a message.
 SMALL = 1024
 
@@ -45,7 +48,7 @@ def activations(mesh: config_lib.Mesh) -> tuple:
     )
 
 
-def check_splits(mesh: jax.sharding.Mesh, model: Any, rules: Sequence[tuple[str, Any]]) -> None:
+def check_splits(mesh: jax.sharding.Mesh, model: nn.Module, rules: Sequence[Rule]) -> None:
     """Raises UserError for an axis over which the model cannot be split: it would repeat the work.
 
     A model lists in `splits` the axes over which it can be split; a user's rule may name any axis.
@@ -61,7 +64,7 @@ def check_splits(mesh: jax.sharding.Mesh, model: Any, rules: Sequence[tuple[str,
         )
 
 
-def _named(axes: Any) -> set[str]:
+def _named(axes: Axes | None) -> set[str]:
     if isinstance(axes, str):
         return {axes.removeprefix('largest:')}
     return set().union(*map(_named, axes)) if isinstance(axes, tuple | list) else set()
@@ -72,9 +75,7 @@ def default_rules(mesh: jax.sharding.Mesh) -> tuple:
     return (('.*', 'largest:fsdp'),) if mesh.shape['fsdp'] > 1 else ()
 
 
-def state_shardings(
-    abstract: Any, rules: Sequence[tuple[str, Any]], mesh: jax.sharding.Mesh
-) -> Any:
+def state_shardings(abstract: Tree, rules: Sequence[Rule], mesh: jax.sharding.Mesh) -> Tree:
     """A tree of shardings for `abstract`: the first rule whose pattern matches a leaf's path.
 
     A rule's axes are a tuple with one entry a dimension (an axis, a tuple of axes or None), or
@@ -96,7 +97,7 @@ def state_shardings(
     return jax.tree_util.tree_map_with_path(place, abstract)
 
 
-def split_further(abstract: Any, shardings: Any, axis: str, mesh: jax.sharding.Mesh) -> Any:
+def split_further(abstract: Tree, shardings: Tree, axis: str, mesh: jax.sharding.Mesh) -> Tree:
     """The shardings, with the largest unsplit dimension of each large array split over `axis`."""
 
     def place(leaf, sharding):
@@ -112,7 +113,7 @@ def split_further(abstract: Any, shardings: Any, axis: str, mesh: jax.sharding.M
     return jax.tree.map(place, abstract, shardings)
 
 
-def in_host_memory(abstract: Any, shardings: Any) -> Any:
+def in_host_memory(abstract: Tree, shardings: Tree) -> Tree:
     """The shardings, with every large array in the memory of its device's host."""
     return jax.tree.map(
         lambda leaf, place: place if leaf.size < SMALL else place.with_memory_kind('pinned_host'),
@@ -121,14 +122,14 @@ def in_host_memory(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def to_device_memory(tree: Any, shardings: Any) -> Any:
+def to_device_memory(tree: Tree, shardings: Tree) -> Tree:
     """The arrays of `tree` in device memory, wherever `shardings` keep them; called under jit."""
     return jax.tree.map(
         lambda x, place: jax.device_put(x, place.with_memory_kind('device')), tree, shardings
     )
 
 
-def _spec(shape: tuple[int, ...], axes: Any, mesh: jax.sharding.Mesh) -> PartitionSpec:
+def _spec(shape: tuple[int, ...], axes: Axes, mesh: jax.sharding.Mesh) -> PartitionSpec:
     if isinstance(axes, str) and axes.startswith('largest:'):
         axis = axes.partition(':')[2]
         _check_axis(axis, mesh)

@@ -6,7 +6,7 @@ as one small vector of sums and weights (`MetricPacking` names its entries), to 
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdl.api import Tree
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
 from jaxdl.core.optim import path_name
@@ -21,8 +22,7 @@ from jaxdl.metrics import Mean, MetricPacking
 from jaxdl.models.float8 import quantized
 
 
-@flax.struct.dataclass
-class Health:
+class Health(flax.struct.PyTreeNode):
     """The counts of non-finite steps, kept in the state so that a resumed run continues them.
 
     Attributes:
@@ -42,8 +42,7 @@ class Health:
         return cls(*(jnp.zeros((), jnp.int32) for _ in range(4)))
 
 
-@flax.struct.dataclass
-class LossScale:
+class LossScale(flax.struct.PyTreeNode):
     """The factor on the loss of a float16 run, adapted while it trains (arXiv:1710.03740).
 
     If gradients overflow it is halved and the update is dropped; GROWTH good steps double it.
@@ -75,8 +74,7 @@ class LossScale:
         )
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Exactly what a checkpoint holds.
 
     Attributes:
@@ -90,10 +88,10 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
+    params: Tree
+    model_state: Tree
+    opt_state: optax.OptState
+    ema: Tree
     health: Health
     loss_scale: LossScale | None = None
 
@@ -116,7 +114,7 @@ STOP = '_stop'  # devices whose process was asked to stop; only with several pro
 COUNT = '_examples'  # examples under the mask of an evaluation batch
 
 
-def hyper_parameters(config: Config) -> dict[str, Any]:
+def hyper_parameters(config: Config) -> dict[str, np.generic]:
     """The arguments of a step that are numbers: the seed and the config's scalars."""
     values = {path: np.float32(value) for path, value in config_lib.scalars(config).items()}
     return {'seed': np.uint32(config.seed), **values}
@@ -177,11 +175,11 @@ class Steps:
             loss_scale=LossScale.start(config.loss_scale),
         )
 
-    def rest(self, params: Any, model_state: Any, hyper: dict) -> tuple[Any, Any]:
+    def rest(self, params: Tree, model_state: Tree, hyper: dict) -> tuple[optax.OptState, Tree]:
         """The fresh (opt_state, ema) of a state that has these weights."""
         return self._rest(self._config(hyper), params, model_state)
 
-    def _rest(self, config: Config, params: Any, model_state: Any) -> tuple[Any, Any]:
+    def _rest(self, config: Config, params: Tree, model_state: Tree) -> tuple[optax.OptState, Tree]:
         ema = {'params': params, 'model_state': model_state} if config.ema else None
         optimizer = config.optimizer.for_model(config.model).build(config.steps)
         return optimizer.init(params), jax.tree.map(jnp.copy, ema)
@@ -191,12 +189,12 @@ class Steps:
     def gradients(
         self,
         config: Config,
-        params: Any,
-        model_state: Any,
+        params: Tree,
+        model_state: Tree,
         batch: dict,
         key: jax.Array,
         scale: jax.Array | None = None,
-    ) -> tuple[Any, Any, dict[str, Mean]]:
+    ) -> tuple[Tree, Tree, dict[str, Mean]]:
         """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics.
 
         The mean loss of the part is multiplied by `scale` and the float32 gradient of each
@@ -430,12 +428,12 @@ class Steps:
         return eval_step
 
 
-def _squares(tree: Any) -> list[jax.Array]:
+def _squares(tree: Tree) -> list[jax.Array]:
     """The sum of the squares of each leaf."""
     return [optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(tree)]
 
 
-def _sums(tree: Any) -> list[jax.Array]:
+def _sums(tree: Tree) -> list[jax.Array]:
     """The sum of each floating leaf; not finite if the leaf is not, or if the sum overflows."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return [x.astype(jnp.float32).sum() for x in leaves]

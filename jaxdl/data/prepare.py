@@ -251,12 +251,12 @@ def _quiet() -> Iterator[None]:
         downloader.MAX_RETRIES = retries
 
 
-def _compare(builder: Any, rows: int = 500) -> None:
+def _compare(builder: Any) -> None:
     """Reads examples of the new shards back and raises DamagedFile where they differ."""
     for split, arrays in builder.arrays.items():
         source = builder.as_data_source(split)
         total = len(arrays['image'])
-        ids = np.unique(np.linspace(0, total - 1, min(rows, total)).astype(int)).tolist()
+        ids = np.unique(np.linspace(0, total - 1, min(500, total)).astype(int)).tolist()
         found = source.__getitems__(ids)
         same = len(source) == total and all(
             np.array_equal(row[feature], arrays[feature][i])

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxdl.api import DataSet, Source
 from jaxdl.data.arrays import ArraySource
+from jaxdl.errors import at_least
 
 
 @dataclasses.dataclass
@@ -33,13 +34,9 @@ class SyntheticImages(DataSet):
 
     def check(self):
         """Raises ValueError where a field is out of range."""
-        for name in ('num_examples', 'num_classes', 'num_eval_examples'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
+        at_least(self, num_examples=1, num_classes=1, num_eval_examples=1, noise=0)
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f'shape={self.shape}: must be (height, width, channels), each above 0')
-        if self.noise < 0:
-            raise ValueError(f'noise={self.noise}: must be at least 0')
 
     def train_source(self) -> Source:
         """Returns the training set."""

@@ -71,7 +71,7 @@ def from_hf(
 
 def to_hf(params: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns ({name: float32 array}, config.json) of `params` in Hugging Face's layout."""
-    ours = flatten_dict(unstack_layers(jax.device_get(params)), sep='/')
+    ours: dict[str, Any] = flatten_dict(unstack_layers(jax.device_get(params)), sep='/')
     there = layout(model, ours)
     tensors = {
         entry.there: entry.to_there(

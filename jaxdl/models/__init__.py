@@ -1,1 +1,1 @@
-"""Flax modules; ops/ holds the operations they are built on. Imports flax and jax only."""
+"""Flax modules; ops/ holds the operations they are built on. Imports flax, jax, api and errors only."""

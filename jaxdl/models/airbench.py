@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Model
+from jaxdl.errors import above_zero, at_least, below_one, one_of
 from jaxdl.models import layers, ops
 
 
@@ -101,16 +102,10 @@ class Airbench(Model, nn.Module):
         """Raises ValueError for a field out of range."""
         if len(self.widths) != 3 or min(self.widths) < 1:
             raise ValueError(f'widths={self.widths}: must be three positive numbers')
-        if self.convs not in (2, 3):
-            raise ValueError(f'convs={self.convs}: must be 2 or 3')
-        if self.views not in (1, 2, 6):
-            raise ValueError(f'views={self.views}: must be 1, 2 or 6')
-        for name in ('logit_scale', 'whitening_epsilon'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'{name}={getattr(self, name)}: must be above 0')
-        layers.check_positive(num_classes=self.num_classes)
-        layers.check_rate('momentum', self.momentum)
-        layers.check_dtype(self.dtype)
+        one_of(self, convs=(2, 3), views=(1, 2, 6), dtype=layers.DTYPES)
+        above_zero(self, 'logit_scale', 'whitening_epsilon')
+        at_least(self, num_classes=1)
+        below_one(self, 'momentum')
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxdl.models import context, layout, ops, tensor
@@ -102,8 +103,7 @@ def rotary(x: jax.Array, positions: jax.Array, base: float = 10000.0) -> jax.Arr
     return out.astype(x.dtype)
 
 
-@flax.struct.dataclass
-class KeyValues:
+class KeyValues(flax.struct.PyTreeNode):
     """One attention layer's past, [batch, slots, kv_heads, head_dim] each (layers first if stacked)."""
 
     keys: jax.Array
@@ -115,8 +115,7 @@ class KeyValues:
         return jax.tree.map(lambda x: jnp.take(x, rows, axis=-4), self)
 
 
-@flax.struct.dataclass
-class Routing:
+class Routing(flax.struct.PyTreeNode):
     """Who may attend to whom, the same for every layer of a stack.
 
     Attributes:
@@ -190,12 +189,9 @@ class Attention(nn.Module):
             # Fewer heads than devices (of grouped queries): every device has them all.
             out = checkpoint_name(out, 'projections')
             even = out.shape[-2] % layout.ways(layout.axes('heads')[0]) == 0
-            return nn.with_logical_constraint(
-                out, ('batch', 'inner', 'heads' if even else None, 'kv')
-            )
+            return with_logical_constraint(out, ('batch', 'inner', 'heads' if even else None, 'kv'))
 
         source = routing.context if self.cross else x
-        key = value = None
         wanted = [dense('query', self.heads, x)]
         if source is not None:
             wanted += [dense(name, self.kv_heads, source) for name in ('key', 'value')]
@@ -205,19 +201,21 @@ class Attention(nn.Module):
             query = by_head(wanted[0](x))
             if source is not None:
                 key, value = map(by_head, tensor.columns(source, wanted[1:], 'heads'))
+            else:
+                assert cache is not None
+                key, value = cache.keys, cache.values
         if self.qk_norm:
             query = RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='query_norm')(query)
-            if key is not None:
+            if source is not None:
                 key = RMSNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='key_norm')(key)
         if self.rotary_base and not self.cross:
+            assert routing.positions is not None
             query = rotary(query, routing.positions, self.rotary_base)
             key = rotary(key, routing.positions, self.rotary_base)
 
         whole = cache is not None or self.is_initializing() or not context.is_split()
         if self.cross:
-            if key is None:
-                key, value = cache.keys, cache.values
-            elif cache is not None:
+            if cache is not None:
                 cache = KeyValues(key.astype(cache.keys.dtype), value.astype(cache.values.dtype))
             if whole:
                 mask = cross_mask(routing, query.shape[1], key.shape[1])
@@ -228,6 +226,7 @@ class Attention(nn.Module):
                     query, key, value, q_segments=segments[0], kv_segments=segments[1]
                 )
         elif cache is not None:
+            assert routing.slot is not None
             at = (0, routing.slot, 0, 0)
             cache = KeyValues(
                 jax.lax.dynamic_update_slice(cache.keys, key.astype(cache.keys.dtype), at),
@@ -254,7 +253,7 @@ class Attention(nn.Module):
             name='out',
         )
         out = tensor.rows(out, last, 'heads')
-        return nn.with_logical_constraint(out, ('batch', 'length', 'embed')), cache
+        return with_logical_constraint(out, ('batch', 'length', 'embed')), cache
 
 
 def cross_mask(routing: Routing, time: int, source_time: int) -> jax.Array | None:
@@ -324,7 +323,7 @@ class Mlp(nn.Module):
 
         # With the biases, so that a product is kept and its sum with the bias is not written.
         hidden = ops.recompute(gated)(pairs)
-        hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'mlp'))
+        hidden = with_logical_constraint(hidden, ('batch', 'inner', 'mlp'))
         hidden = checkpoint_name(hidden, 'mlp')
         out = tensor.rows(hidden, dense('down', self.width, size, self.out_std), 'mlp')
-        return nn.with_logical_constraint(out, ('batch', 'length', 'embed'))
+        return with_logical_constraint(out, ('batch', 'length', 'embed'))

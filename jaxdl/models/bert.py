@@ -6,10 +6,12 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least
 from jaxdl.models.attention import ACTIVATIONS, LayerNorm
-from jaxdl.models.layers import Dense, Dropout, check_positive
+from jaxdl.models.layers import Dense, Dropout
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
 from jaxdl.models.stack import MATRICES, Stack
 from jaxdl.models.transformer import TokenTransformer, enter
@@ -42,7 +44,7 @@ class BertShape(TokenTransformer):
 
     def check(self):
         super().check()
-        check_positive(token_types=self.token_types)
+        at_least(self, token_types=1)
         if self.positions != 'learned' or self.norm != 'layer':
             raise ValueError(
                 f"positions={self.positions!r}, norm={self.norm!r}: BERT has 'learned' and 'layer'"
@@ -93,10 +95,11 @@ class BertEncoder(BertShape):
                 'use a larger max_length or shorter sequences'
             )
         routing, _ = enter(None, tokens, segments, positions)
+        assert routing.positions is not None
         kinds = jnp.zeros_like(tokens) if token_types is None else token_types
         x = self.tokens(tokens) + self.places(routing.positions) + self.types(kinds)
         x = self.drop(self.embed_norm(x), train=True)
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         x, _ = self.encoder(x, routing)
         return x, jnp.tanh(self.pooler(x[:, 0]))
 
@@ -141,17 +144,15 @@ class Bert(BertShape):
         x, pooled = bert(tokens, segments, token_types, positions)
         x = ACTIVATIONS[self.activation](self.dense(self.width, 'transform')(x))
         x = LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name='transform_norm')(x)
-        # The head defers always: a pair of results needs an object anyway.
         head = Head(
             self.vocab,
             multiple=self.vocab_multiple,
             bias=True,
-            chunks=max(self.head_chunks, 1),
+            chunks=self.head_chunks,
             name='head',
         )
-        out = head(x, bert.table)
         pair = self.dense(2, 'next_sentence')(pooled).astype(jnp.float32)
-        return out.replace(next_sentence=pair, chunks=self.head_chunks)
+        return head(x, bert.table).replace(next_sentence=pair)
 
 
 class BertClassifier(BertShape):
@@ -168,7 +169,7 @@ class BertClassifier(BertShape):
 
     def check(self):
         super().check()
-        check_positive(num_classes=self.num_classes)
+        at_least(self, num_classes=1)
 
     @nn.compact
     def __call__(

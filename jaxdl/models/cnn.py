@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import layers
 
 
@@ -55,14 +56,11 @@ class Cnn(Model, nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        layers.check_dtype(self.dtype)
-        layers.check_rate('dropout', self.dropout)
-        layers.check_rate('momentum', self.momentum)
-        layers.check_positive(convs=self.convs, num_classes=self.num_classes)
+        one_of(self, dtype=layers.DTYPES)
+        below_one(self, 'dropout', 'momentum')
+        at_least(self, convs=1, num_classes=1, dense=0)
         if not self.channels or min(self.channels) < 1:
             raise ValueError(f'channels={self.channels}: must be positive, one number per stage')
-        if self.dense < 0:
-            raise ValueError(f'dense={self.dense}: must be 0 (no hidden layer) or more')
         if not 0 <= self.pools <= len(self.channels):
             raise ValueError(f'pools={self.pools}: must be in 0..{len(self.channels)}, one a stage')
 

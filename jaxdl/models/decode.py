@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl.errors import at_least
+
 # Far below any log-probability, and finite: differences of two of them are not nan.
 IMPOSSIBLE = -1e30
 
@@ -35,10 +37,7 @@ class Sampling:
     top_p: float = 1.0
 
     def check(self):
-        if not self.temperature >= 0:
-            raise ValueError(f'temperature={self.temperature}: must be at least 0 (0 is greedy)')
-        if self.top_k < 0:
-            raise ValueError(f'top_k={self.top_k}: must be at least 1, or 0 for all tokens')
+        at_least(self, temperature=0, top_k=0)
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p={self.top_p}: must be in (0, 1]')
 
@@ -85,12 +84,11 @@ def sample_loop(
     length: int,
     sampling: Sampling,
     end_token: int = -1,
-    pad_token: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Chooses up to `length` tokens after a prefix, whose `logits` [rows, vocab] and cache are given.
 
     Returns (tokens [rows, length], lengths [rows]). A row ends with `end_token` (-1: never), which
-    its length counts; `pad_token` follows. The loop stops when every row has ended.
+    its length counts; zeros follow. The loop stops when every row has ended.
     """
     rows = logits.shape[0]
 
@@ -101,7 +99,7 @@ def sample_loop(
     def advance(state):
         i, tokens, lengths, done, logits, cache = state
         token = choose(logits, jax.random.fold_in(rng, i), sampling)
-        token = jnp.where(done, pad_token, token)
+        token = jnp.where(done, 0, token)
         lengths = jnp.where(done, lengths, i + 1)
         tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
         done = done | (token == end_token)
@@ -110,7 +108,7 @@ def sample_loop(
 
     state = (
         jnp.zeros((), jnp.int32),
-        jnp.full((rows, length), pad_token, jnp.int32),
+        jnp.zeros((rows, length), jnp.int32),
         jnp.zeros((rows,), jnp.int32),
         jnp.zeros((rows,), bool),
         logits,
@@ -134,7 +132,6 @@ def beam_loop(
     length: int,
     end_token: int,
     length_penalty: float = 0.6,
-    pad_token: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Searches the likeliest continuations of a prefix, whose `logits` [batch, vocab] and cache are given.
 
@@ -143,14 +140,14 @@ def beam_loop(
     end token counted in both.
 
     Returns (tokens [batch, beams, length], scores [batch, beams]), best first. Sequences hold their
-    end token, then `pad_token`. One that reached `length` without an end stands only where fewer
+    end token, then zeros. One that reached `length` without an end stands only where fewer
     than `beams` have ended.
     """
     batch, vocab = logits.shape
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     cache = cache.take(jnp.repeat(jnp.arange(batch), beams))
     rows = jnp.arange(batch)[:, None]
-    empty = jnp.full((batch, beams, length), pad_token, jnp.int32)
+    empty = jnp.zeros((batch, beams, length), jnp.int32)
     nothing = jnp.full((batch, beams), IMPOSSIBLE)
 
     def best(scores, tokens, extra_scores, extra_tokens):

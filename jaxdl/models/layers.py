@@ -29,25 +29,6 @@ torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 DTYPES = ('float32', 'bfloat16', 'float16')  # float16 needs config.loss_scale
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises ValueError unless `dtype` names a compute precision that every model supports."""
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype={dtype!r}: must be one of {", ".join(DTYPES)}')
-
-
-def check_rate(name: str, rate: Any) -> None:
-    """Raises ValueError unless the Python number `rate` is in [0, 1); a traced rate passes."""
-    if isinstance(rate, (int, float)) and not 0 <= rate < 1:
-        raise ValueError(f'{name}={rate}: must be in [0, 1)')
-
-
-def check_positive(**fields: int) -> None:
-    """Raises ValueError for the first field that is below 1."""
-    for name, value in fields.items():
-        if value < 1:
-            raise ValueError(f'{name}={value}: must be at least 1')
-
-
 # Under jit a batch is one global array and its mean is the global mean. Inside shard_map and pmap a
 # program sees one shard, so layers that look across the batch need the axis to sum over. Whoever
 # wraps the step knows that name, models do not: it reaches the layer while the step is traced.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AxisType
 
 
@@ -64,7 +65,7 @@ def axes(*names: str) -> tuple[tuple[str, ...], ...]:
     there = sizes()
     if not rules or not there:
         return ((),) * len(names)
-    spec = nn.logical_to_mesh_axes(names, rules)
+    spec = logical_to_mesh_axes(names, rules)
     entries = ((e,) if isinstance(e, str) else tuple(e or ()) for e in spec or ())
     return tuple(tuple(axis for axis in entry if axis in there) for entry in entries)
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Predictions
 from jaxdl.models import layout, ops
@@ -53,7 +54,7 @@ class Embedding(nn.Module):
         if self.logical:
             table = gathered(self.embedding)
         else:
-            table = nn.with_logical_constraint(self.embedding, (None, 'embed'))
+            table = with_logical_constraint(self.embedding, (None, 'embed'))
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 
 
@@ -63,11 +64,10 @@ def gathered(table: jax.Array) -> jax.Array:
     Its rows stay split as the vocabulary is, where that divides them.
     """
     even = table.shape[0] % layout.ways(layout.axes('vocab')[0]) == 0
-    return nn.with_logical_constraint(table, ('vocab' if even else None, 'embed'))
+    return with_logical_constraint(table, ('vocab' if even else None, 'embed'))
 
 
-@flax.struct.dataclass
-class DeferredLogits(Predictions):
+class DeferredLogits(flax.struct.PyTreeNode, Predictions):
     """Predictions over a large vocabulary, kept as the product that would give the logits.
 
     Attributes:
@@ -95,7 +95,7 @@ class DeferredLogits(Predictions):
             out = out + self.bias
         if self.softcap:
             out = self.softcap * jnp.tanh(out / self.softcap)
-        return nn.with_logical_constraint(out[..., : self.vocab], ('batch', 'length', 'vocab'))
+        return with_logical_constraint(out[..., : self.vocab], ('batch', 'length', 'vocab'))
 
     def at(self, places: jax.Array) -> 'DeferredLogits':
         """The predictions at `places` [batch, places] alone."""
@@ -108,7 +108,7 @@ class DeferredLogits(Predictions):
 
         `weights` [batch, time] multiply the losses; given here they save work in the backward pass.
         """
-        kernel, bias = nn.with_logical_constraint(self.kernel, ('embed', 'vocab')), self.bias
+        kernel, bias = with_logical_constraint(self.kernel, ('embed', 'vocab')), self.bias
         if kernel.shape[1] > self.vocab:
             smooth = not (isinstance(label_smoothing, (int, float)) and label_smoothing == 0)
             if smooth or self.softcap:
@@ -138,7 +138,7 @@ class Head(nn.Module):
         multiple: the kernel has `vocab` columns rounded up to this.
         bias: learn a bias per token.
         softcap: see DeferredLogits.
-        chunks: 0 returns logits, a number n a DeferredLogits whose loss takes n parts.
+        chunks: parts the loss is computed in; 0 lets the operation choose.
         std: deviation of the kernel's initialisation; 0 for 1/sqrt(width).
     """
 
@@ -150,12 +150,10 @@ class Head(nn.Module):
     std: float = 0.0
 
     @nn.compact
-    def __call__(
-        self, hidden: jax.Array, embedding: jax.Array | None = None
-    ) -> jax.Array | DeferredLogits:
+    def __call__(self, hidden: jax.Array, embedding: jax.Array | None = None) -> DeferredLogits:
         """Uses the table `embedding` [padded vocab, width] as kernel if given (tied weights)."""
         width, columns = hidden.shape[-1], padded_vocab(self.vocab, self.multiple)
-        hidden = nn.with_logical_constraint(hidden, ('batch', 'inner', 'embed'))
+        hidden = with_logical_constraint(hidden, ('batch', 'inner', 'embed'))
         if embedding is None:
             init = nn.initializers.normal(self.std or width**-0.5)
             kernel = self.param('kernel', init, (width, columns), jnp.float32)
@@ -164,7 +162,6 @@ class Head(nn.Module):
         bias = None
         if self.bias:
             bias = self.param('bias', nn.initializers.zeros, (columns,), jnp.float32)
-        deferred = DeferredLogits(
+        return DeferredLogits(
             hidden, kernel, bias, vocab=self.vocab, softcap=self.softcap, chunks=self.chunks
         )
-        return deferred if self.chunks else deferred.logits()

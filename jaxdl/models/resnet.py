@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import layers
 
 # The two families of He et al. (arXiv:1512.03385): section 4.2's three stages, whose depth is
@@ -61,17 +62,9 @@ class ResNet(Model, nn.Module):
     @nn.nowrap
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        if self.depth not in CIFAR_DEPTHS and self.depth not in IMAGENET_BLOCKS:
-            known = ', '.join(map(str, (*CIFAR_DEPTHS, *IMAGENET_BLOCKS)))
-            raise ValueError(f'depth={self.depth}: must be one of {known}')
-        if self.stem not in STEMS:
-            raise ValueError(f'stem={self.stem!r}: must be one of {", ".join(STEMS)}')
-        if self.width < 0:
-            raise ValueError(f'width={self.width}: must be 0 (as published) or more')
-        layers.check_positive(num_classes=self.num_classes)
-        layers.check_rate('dropout', self.dropout)
-        layers.check_rate('momentum', self.momentum)
-        layers.check_dtype(self.dtype)
+        one_of(self, depth=(*CIFAR_DEPTHS, *IMAGENET_BLOCKS), stem=STEMS, dtype=layers.DTYPES)
+        at_least(self, width=0, num_classes=1)
+        below_one(self, 'dropout', 'momentum')
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -220,10 +213,9 @@ class WideResNet(Model, nn.Module):
         if self.depth < 10 or (self.depth - 4) % 6:
             below = max(10, self.depth - (self.depth - 4) % 6)
             raise ValueError(f'depth={self.depth}: must be 6n + 4, such as {below} or {below + 6}')
-        layers.check_positive(widen=self.widen, num_classes=self.num_classes)
-        layers.check_rate('dropout', self.dropout)
-        layers.check_rate('momentum', self.momentum)
-        layers.check_dtype(self.dtype)
+        at_least(self, widen=1, num_classes=1)
+        one_of(self, dtype=layers.DTYPES)
+        below_one(self, 'dropout', 'momentum')
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -1,15 +1,18 @@
 """Recurrent networks: LSTM and GRU, as a language model and as a sequence classifier."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits, Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import ops
-from jaxdl.models.layers import Dense, Dropout, check_dtype, check_positive, check_rate
+from jaxdl.models.layers import DTYPES, Dense, Dropout
 from jaxdl.models.lm_head import SHARDING, DeferredLogits, Embedding, Head, padded_vocab
 
 CELLS = ('lstm', 'gru')
@@ -82,12 +85,12 @@ class RecurrentLayer(nn.Module):
         # Whole on every device before the scan: weights split by FSDP would be put together, or
         # the activations exchanged, anew at each time step.
         w_input, w_hidden, bias = (
-            nn.with_logical_constraint(a.astype(self.dtype), (None,) * a.ndim)
+            with_logical_constraint(a.astype(self.dtype), (None,) * a.ndim)
             for a in (w_input, w_hidden, bias)
         )
         if carry is None:
             carry = zero_carry(self.cell, x.shape[0], dim, self.dtype)
-        run = ops.lstm if self.cell == 'lstm' else ops.gru
+        run: Callable = ops.lstm if self.cell == 'lstm' else ops.gru
         starts = None
         if segments is not None:
             edges = segments[:, 1:] != segments[:, :-1]
@@ -151,12 +154,11 @@ class Recurrent(nn.Module):
                 outputs.append(output)
                 after.append(carry)
             x = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
-            x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+            x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         return x, tuple(after)
 
 
-@flax.struct.dataclass
-class RnnCache:
+class RnnCache(flax.struct.PyTreeNode):
     """What a recurrent language model remembers of the tokens it has read: its carries."""
 
     carries: tuple
@@ -203,10 +205,8 @@ class RnnLM(Model, nn.Module):
         return Limits(vocab=self.vocab)
 
     def check(self):
-        check_positive(vocab=self.vocab, vocab_multiple=self.vocab_multiple)
+        at_least(self, vocab=1, vocab_multiple=1, head_chunks=0)
         check_rnn(self)
-        if self.head_chunks < 0:
-            raise ValueError(f'head_chunks={self.head_chunks}: must be at least 0')
 
     @nn.compact
     def __call__(
@@ -249,13 +249,14 @@ class RnnLM(Model, nn.Module):
             self.vocab,
             multiple=self.vocab_multiple,
             bias=True,
-            chunks=0 if cache is not None else self.head_chunks,
+            chunks=self.head_chunks,
             name='head',
         )
         kernel = table.embedding if self.tied else None
         if cache is not None:
-            return head(x[:, -1:], kernel)[:, 0], RnnCache(carries)
-        return head(x, kernel)
+            return head(x[:, -1:], kernel).logits()[:, 0], RnnCache(carries)
+        out = head(x, kernel)
+        return out if self.head_chunks else out.logits()
 
     def init_cache(self, batch: int, length: int) -> RnnCache:
         """Returns the cache before the first token, for `batch` rows; `length` is unlimited here."""
@@ -300,10 +301,9 @@ class RnnClassifier(Model, nn.Module):
         return Limits(vocab=self.vocab, classes=self.num_classes)
 
     def check(self):
-        check_positive(num_classes=self.num_classes, vocab=self.vocab, embed_width=self.embed_width)
+        at_least(self, num_classes=1, vocab=1, embed_width=1)
+        one_of(self, pooling=('mean', 'max', 'last'))
         check_rnn(self)
-        if self.pooling not in ('mean', 'max', 'last'):
-            raise ValueError(f'pooling={self.pooling!r}: must be one of mean, max, last')
 
     @nn.compact
     def __call__(
@@ -344,8 +344,6 @@ class RnnClassifier(Model, nn.Module):
 
 def check_rnn(model) -> None:
     """Raises ValueError for wrong fields that both recurrent models have."""
-    check_positive(width=model.width, layers=model.layers)
-    if model.cell not in CELLS:
-        raise ValueError(f'cell={model.cell!r}: must be one of {", ".join(CELLS)}')
-    check_dtype(model.dtype)
-    check_rate('dropout', model.dropout)
+    at_least(model, width=1, layers=1)
+    one_of(model, cell=CELLS, dtype=DTYPES)
+    below_one(model, 'dropout')

@@ -80,7 +80,7 @@ class Seq2Seq(TokenTransformer):
         context = None
         if source is not None:
             routing, _ = enter(None, source, source_segments, source_positions)
-            x = Dropout(shape['dropout'])(inputs(source, routing.positions), train=train)
+            x = Dropout(shape['dropout'])(inputs(source, routing), train=train)
             context, _ = Stack(name='encoder', **shape)(x, routing)
             if cache is not None:
                 known = jnp.ones_like(source) if source_segments is None else source_segments
@@ -89,19 +89,20 @@ class Seq2Seq(TokenTransformer):
         if cache is not None:
             source_segments = cache.context_segments
         routing = routing.replace(context=context, context_segments=source_segments)
-        x = Dropout(shape['dropout'])(inputs(target, routing.positions), train=train)
+        x = Dropout(shape['dropout'])(inputs(target, routing), train=train)
         shape['layers'] = self.decoder_layers or self.layers
         x, cache = Stack(causal=True, cross=True, name='decoder', **shape)(x, routing, entered)
         head = Head(
             self.vocab,
             multiple=self.vocab_multiple,
             softcap=self.softcap,
-            chunks=0 if cache is not None else self.head_chunks,
+            chunks=self.head_chunks,
             name='head',
         )
         if cache is not None:
-            return head(x[:, -1:], inputs.table)[:, 0], cache
-        return head(x, inputs.table)
+            return head(x[:, -1:], inputs.table).logits()[:, 0], cache
+        out = head(x, inputs.table)
+        return out if self.head_chunks else out.logits()
 
     def init_cache(self, batch: int, length: int, source_length: int) -> Cache:
         """Returns an empty cache for `length` target tokens and sources of `source_length`."""

@@ -8,11 +8,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Model
+from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import attention, layout, lm_head, pipeline
 from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
-from jaxdl.models.layers import Dropout, check_dtype, check_rate
+from jaxdl.models.layers import DTYPES, Dropout
 
 REMAT = {
     # Keeps the products with weights, which are dear, and recomputes attention and the rest.
@@ -118,30 +120,22 @@ class Transformer(Model, nn.Module):
 
     def check(self):
         """Raises ValueError for a shape that cannot be built."""
-        for name in ('width', 'layers', 'heads'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1')
-        for name in ('kv_heads', 'head_dim', 'mlp_width'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 1, or 0 for auto')
+        at_least(self, width=1, layers=1, heads=1, kv_heads=0, head_dim=0, mlp_width=0)
         if not self.head_dim and self.width % self.heads:
             raise ValueError(f'heads={self.heads}: must divide width={self.width}, or set head_dim')
         if self.heads % self.key_heads:
             raise ValueError(f'kv_heads={self.kv_heads}: must divide heads={self.heads}')
         if self.positions == 'rotary' and self.channels % 2:
             raise ValueError(f'head_dim={self.channels}: must be even for rotary positions')
-        for name, allowed in (
-            ('activation', tuple(attention.ACTIVATIONS)),
-            ('norm', ('layer', 'rms')),
-            ('positions', ('learned', 'sinusoidal', 'rotary', 'none')),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f'{name}={getattr(self, name)!r}: must be one of {", ".join(allowed)}'
-                )
+        one_of(
+            self,
+            activation=attention.ACTIVATIONS,
+            norm=('layer', 'rms'),
+            positions=('learned', 'sinusoidal', 'rotary', 'none'),
+            dtype=DTYPES,
+        )
         remat_policy(self.remat)
-        check_dtype(self.dtype)
-        check_rate('dropout', self.dropout)
+        below_one(self, 'dropout')
 
     @property
     def key_heads(self) -> int:
@@ -235,7 +229,7 @@ class TransformerBlock(Transformer):
             update, past = layer(norm(x) if self.pre_norm else x)
             x = x + Dropout(self.dropout)(update, train=True)
             x = x if self.pre_norm else norm(x)
-            return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), past
+            return with_logical_constraint(x, ('batch', 'length', 'embed')), past
 
         own = other = None
         if cache is not None:
@@ -244,11 +238,10 @@ class TransformerBlock(Transformer):
         if self.cross:
             x, other = residual(x, 'cross', attend('cross', True, other))
         x, _ = residual(x, 'mlp', mlp)
-        return x, None if cache is None else LayerCache(own, other)
+        return x, None if own is None else LayerCache(own, other)
 
 
-@flax.struct.dataclass
-class LayerCache:
+class LayerCache(flax.struct.PyTreeNode):
     """What one block remembers: its own keys and values and those of cross attention."""
 
     own: KeyValues
@@ -260,8 +253,7 @@ class LayerCache:
         )
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
     """What a Transformer decoder remembers of the tokens it has read.
 
     Attributes:
@@ -377,7 +369,7 @@ class Stack(Transformer):
                 block,
                 variable_axes={'params': 0},
                 split_rngs={'params': True, 'dropout': True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]  # Flax declares int
                 length=self.layers,
             )
             past = None if cache is None else cache.layers
@@ -385,7 +377,7 @@ class Stack(Transformer):
         else:
             past = []
             for i in range(self.layers):
-                layer = None if cache is None else cache.layers[i]
+                layer = None if cache is None else cache.layers[i]  # pyright: ignore[reportIndexIssue]
                 x, layer = block(**options, name=f'layer_{i}')(x, layer, routing)
                 past.append(layer)
             past = tuple(past)
@@ -403,7 +395,7 @@ class Stack(Transformer):
             layer = jax.checkpoint(layer, policy=remat_policy(self.remat), prevent_cse=False)
         key = self.make_rng('dropout') if self.has_rng('dropout') else jax.random.key(0)
         x = pipeline.run(layer, self.get_variable('params', 'layers'), x, routing, key)
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         return self.make_norm('final_norm')(x) if self.pre_norm else x
 
 

@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least
 from jaxdl.models.attention import Routing, segment_positions, sinusoidal
-from jaxdl.models.layers import Dropout, check_positive
+from jaxdl.models.layers import Dropout
 from jaxdl.models.lm_head import DeferredLogits, Embedding, Head, padded_vocab
 from jaxdl.models.stack import Cache, Stack, Transformer
 
@@ -31,12 +33,9 @@ class TokenTransformer(Transformer):
 
     def check(self):
         super().check()
-        check_positive(
-            vocab=self.vocab, vocab_multiple=self.vocab_multiple, max_length=self.max_length
-        )
-        for name in ('softcap', 'head_chunks', 'decoder_layers'):
-            if getattr(self, name, 0) < 0:
-                raise ValueError(f'{name}={getattr(self, name)}: must be at least 0')
+        at_least(self, vocab=1, vocab_multiple=1, max_length=1)
+        of_some = ('softcap', 'head_chunks', 'decoder_layers')
+        at_least(self, **{name: 0 for name in of_some if hasattr(self, name)})
 
 
 class TokenInput(TokenTransformer):
@@ -58,8 +57,10 @@ class TokenInput(TokenTransformer):
                 self.max_length, self.width, std=std, dtype='float32', logical=''
             )
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        """Returns the vectors [batch, time, width] of `tokens` at `positions` [batch, time]."""
+    def __call__(self, tokens: jax.Array, routing: Routing) -> jax.Array:
+        """Returns the vectors [batch, time, width] of `tokens` at the positions of `routing`."""
+        positions = routing.positions
+        assert positions is not None
         if self.positions == 'learned' and tokens.shape[1] > self.max_length:
             raise ValueError(
                 f'{tokens.shape[1]} tokens, but max_length={self.max_length} of the learned '
@@ -72,7 +73,7 @@ class TokenInput(TokenTransformer):
             x = x + self.places(positions)
         elif self.positions == 'sinusoidal':
             x = x + sinusoidal(positions, self.width)
-        return nn.with_logical_constraint(x.astype(self.dtype), ('batch', 'length', 'embed'))
+        return with_logical_constraint(x.astype(self.dtype), ('batch', 'length', 'embed'))
 
     @property
     def table(self) -> jax.Array:
@@ -125,21 +126,22 @@ class TransformerLM(TokenTransformer):
             name='embed',
             **shape,
         )
-        x = inputs(tokens, routing.positions)
+        x = inputs(tokens, routing)
         x = Dropout(shape['dropout'])(x, train=train)
         x, cache = Stack(causal=True, name='decoder', **shape)(x, routing, entered)
         head = Head(
             self.vocab,
             multiple=self.vocab_multiple,
             softcap=self.softcap,
-            chunks=0 if cache is not None else self.head_chunks,
+            chunks=self.head_chunks,
             std=self.init_std,
             name='head',
         )
         table = inputs.table if self.tied else None
         if cache is not None:
-            return head(x[:, -1:], table)[:, 0], cache
-        return head(x, table)
+            return head(x[:, -1:], table).logits()[:, 0], cache
+        out = head(x, table)
+        return out if self.head_chunks else out.logits()
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Returns an empty key–value cache for `batch` rows of up to `length` tokens."""

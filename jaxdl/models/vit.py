@@ -3,10 +3,12 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from jaxdl.api import Limits
+from jaxdl.errors import at_least, one_of
 from jaxdl.models.attention import Routing
-from jaxdl.models.layers import Conv, Dense, Dropout, check_positive
+from jaxdl.models.layers import Conv, Dense, Dropout
 from jaxdl.models.stack import Stack, Transformer
 
 
@@ -36,11 +38,8 @@ class ViT(Transformer):
 
     def check(self):
         super().check()
-        check_positive(num_classes=self.num_classes, patch=self.patch)
-        if self.positions != 'learned':
-            raise ValueError(f"positions={self.positions!r}: must be 'learned'")
-        if self.pooling not in ('class', 'mean'):
-            raise ValueError(f'pooling={self.pooling!r}: must be one of class, mean')
+        at_least(self, num_classes=1, patch=1)
+        one_of(self, positions=('learned',), pooling=('class', 'mean'))
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -69,7 +68,7 @@ class ViT(Transformer):
             first = jnp.broadcast_to((first + place).astype(x.dtype), (batch, 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
         x = Dropout(shape['dropout'])(x, train=train)
-        x = nn.with_logical_constraint(x, ('batch', 'length', 'embed'))
+        x = with_logical_constraint(x, ('batch', 'length', 'embed'))
         x, _ = Stack(name='encoder', **shape)(x, Routing())
         x = x[:, 0] if self.pooling == 'class' else x.mean(axis=1)
         # Zeros: every class is equally likely at the start, as in the paper's own code.

@@ -29,6 +29,8 @@ _PARTS = (2, 4, 8, 16, 32, 64, 128)
 # The tensor axis splits the same products in other ways, so it can save what a layout waits and what
 # it repeats to fit: where that is less than this share of the step, it is not tried.
 IDLE = 0.02
+LONGEST = 1800  # seconds that one plan may take
+LIMIT = 4096  # the largest value that is tried
 
 
 class Asker:
@@ -36,14 +38,14 @@ class Asker:
 
     Args:
         words: the command line without --json, --search and --largest.
+
+    Attributes:
         workers: processes at a time.
-        timeout: seconds that one may take.
     """
 
-    def __init__(self, words: list[str], *, workers: int | None = None, timeout: float = 1800):
+    def __init__(self, words: list[str]):
         self.words = words
-        self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
-        self.timeout = timeout
+        self.workers = max(1, (os.cpu_count() or 2) // 2)
 
     def ask(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """The plan as JSON, or {'error': why there is none}; says on stderr how it went."""
@@ -66,9 +68,9 @@ class Asker:
         kept = [word for word in self.words if word.lstrip('-').split('=')[0] not in overrides]
         command = [sys.executable, '-m', 'jaxdl', 'plan', *kept, *words, '--json']
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
         except subprocess.TimeoutExpired:
-            return {'error': f'not compiled after {self.timeout:.0f} s'}
+            return {'error': f'not compiled after {LONGEST} s'}
         lines = done.stdout.strip().splitlines()
         if done.returncode == 0 and lines:
             return parse_object(lines[-1])
@@ -330,7 +332,7 @@ class Largest:
         )
 
 
-def largest(config: Config, field: str, asker: Asker, *, limit: int = 4096) -> Largest:
+def largest(config: Config, field: str, asker: Asker) -> Largest:
     """The largest whole number of `field` (a path, or 'auto') with which the step fits.
 
     Raises UserError where the field does not exist or is no whole number.
@@ -353,7 +355,7 @@ def largest(config: Config, field: str, asker: Asker, *, limit: int = 4096) -> L
         return 'error' not in plans[value] and plans[value]['memory']['fits']
 
     low, high = 0, max(1, start)
-    while high <= limit and fits(high):
+    while high <= LIMIT and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

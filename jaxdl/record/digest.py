@@ -130,9 +130,9 @@ def _block(x: jax.Array, starts: Any, shape: tuple[int, ...]) -> jax.Array:
     rest = jnp.arange(width, dtype=jnp.uint32) * jnp.uint32(_GOLDEN)
     words = words.reshape(-1, width)
     count = math.gcd(first.size, FOLD) if words.size > SMALL else 1
-    sums = sum(
-        _scramble(part ^ (place[:, None] + rest))
-        for part, place in zip(jnp.split(words, count), jnp.split(first, count), strict=True)
+    parts = zip(jnp.split(words, count), jnp.split(first, count), strict=True)
+    sums = functools.reduce(
+        jnp.add, (_scramble(part ^ (place[:, None] + rest)) for part, place in parts)
     )
     return (_fold_rows(sums) if count > 1 else sums).sum(dtype=jnp.uint32)
 

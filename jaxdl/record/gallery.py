@@ -3,11 +3,10 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from jaxdl import files
-from jaxdl.record.terminal import warn
+from jaxdl.record.terminal import DiskGuard
 
 KEPT = 3  # samples of one name that are kept; TensorBoard has all of them
 
@@ -24,7 +23,7 @@ class Gallery:
 
     def __init__(self, folder: Path, *, last_step: int):
         self.folder = folder
-        self._failed = False
+        self._guard = DiskGuard(f'samples in {folder}')
         self.truncate(last_step)
 
     def picture(self, step: int, name: str, png: bytes) -> None:
@@ -37,7 +36,7 @@ class Gallery:
 
     def truncate(self, last_step: int) -> None:
         """Deletes everything past `last_step`, for a roll-back to a checkpoint."""
-        with self._guard():
+        with self._guard:
             for step, folder in _steps(self.folder):
                 if step > last_step:
                     shutil.rmtree(folder)
@@ -51,7 +50,7 @@ class Gallery:
     def _keep(self, step: int, name: str, ending: str, data: bytes) -> None:
         parts = [re.sub(r'[^\w.=+-]+', '_', part).strip('.') for part in name.split('/')]
         place = '/'.join(part or '_' for part in parts) + ending
-        with self._guard():
+        with self._guard:
             files.write_bytes(self.folder / str(step) / place, data)
             there = [folder for _, folder in _steps(self.folder) if (folder / place).exists()]
             for folder in there[:-KEPT]:
@@ -59,18 +58,6 @@ class Gallery:
                 with contextlib.suppress(OSError):  # the folder is not empty
                     for parent in (folder / place).relative_to(self.folder).parents[:-1]:
                         (self.folder / parent).rmdir()
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._failed:
-                self._failed = True
-                warn(
-                    f'cannot write samples in {self.folder}: {error.strerror or error}. '
-                    'Training goes on'
-                )
 
 
 def newest(folder: Path) -> dict[str, tuple[int, Path]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxdl.files import read_object, write_json
 from jaxdl.record.identity import IN_RUN, identity
-from jaxdl.record.terminal import warn
+from jaxdl.record.terminal import DiskGuard, warn
 
 ENDS = ('finished', 'preempted', 'failed')
 
@@ -36,7 +36,7 @@ class RunInfo:
         **fields: Any,
     ):
         self.path = Path(path)
-        self.failed = False
+        self.guard = DiskGuard(path)
         earlier = self._earlier()
         words = _command() if command is None else list(command)
         known = identity(self.path.parent)
@@ -90,13 +90,8 @@ class RunInfo:
             return {}
 
     def _save(self) -> None:
-        try:
+        with self.guard:
             write_json(self.path, self.data)
-            self.failed = False
-        except OSError as error:
-            if not self.failed:
-                self.failed = True
-                warn(f'cannot write {self.path}: {error.strerror or error}. Training goes on')
 
 
 def _number(value: Any) -> float:

@@ -68,11 +68,6 @@ class SamplesFile:
         )
 
 
-def read_samples(path: Path) -> dict[int, list[int]]:
-    """{step: ids} of a samples.jsonl."""
-    return {step: parse_object(line)['ids'] for line, step in _lines(path)}
-
-
 def _lines(path: Path) -> list[tuple[bytes, int]]:
     """(line, step) up to the first line that is incomplete or whose step does not increase."""
     if not path.exists():
@@ -83,8 +78,7 @@ def _lines(path: Path) -> list[tuple[bytes, int]]:
             step = parse_object(line).get('step')
         except ValueError:
             break  # a crash has damaged this line, and what follows cannot be trusted
-        rises = type(step) is int and (not found or step > found[-1][1])
-        if not line.endswith(b'\n') or not rises:
+        if type(step) is not int or not line.endswith(b'\n') or (found and step <= found[-1][1]):
             break
         found.append((line, step))
     return found

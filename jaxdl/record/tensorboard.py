@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxdl import files
-from jaxdl.record.terminal import warn
+from jaxdl.record.terminal import DiskGuard
 
 # Checksums of contents are verified only in this many bytes at the end of a file.
 _CHECKED = 2**20
@@ -35,12 +35,13 @@ class TensorBoard:
     on; values that could not be written are missing here, but not in metrics.jsonl.
 
     Attributes:
-        failed: True while the disk fails.
+        guard: knows whether the disk fails.
     """
 
     def __init__(self, folder: str | os.PathLike, *, last_step: int):
         self.folder = Path(folder)
-        self.failed = False
+        after = 'Training goes on; metrics.jsonl is the record'
+        self.guard = DiskGuard(f'TensorBoard files in {folder}', after)
         self._file: BinaryIO | None = None
         self._latest: dict[bytes, int] = {}  # the newest step of each tag
         self._restart: int | None = None
@@ -60,14 +61,14 @@ class TensorBoard:
 
     def truncate(self, last_step: int) -> None:
         """Removes everything past `last_step`, for a roll-back to a checkpoint."""
-        with self._guard():
+        with self.guard:
             if self._cut(lambda step, tag: step <= last_step):
                 self._restart = last_step + 1
 
     def flush(self) -> None:
         """Forces everything onto the disk (fsync)."""
         if self._file is not None:
-            with self._guard():
+            with self.guard:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class TensorBoard:
         if not values:
             return
         coded = {tag.encode(): value for tag, value in values.items()}
-        with self._guard():
+        with self.guard:
             again = {tag for tag in coded if self._latest.get(tag, -1) >= step}
             if again:
                 self._cut(lambda s, tag: not (tag in again and s >= step))
@@ -151,20 +152,6 @@ class TensorBoard:
                 else:
                     files.write_bytes(path, new)
         return cut
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self.failed:
-                self.failed = True
-                warn(
-                    f'cannot write TensorBoard files in {self.folder}: {error.strerror or error}. '
-                    'Training goes on; metrics.jsonl is the record'
-                )
-        else:
-            self.failed = False
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -50,6 +50,30 @@ def warn(text: str) -> None:
     Output(sys.stderr).write(f'warning: {text}\n')
 
 
+class DiskGuard:
+    """`with guard:` lets no error of the disk through, and says the first of several in a row.
+
+    Args:
+        what: cannot be written then.
+        after: what else is said.
+
+    Attributes:
+        failed: whether the last attempt failed.
+    """
+
+    def __init__(self, what: object, after: str = 'Training goes on'):
+        self.what, self.after, self.failed = what, after, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, OSError) and not self.failed:
+            warn(f'cannot write {self.what}: {error.strerror or error}. {self.after}')
+        self.failed = isinstance(error, OSError)
+        return self.failed
+
+
 def live(output: Output, *, keep: bool) -> Any:
     """A rich Live display on a terminal, started; with `keep` its last content stays at the end.
 
@@ -64,7 +88,8 @@ def live(output: Output, *, keep: bool) -> Any:
 
     # With soft_wrap the terminal itself breaks long lines, so that paths can be copied as a whole.
     screen = Screen(
-        file=output, force_terminal=True, force_jupyter=False,
+        file=output,  # pyright: ignore[reportArgumentType]  # what rich uses of a file is there
+        force_terminal=True, force_jupyter=False,
         highlight=False, markup=False, emoji=False, soft_wrap=True,
     )  # fmt: skip
     shown = Live(

@@ -325,13 +325,12 @@ def mismatch(value: Any, kind: Any, path: str = '') -> str:
     if isinstance(kind, tuple):
         return '' if any(not mismatch(value, one) for one in kind) else path
     if isinstance(kind, list | dict):
-        if type(value) is not type(kind):
+        if isinstance(kind, list) and isinstance(value, list):
+            parts = [(item, kind[0], f'{path}[{index}]') for index, item in enumerate(value)]
+        elif isinstance(kind, dict) and isinstance(value, dict):
+            parts = [(value.get(key, ...), one, f'{path}.{key}') for key, one in kind.items()]
+        else:
             return path
-        parts = (
-            [(item, kind[0], f'{path}[{index}]') for index, item in enumerate(value)]
-            if isinstance(kind, list)
-            else [(value.get(key, ...), one, f'{path}.{key}') for key, one in kind.items()]
-        )
         return next((found for part in parts if (found := mismatch(*part))), '')
     if kind is float:
         fits = type(value) in (int, float) and abs(value) < _LARGEST

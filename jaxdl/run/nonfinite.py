@@ -1,6 +1,6 @@
 """What happens when a step was not finite: the message, and the decision of config.divergence."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class Rollback(Exception):
         self.step, self.message = step, message
 
 
-def describe(step: int, metrics: dict[str, Any], suspects: list[str], ids: np.ndarray) -> str:
+def describe(step: int, metrics: dict[str, tuple], suspects: Sequence[str], ids: np.ndarray) -> str:
     """One line: the step, the first leaf that is not finite, the loss, the sample ids.
 
     `metrics` are the step's, from `MetricPacking.unpack`; `suspects` are from `Steps.suspects`.

@@ -2,8 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
+from jaxdl.api import Source
 from jaxdl.core import config as config_lib
 from jaxdl.core import flags as cli
 from jaxdl.core import mesh as mesh_lib
@@ -34,7 +34,7 @@ class Restored:
     step: int
     state: TrainState
     program: Program
-    eval_sources: dict[str, Any]
+    eval_sources: dict[str, Source]
     workdir: Workdir
 
 

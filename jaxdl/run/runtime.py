@@ -88,23 +88,20 @@ def restart_with_tuned_heap() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
 
 
-def prepare_process(*, platform: str | None = None) -> dict:
+def prepare_process() -> dict:
     """Sets the allocator, XLA's flags and the compile cache, and returns what was set.
 
     Call it before jax is imported; afterwards only the allocator can still be set, and the result
-    has the entry `late`. Settings of the user's environment are kept. `platform` ('cpu', 'cuda')
-    restricts jax to that platform.
+    has the entry `late`. Settings of the user's environment are kept.
     """
     if _is_plain():
         return {'plain': True}
-    gpu = has_nvidia() and 'cpu' not in (platform, os.environ.get('JAX_PLATFORMS'))
+    gpu = has_nvidia() and os.environ.get('JAX_PLATFORMS') != 'cpu'
     # If a GPU computes, the host holds no temporaries, and the allocator keeps its defaults.
     done: dict = {'allocator': None if gpu else _set_allocator()}
     if 'jax' in sys.modules:
         done['late'] = True
         return done
-    if platform:
-        _set_default(done, 'JAX_PLATFORMS', platform)
     if gpu:
         _set_default(done, 'JAX_OPTIMIZATION_LEVEL', 'O1')
     done['xla_flags'] = _add_flags(_flags_for(_CPU_FLAGS))
@@ -137,7 +134,7 @@ def open_devices() -> None:
     """
     import jax
 
-    wanted = jax.config.jax_platforms
+    wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -9,12 +9,14 @@ import glob
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, nearest, one_of
 from jaxdl.sweeps.algebra import Choices, Point, Range, plain, plain_point
 
+# Least values of the fields of a rule that stops trials; 1 for all others.
+LEAST = {'factor': 2, 'warmup': 0}
 SAMPLERS = ('tpe', 'random', 'quasi_random', 'gp', 'grid')
 
 
@@ -46,11 +48,7 @@ class Search:
                     f'Search: {name}={value!r}: must be a whole number from {least} on'
                 )
             setattr(self, name, value)
-        if self.sampler not in SAMPLERS:
-            raise ValueError(
-                f'Search: sampler={self.sampler!r}: must be one of {", ".join(SAMPLERS)}'
-                f'{nearest(self.sampler, SAMPLERS)}'
-            )
+        one_of(self, sampler=SAMPLERS)
         for field, kind in self.space.items():
             if not isinstance(kind, Range | Choices):
                 raise ValueError(
@@ -133,13 +131,11 @@ class Sweep:
 
     def check(self):
         """Turns numpy's numbers into Python's. Raises ValueError where a field is wrong."""
-        for name, allowed in (('mode', ('max', 'min')), ('value', ('last', 'best'))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f'{name}={getattr(self, name)!r}: must be one of {allowed}')
+        one_of(self, mode=('max', 'min'), value=('last', 'best'))
         self.overrides = plain_point(self.overrides)
         if not isinstance(self.points, Search):
             self.points = [plain_point(point) for point in self.points]
-        self.seeds = plain(tuple(self.seeds) if hasattr(self.seeds, '__iter__') else self.seeds)
+        self.seeds = plain(tuple(self.seeds) if isinstance(self.seeds, Iterable) else self.seeds)
         seeds = (self.seeds,) if not isinstance(self.seeds, tuple) else self.seeds
         if any(type(seed) is not int or seed < 0 for seed in seeds):
             raise ValueError(f'seeds={self.seeds!r}: must be whole numbers from 0 on')
@@ -147,8 +143,7 @@ class Sweep:
             raise ValueError(
                 f"metric={self.metric!r}: metrics are named 'train/…', 'eval/<set>/…', 'perf/…' or 'energy/…'"
             )
-        if self.retries < 0 or self.hang_timeout < 0 or self.grace < 0:
-            raise ValueError('retries, hang_timeout and grace must be at least 0')
+        at_least(self, retries=0, hang_timeout=0, grace=0)
         if isinstance(self.points, Search):
             self.points.check()
         elif not self.points:
@@ -166,12 +161,8 @@ class Sweep:
                     f'{name!r} is no field of a config; every trial has its own workdir'
                 )
         if self.stopping is not None:
-            for name, value in dataclasses.asdict(self.stopping).items():
-                low = {'factor': 2, 'warmup': 0}.get(name, 1)
-                if value < low:
-                    raise ValueError(
-                        f'{type(self.stopping).__name__}: {name}={value}: must be at least {low}'
-                    )
+            for field in dataclasses.fields(self.stopping):
+                at_least(self.stopping, **{field.name: LEAST.get(field.name, 1)})
 
     def seed_list(self) -> tuple[int | None, ...]:
         """The seeds of each point; (None,): the config's own."""

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdl.errors import above_zero, at_least, one_of
+
 Batch = dict[str, Any]
 
 MODES = ('reflect', 'zeros', 'edge')
@@ -36,10 +38,8 @@ class RandomCrop:
 
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        if self.padding < 1:
-            raise ValueError(f'padding={self.padding}: must be at least 1 pixel')
-        if self.mode not in MODES:
-            raise ValueError(f'mode={self.mode!r}: must be one of {", ".join(MODES)}')
+        at_least(self, padding=1)
+        one_of(self, mode=MODES)
 
     def draw(self, rng: jax.Array, count: int) -> jax.Array:
         """Offsets [count, 2] (down, right) in -padding..padding, at which the window is cut."""
@@ -85,8 +85,7 @@ class RandomTranslate:
 
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        if not self.pixels > 0:
-            raise ValueError(f'pixels={self.pixels}: must be above 0')
+        above_zero(self, 'pixels')
 
     def draw(self, rng: jax.Array, count: int) -> jax.Array:
         """Offsets [count, 2] (down, right), uniform in ±pixels."""
@@ -151,8 +150,7 @@ class Cutout:
 
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        if self.size < 1:
-            raise ValueError(f'size={self.size}: must be at least 1 pixel')
+        at_least(self, size=1)
 
     def draw(self, rng: jax.Array, count: int, height: int, width: int) -> jax.Array:
         """The centres [count, 2] (row, column)."""
@@ -184,7 +182,7 @@ class Mixup:
 
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        _check_alpha(self.alpha)
+        above_zero(self, 'alpha')
 
     def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
         self.check()
@@ -214,7 +212,7 @@ class CutMix:
 
     def check(self) -> None:
         """Raises ValueError for a field out of range."""
-        _check_alpha(self.alpha)
+        above_zero(self, 'alpha')
 
     def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
         self.check()
@@ -281,8 +279,3 @@ def _with_pair(batch: Batch, images: jax.Array, mix: jax.Array, who: Any) -> Bat
     if 'mix' in batch:
         raise ValueError(f'{type(who).__name__}: Mixup or CutMix may appear only once')
     return {**batch, 'image': images, 'label_b': _other(jnp.asarray(batch['label'])), 'mix': mix}
-
-
-def _check_alpha(alpha: float) -> None:
-    if not alpha > 0:
-        raise ValueError(f'alpha={alpha}: must be above 0')

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Task
+from jaxdl.errors import at_least, below_one
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import token_losses
 
@@ -35,10 +36,8 @@ class Classification(Task):
     augmentations: tuple = ()
 
     def check(self):
-        if self.num_classes < 2:
-            raise ValueError(f'num_classes={self.num_classes}: must be at least 2')
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
+        at_least(self, num_classes=2)
+        below_one(self, 'label_smoothing')
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(
                 f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels'

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jaxdl.api import Generated, Limits, Task
+from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
 from jaxdl.tasks import generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
@@ -30,10 +31,7 @@ class LanguageModel(Task):
     sample_temperature: float = 0.8
 
     def check(self):
-        if self.sample_tokens < 0:
-            raise ValueError(f'sample_tokens={self.sample_tokens}: must be at least 0')
-        if not self.sample_temperature >= 0:
-            raise ValueError(f'sample_temperature={self.sample_temperature}: must be at least 0')
+        at_least(self, sample_tokens=0, sample_temperature=0)
 
     def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: batch[name] for name in ('tokens', 'segments', 'positions')}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.api import Limits, Task
+from jaxdl.errors import below_one
 from jaxdl.metrics import Mean
 from jaxdl.tasks.losses import token_losses
 
@@ -27,8 +28,7 @@ class SequenceClassification(Task):
     label_smoothing: float = 0.0
 
     def check(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
+        below_one(self, 'label_smoothing')
 
     def ranges(self, limits: Limits) -> dict[str, int]:
         bounds = {'tokens': limits.vocab, 'label': limits.classes}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxdl.api import Generated, Limits, Task
+from jaxdl.errors import at_least, below_one
 from jaxdl.metrics import Mean
 from jaxdl.tasks import bleu, generation
 from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
@@ -44,12 +45,8 @@ class Translation(Task):
     length_penalty: float = 0.6
 
     def check(self):
-        if self.bleu_examples < 0:
-            raise ValueError(f'bleu_examples={self.bleu_examples}: must be at least 0')
-        if self.beams < 1:
-            raise ValueError(f'beams={self.beams}: must be at least 1 (greedy)')
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f'label_smoothing={self.label_smoothing}: must be in [0, 1)')
+        at_least(self, bleu_examples=0, beams=1)
+        below_one(self, 'label_smoothing')
 
     def ranges(self, limits: Limits) -> dict[str, int]:
         names = ('source', 'target', 'targets')

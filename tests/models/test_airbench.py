@@ -141,8 +141,8 @@ def test_views_are_averaged_logits(views):
     ('model', 'words'),
     [
         (Airbench(widths=(64, 256)), r'widths=\(64, 256\): must be three'),
-        (Airbench(convs=4), 'convs=4: must be 2 or 3'),
-        (Airbench(views=3), 'views=3: must be 1, 2 or 6'),
+        (Airbench(convs=4), 'convs=4: must be one of 2, 3'),
+        (Airbench(views=3), 'views=3: must be one of 1, 2, 6'),
         (Airbench(logit_scale=0.0), r'logit_scale=0\.0: must be above 0'),
         (Airbench(whitening_epsilon=-1.0), r'whitening_epsilon=-1\.0: must be above 0'),
         (Airbench(momentum=1.0), r'momentum=1\.0: must be in \[0, 1\)'),

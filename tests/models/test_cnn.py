@@ -56,7 +56,7 @@ def test_dropout_may_be_traced():
         (Cnn(pools=4), r'pools=4: must be in 0\.\.3'),
         (Cnn(channels=()), r'channels=\(\): must be positive'),
         (Cnn(channels=(8, 0)), r'channels=\(8, 0\): must be positive'),
-        (Cnn(dense=-1), 'dense=-1: must be 0'),
+        (Cnn(dense=-1), 'dense=-1: must be at least 0'),
         (Cnn(dropout=1.5), r'dropout=1\.5: must be in \[0, 1\)'),
         (Cnn(dtype='half'), "dtype='half': must be one of"),
         (Cnn(convs=0), 'convs=0: must be at least 1'),

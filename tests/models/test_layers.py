@@ -221,14 +221,3 @@ def test_pooling_is_the_formula():
         [padded[:, i : i + 6 : 2, j : j + 8 : 2] for i in range(3) for j in range(3)]
     )
     np.testing.assert_allclose(layers.max_pool(x, (3, 3), (2, 2), 1), windows.max(0))
-
-
-def test_checks_name_the_value_and_what_is_allowed():
-    with pytest.raises(
-        ValueError, match="dtype='float8': must be one of float32, bfloat16, float16"
-    ):
-        layers.check_dtype('float8')
-    with pytest.raises(ValueError, match=r'dropout=1: must be in \[0, 1\)'):
-        layers.check_rate('dropout', 1)
-    with pytest.raises(ValueError, match='width=0: must be at least 1'):
-        layers.check_positive(depth=2, width=0)

@@ -72,8 +72,8 @@ def test_shortcut_without_parameters_is_every_other_pixel_and_zeros():
     ('model', 'words'),
     [
         (ResNet(depth=19), 'depth=19: must be one of 8, 14, 20, 32, 44, 56, 110, 18, 34, 50, 101'),
-        (ResNet(stem='tiny'), "stem='tiny': must be one of cifar, imagenet"),
-        (ResNet(width=-1), 'width=-1: must be 0'),
+        (ResNet(stem='tiny'), "stem='tiny': must be one of 'cifar', 'imagenet'"),
+        (ResNet(width=-1), 'width=-1: must be at least 0'),
         (ResNet(num_classes=0), 'num_classes=0: must be at least 1'),
         (ResNet(dropout=1.0), r'dropout=1\.0: must be in \[0, 1\)'),
         (WideResNet(depth=20), r'depth=20: must be 6n \+ 4, such as 16 or 22'),

@@ -238,7 +238,7 @@ def test_run_json_tells_how_every_session_ended(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'no space')))
     info.update(step=40)
     info.update(step=41)
-    assert info.failed and capsys.readouterr().err.count('no space') == 1
+    assert info.guard.failed and capsys.readouterr().err.count('no space') == 1
     assert read() == done and os.listdir(path.parent) == ['run.json']
 
 

@@ -8,7 +8,7 @@ from jaxdl.record.pictures import confusion_image, image_grid
 
 def test_image_grid_places_every_image():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 3, 4, 1), np.uint8)
-    grid = image_grid(images, columns=3)
+    grid = image_grid(images)
     assert grid.shape == (2 * 5 + 2, 3 * 6 + 2, 3) and grid.dtype == np.uint8
     for index in range(5):
         top, left = 2 + index // 3 * 5, 2 + index % 3 * 6

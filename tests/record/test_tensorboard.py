@@ -128,13 +128,13 @@ def test_a_full_disk_leaves_whole_events(tmp_path, capsys):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         board.scalars(2, {'a': 1.0})
-        assert board.failed
+        assert board.guard.failed
         assert purged(tmp_path) == [('a', 1)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     board.scalars(3, {'a': 1.0})
     board.close()
-    assert not board.failed
+    assert not board.guard.failed
     assert purged(tmp_path) == [('a', 1), ('a', 3)]
     (tmp_path / 'file').write_text('')
     board = TensorBoard(tmp_path / 'file', last_step=0)

@@ -19,7 +19,6 @@ from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe, Bytes, WordPiece
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.models.rnn import RnnLM
-from jaxdl.record.samples import read_samples
 from jaxdl.run import loop as trainer
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.language_model import LanguageModel
@@ -231,7 +230,7 @@ def test_skip_goes_on_and_counts(tmp_path, capfd):
     for step in bad:
         assert f'step {step}: not finite, first gradient of params/' in said
     # As many optimizer updates as good steps, and every sample was still used once an epoch.
-    assert read_samples(folder / 'samples.jsonl')[bad[0]] == ORDER.batch(bad[0] - 1).tolist()
+    assert small.samples(folder / 'samples.jsonl')[bad[0]] == ORDER.batch(bad[0] - 1).tolist()
 
 
 def test_skip_stops_after_too_many(tmp_path):
@@ -265,14 +264,14 @@ def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
     # Batch 3 (step 4) is bad: back to step 2, whose next batch is number 4.
     said = capfd.readouterr().err
     assert 'back to step 2, data moved on by 2 batches (roll-back 1 of 3)' in said
-    used = read_samples(folder / 'samples.jsonl')
+    used = small.samples(folder / 'samples.jsonl')
     expected, rollbacks = rolled_back(first_id(3), steps=8, every=2)
     assert used == expected and all_finite(folder)
     assert result.metrics['train/rollbacks'] == said.count('back to step') == rollbacks > 1
     # Killed and resumed, the moved order is what it was.
     shutil.rmtree(folder / 'checkpoints' / '8')
     trainer.train(fragile(3, policy='rollback'), str(folder))
-    assert read_samples(folder / 'samples.jsonl') == used
+    assert small.samples(folder / 'samples.jsonl') == used
 
 
 def test_rollbacks_are_used_up(tmp_path):
@@ -484,7 +483,7 @@ def test_a_run_moves_to_other_devices(unbroken, tmp_path, monkeypatch):
         trainer.train(faulty.config(steps=stop, mesh=mesh, log_every=1, eval_every=0), str(folder))
     single = tmp_path / 'single'
     trainer.train(faulty.config(log_every=1, eval_every=0), str(single))
-    assert read_samples(folder / 'samples.jsonl') == read_samples(single / 'samples.jsonl')
+    assert small.samples(folder / 'samples.jsonl') == small.samples(single / 'samples.jsonl')
     losses = [
         {row['step']: row['train/loss'] for row in chaos.lines(place)} for place in (folder, single)
     ]

@@ -11,8 +11,7 @@ import time
 import pytest
 
 from jaxdl.record.folder import Workdir
-from jaxdl.record.samples import read_samples
-from tests import chaos, faulty
+from tests import chaos, faulty, small
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +73,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step_and_one_process_goes_on(tmp_
     # One process, half the devices: the same order of samples, and it ends.
     (alone,) = start(tmp_path, step + 3, count=1)
     assert codes([alone]) == [0], texts(tmp_path)
-    used = read_samples(tmp_path / 'run' / 'samples.jsonl')
+    used = small.samples(tmp_path / 'run' / 'samples.jsonl')
     order = faulty.Order(faulty.TRAIN, faulty.BATCH, 0)
     assert sorted(used) == list(range(1, step + 4))
     assert all(used[s] == order.batch(s - 1).tolist() for s in used)

@@ -86,11 +86,7 @@ def finished_once(sweep, count):
         ("points=[{}, {'optimizer.learning_rate': 0.05}]", {}, 'are the same run'),
         ('', {'metric': 'eval/test/acuracy'}, "did you mean 'eval/test/accuracy'"),
         ('', {'metric': 'eval/validation/accuracy'}, 'no run writes it'),
-        (
-            "points=[{'config': 'configs/none.py'}]",
-            {},
-            '--config=configs/none.py: there is no such file',
-        ),
+        ("points=[{'config': 'configs/none.py'}]", {}, 'there is no such file'),
         ("points=Search({'optimizer.lr': uniform(0, 1)}, 3)", {}, 'no field'),
     ],
 )

@@ -208,7 +208,7 @@ def test_sharded_batch_gives_the_same_result():
     ('augmentation', 'words'),
     [
         (RandomCrop(0), 'padding=0: must be at least 1'),
-        (RandomCrop(mode='wrap'), "mode='wrap': must be one of reflect, zeros, edge"),
+        (RandomCrop(mode='wrap'), "mode='wrap': must be one of 'reflect', 'zeros', 'edge'"),
         (RandomTranslate(0.0), r'pixels=0\.0: must be above 0'),
         (HorizontalFlip(1.5), r'probability=1\.5: must be in \(0, 1\]'),
         (Cutout(0), 'size=0: must be at least 1'),

@@ -18,7 +18,7 @@ from jaxdl.data.cached import entry_of
 from jaxdl.data.images import catalogue
 from jaxdl.data.images.originals import ImageSet
 from jaxdl.data.splits import resolve, split_name
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, nearest
 
 
 @dataclasses.dataclass
@@ -52,10 +52,7 @@ class Tfds(DataSet):
         """Raises ValueError where a field cannot be right whatever the data set."""
         if not self.name:
             raise ValueError("name='': give a data set, such as 'digits'")
-        if self.image_size < 0:
-            raise ValueError(f'image_size={self.image_size}: must be at least 0')
-        if self.in_memory_bytes < 0:
-            raise ValueError(f'in_memory_bytes={self.in_memory_bytes}: must be at least 0')
+        at_least(self, image_size=0, in_memory_bytes=0)
         names = [split_name(entry)[0] for entry in self.evals]
         if len(set(names)) < len(names):
             raise ValueError(f'evals={self.evals}: two evaluation sets have the same name')
@@ -119,13 +116,12 @@ class Tfds(DataSet):
                 f'set the task and the model to {len(names)}'
             )
 
-    def class_names(self, feature: str = 'label') -> tuple[str, ...]:
-        """Returns the names of the classes of a label feature, () if it has none."""
+    def class_names(self) -> tuple[str, ...]:
         spec = self._image_set()
         if spec is not None:
-            return spec.classes.get(feature, ())
+            return spec.classes.get('label', ())
         features = self._declared()
-        return tuple(getattr(features[feature], 'names', None) or ()) if feature in features else ()
+        return tuple(getattr(features['label'], 'names', None) or ()) if 'label' in features else ()
 
     def _root(self) -> pathlib.Path:
         return store.data_dir(self.data_dir)

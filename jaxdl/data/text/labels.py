@@ -11,7 +11,7 @@ from jaxdl.data.text.packing import CorpusRows, lay_out
 from jaxdl.data.text.sources import Records
 from jaxdl.data.text.text_set import TextSet
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, nearest
 
 
 @dataclasses.dataclass
@@ -32,8 +32,7 @@ class LabelledTexts(TextSet):
 
     def check(self):
         super().check()
-        if self.length < 3:
-            raise ValueError(f'length={self.length}: must be at least 3')
+        at_least(self, length=3)
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f'classes={self.classes}: a name is there twice')
 

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxdl.api import Rows
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import CorpusRows, DocumentPacking, GroupedRows, cut, lay_out, pack
 from jaxdl.data.text.tokenizers import Tokenizer
@@ -60,7 +61,7 @@ class Masked(DocumentPacking):
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
         del sized
         names = ('tokens', 'segments', 'positions')
-        row = {name: np.zeros(length, np.int32) for name in names}
+        row: Rows = {name: np.zeros(length, np.int32) for name in names}
         row['maskable'] = np.zeros(length, np.bool_)
         row['row'] = np.zeros((), np.int32)
         if self.next_sentence:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.api import Source
+from jaxdl.api import Rows, Source
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, at_least
 
 IN_MEMORY = 1 << 28
 """Bytes up to which a set of rows is offered as one block, e.g. to be kept on the device."""
@@ -65,7 +65,7 @@ class DocumentPacking(abc.ABC):
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
         """One row of zeros with the shapes and dtypes of all; `sized`: token sizes are known."""
         names = ('tokens', 'targets', 'segments', 'positions')
-        row = {name: np.zeros(length, np.int32) for name in names}
+        row: Rows = {name: np.zeros(length, np.int32) for name in names}
         row['target_mask'] = np.zeros(length, np.bool_)
         return {**row, 'bytes': np.zeros((), np.int32)} if sized else row
 
@@ -81,8 +81,7 @@ class ContextPacking(DocumentPacking):
     context: int = 0
 
     def check(self):
-        if self.context < 0:
-            raise ValueError(f'context={self.context}: must be at least 0')
+        at_least(self, context=0)
 
     def check_length(self, length: int) -> None:
         if self.context >= length:

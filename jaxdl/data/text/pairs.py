@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxdl.api import Source
+from jaxdl.api import Rows, Source
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import GroupedRows, lay_out, pack
 from jaxdl.data.text.sources import Records
 from jaxdl.data.text.text_set import TextSet
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, one_of
 
 
 @dataclasses.dataclass
@@ -36,14 +36,13 @@ class SentencePairs(TextSet):
 
     def check(self):
         super().check()
-        if self.long not in ('error', 'drop'):
-            raise ValueError(f"long={self.long!r}: must be 'error' or 'drop'")
+        one_of(self, long=('error', 'drop'))
 
     def lengths(self) -> dict[str, int]:
         return {'source_length': self.source_length, 'target_length': self.target_length}
 
     def example(self) -> dict[str, np.ndarray]:
-        row = {'row': np.zeros((), np.int32)}
+        row: Rows = {'row': np.zeros((), np.int32)}
         for side, length in (('source', self.source_length), ('target', self.target_length)):
             for name in (side, f'{side}_segments', f'{side}_positions'):
                 row[name] = np.zeros(length, np.int32)

@@ -21,7 +21,7 @@ from jaxdl.data import store
 from jaxdl.data.splits import resolve, split_name
 from jaxdl.data.text import reading
 from jaxdl.data.text.reading import LINE_LIMIT, digest
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, at_least, nearest, one_of
 from jaxdl.files import parse_json
 
 Parts = tuple[str, ...]
@@ -101,14 +101,10 @@ class TextFiles(TextSource):
                 'also .gz)'
             )
         self._named_evals()
-        if self.documents not in ('file', 'line', 'paragraph'):
-            raise ValueError(
-                f"documents={self.documents!r}: must be one of 'file', 'line', 'paragraph'"
-            )
+        one_of(self, documents=('file', 'line', 'paragraph'))
+        at_least(self, line_limit=1)
         if min(self.columns, default=0) < 0:
             raise ValueError(f'columns={self.columns}: must be at least 0')
-        if self.line_limit < 1:
-            raise ValueError(f'line_limit={self.line_limit}: must be at least 1')
 
     def check_parts(self, parts: Parts) -> None:
         _check_number('fields', self.fields, parts)

@@ -12,7 +12,7 @@ from jaxdl.data.text import tokenizers
 from jaxdl.data.text.corpus import Corpus, corpora
 from jaxdl.data.text.sources import Records, TextFiles, TextSource
 from jaxdl.data.text.tokenizers import Tokenizer
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, at_least
 from jaxdl.files import needed_cache_folder
 
 
@@ -37,9 +37,7 @@ class TextSet(DataSet, abc.ABC):
 
     def check(self):
         self.source.check_parts(self.parts)
-        for name, length in self.lengths().items():
-            if length < 2:
-                raise ValueError(f'{name}={length}: must be at least 2')
+        at_least(self, **dict.fromkeys(self.lengths(), 2))
 
     @abc.abstractmethod
     def lengths(self) -> dict[str, int]:

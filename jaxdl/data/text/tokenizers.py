@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxdl.data import cached
 from jaxdl.data.text.reading import digest, read_text
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, at_least
 from jaxdl.files import expanded
 
 FILE = 'tokenizer.json'
@@ -212,8 +212,7 @@ class Bpe(LibraryTokenizer):
     def check(self):
         if not SPECIALS + 256 <= self.vocab_size <= 1 << 24:
             raise ValueError(f'vocab_size={self.vocab_size}: must be from 260 to 16777216')
-        if self.train_bytes < 1:
-            raise ValueError(f'train_bytes={self.train_bytes}: must be at least 1')
+        at_least(self, train_bytes=1)
 
     def fit(self, texts: Callable[[], Iterable[str]], *, key: str, cache: Path) -> None:
         if self._engine is not None:

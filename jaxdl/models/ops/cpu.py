@@ -1,6 +1,5 @@
 """Products, convolutions and pooling in the forms that the CPU's compiler makes fast."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxdl.models.ops import plain
 
-Pair = tuple[int, int]
+Pair = plain.Pair
 Pads = tuple[Pair, Pair]
 
 HALF = (jnp.bfloat16, jnp.float16)
@@ -165,18 +164,17 @@ kept.defvjp(_kept_forward, lambda _, dy: (dy,))
 # select-and-scatter, run one element at a time here --------------------------------------------------
 
 
-def max_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
+def max_pool(x: Array, window: Pair = (2, 2), strides: Pair = (2, 2), padding='VALID') -> Array:
     """See plain.max_pool."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return plain.max_pool(x, window, strides, padding)
-    sizes = tuple(window), tuple(strides or window)
-    return _max_pool(x, *sizes, _explicit_pads(x.shape, *sizes, padding))
+    return _max_pool(x, window, strides, _explicit_pads(x.shape, window, strides, padding))
 
 
-def avg_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
+def avg_pool(x: Array, window: Pair = (2, 2), strides: Pair = (2, 2), padding='VALID') -> Array:
     """See plain.avg_pool."""
-    sizes = tuple(window), tuple(strides or window)
-    first, *rest = _windows(_pad(x, _explicit_pads(x.shape, *sizes, padding), 0), *sizes)
+    padded = _pad(x, _explicit_pads(x.shape, window, strides, padding), 0)
+    first, *rest = _windows(padded, window, strides)
     return sum(rest, first) / (window[0] * window[1])
 
 

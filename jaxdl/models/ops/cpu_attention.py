@@ -18,8 +18,10 @@ def attention(
 ):
     """See plain.attention."""
     if bias is not None:
-        same = dict(mask=mask, bias=bias, causal=causal, scale=scale)
-        return plain.attention(q, k, v, q_segments=q_segments, kv_segments=kv_segments, **same)
+        segments = dict(q_segments=q_segments, kv_segments=kv_segments)
+        return plain.attention(
+            q, k, v, mask=mask, bias=bias, causal=causal, scale=scale, **segments
+        )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     kv_segments = q_segments if kv_segments is None else kv_segments
     if mask is not None:
@@ -72,9 +74,9 @@ def _backward(causal, scale, residuals, d_out):
         wide = weights.astype(jnp.float32)
         centred = d_weights - (d_weights * wide).sum(-1, keepdims=True)
         d_scores = wide * centred * scale
-        if mask is not None or q_segments is not None:
+        visible = _visible(rows, keys, mask, q_segments, kv_segments, False)
+        if visible is not None:
             # Elsewhere a hidden key has weight 0. Not in a row that sees no key at all.
-            visible = _visible(rows, keys, mask, q_segments, kv_segments, False)
             apart = d_scores.reshape(*d_scores.shape[:2], -1, size, d_scores.shape[-1])
             d_scores = jnp.where(visible, apart, 0.0).reshape(d_scores.shape)
         d_scores = d_scores.astype(q.dtype)

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax import Array, lax
 
 from jaxdl.models import layout
@@ -49,7 +49,7 @@ def chunked_cross_entropy(
     labels: Array,
     bias: Array | None = None,
     softcap: float | None = None,
-    label_smoothing=0.0,
+    label_smoothing: float | Array = 0.0,
     chunks: int | None = None,
     weights: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -83,7 +83,14 @@ def chunked_cross_entropy_cpu(hidden: Array, kernel: Array, *args, **kwargs) -> 
 
 
 def whole_cross_entropy(
-    hidden, kernel, labels, bias=None, softcap=None, label_smoothing=0.0, chunks=None, weights=None
+    hidden,
+    kernel,
+    labels,
+    bias=None,
+    softcap=None,
+    label_smoothing: float | Array = 0.0,
+    chunks=None,
+    weights=None,
 ):
     """The same with all logits at once."""
     del chunks
@@ -229,8 +236,8 @@ def _keep_apart(sums):
     d_kernel, d_bias = sums
     names = ('batch', 'inner')
     if d_bias is not None:
-        d_bias = nn.with_logical_constraint(d_bias, (*names, 'vocab'))
-    return nn.with_logical_constraint(d_kernel, (*names, 'embed', 'vocab')), d_bias
+        d_bias = with_logical_constraint(d_bias, (*names, 'vocab'))
+    return with_logical_constraint(d_kernel, (*names, 'embed', 'vocab')), d_bias
 
 
 def _all_gradients(pieces, kernel, bias, smoothing, softcap, chunks):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+Pair = tuple[int, int]  # height and width
+
 
 @contextlib.contextmanager
 def counted(wanted: int, done: int) -> Iterator[None]:
@@ -63,21 +65,19 @@ def conv(
     )
 
 
-def max_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
+def max_pool(x: Array, window: Pair = (2, 2), strides: Pair = (2, 2), padding='VALID') -> Array:
     """Returns the maximum of each window of x [batch, height, width, channels].
 
     Among equal elements the first of the window gets the gradient.
     """
-    window, strides = tuple(window), tuple(strides or window)
     low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(
         x, np.array(low, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), _pads(padding)
     )
 
 
-def avg_pool(x: Array, window: Sequence[int] = (2, 2), strides=None, padding='VALID') -> Array:
+def avg_pool(x: Array, window: Pair = (2, 2), strides: Pair = (2, 2), padding='VALID') -> Array:
     """Returns the mean of each window of x [batch, height, width, channels], padding counted as zeros."""
-    window, strides = tuple(window), tuple(strides or window)
     zero = np.zeros((), x.dtype)
     total = lax.reduce_window(x, zero, lax.add, (1, *window, 1), (1, *strides, 1), _pads(padding))
     return total / (window[0] * window[1])
