@@ -348,4 +348,8 @@ def known_program(config: Config, mesh: jax.sharding.Mesh, *, lanes: int = 0) ->
     So what a model cannot take is an error before anything is read or prepared.
     """
     row = config.data.example()
-    return None if row is None else Program(config, mesh, {'id': np.int32(0), **row}, lanes=lanes)
+    return (
+        None
+        if row is None
+        else Program(config, mesh, {'id': np.zeros((), np.int32), **row}, lanes=lanes)
+    )

@@ -27,7 +27,7 @@ def default_chunks(positions: int, vocab: int, along: int) -> int:
     return max(1, min(wanted, MOST_CHUNKS, along))
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing=0.0) -> Array:
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float | Array = 0.0) -> Array:
     """Returns the float32 loss [...] of logits [..., classes] for integer labels [...].
 
     The target gives 1 - label_smoothing to the label and spreads the rest evenly over all classes
