@@ -483,7 +483,7 @@ def get_config(variant=''):
         task=Classification(),
         data=Tfds('digits'),
         optimizer=Sgd(learning_rate=0.05, schedule=Constant()),
-        steps=2, batch_size=8, ema=0.9, checkpoint=Checkpoint(every=1),
+        steps=2, batch_size=8, ema=0.1, checkpoint=Checkpoint(every=1),
     )
 """
 
