@@ -96,13 +96,13 @@ def _bare(step, args, steps: int) -> float:
 
 def _loop(options) -> dict[str, float]:
     """The medians of a run's own metrics after its first interval."""
-    from jaxdl.record import metrics_file as logs
+    from jaxdl.record.metrics_file import read_metrics
     from jaxdl.run import loop as trainer
 
     quiet = contextlib.redirect_stdout(io.StringIO())
     with tempfile.TemporaryDirectory() as folder, quiet:
         result = trainer.train(_config(options), folder + '/run')
-        rows = logs.read_metrics(result.workdir.metrics)[1:]
+        rows = read_metrics(result.workdir.metrics)[1:]
     return {
         'ms': statistics.median(row['perf/step_time_ms'] for row in rows),
         'data_wait': statistics.median(row.get('perf/data_wait', 0.0) for row in rows),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdl.core.flags import CommandLine
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 
 WORKDIR = 'runs/demo'
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         code = subprocess.run([sys.executable, '-m', 'jaxdl', *words]).returncode
         if code:
             return code
-    row = logs.read_metrics(Path(WORKDIR) / 'metrics.jsonl')[-1]
+    row = read_metrics(Path(WORKDIR) / 'metrics.jsonl')[-1]
     print(
         f'test accuracy {row["eval/test/accuracy"]:.2%} on {row["eval/test/examples"]:.0f} digits; '
         f'run folder {WORKDIR}, plots {WORKDIR}/report/index.html; '

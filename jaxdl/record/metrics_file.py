@@ -16,26 +16,7 @@ from typing import Any
 
 from jaxdl.errors import UserError
 from jaxdl.files import parse_object, write_bytes
-from jaxdl.files import write_json as write_json_atomic
-from jaxdl.record.parameters import count_parameters, parameter_table
-from jaxdl.record.pictures import confusion_image, image_grid
-from jaxdl.record.run_info import RunInfo
-from jaxdl.record.tensorboard import TensorBoard
-from jaxdl.record.terminal import Progress, warn
-
-__all__ = [
-    'MetricsFile',
-    'Progress',
-    'RunInfo',
-    'TensorBoard',
-    'confusion_image',
-    'count_parameters',
-    'image_grid',
-    'parameter_table',
-    'read_metrics',
-    'warn',
-    'write_json_atomic',
-]
+from jaxdl.record.terminal import warn
 
 _MAX_WAITING = 10_000
 

@@ -8,11 +8,13 @@ import numpy as np
 
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
 from jaxdl.record.folder import Workdir
 from jaxdl.record.gallery import Gallery
-from jaxdl.record.pictures import encode_png
+from jaxdl.record.metrics_file import MetricsFile
+from jaxdl.record.pictures import confusion_image, encode_png
+from jaxdl.record.run_info import RunInfo
 from jaxdl.record.samples import SamplesFile
+from jaxdl.record.tensorboard import TensorBoard
 
 
 @dataclasses.dataclass
@@ -41,7 +43,7 @@ class Record:
 
     def __init__(self, place: Workdir, *, chief: bool, sample_ids: bool):
         self.place, self.chief, self.sample_ids = place, chief, sample_ids
-        self.info: logs.RunInfo | None = None
+        self.info: RunInfo | None = None
         self._open: list[Any] = []
 
     # ---- config.json and run.json ----
@@ -80,8 +82,8 @@ class Record:
     def open(self, step: int) -> None:
         """Opens the files as of `step`: incomplete and later lines are dropped."""
         if self.chief:
-            self.file = logs.MetricsFile(self.place.metrics, last_step=step)
-            self.tensorboard = logs.TensorBoard(self.place.tensorboard, last_step=step)
+            self.file = MetricsFile(self.place.metrics, last_step=step)
+            self.tensorboard = TensorBoard(self.place.tensorboard, last_step=step)
             self.gallery = Gallery(self.place.gallery, last_step=step)
             self._open = [self.file, self.tensorboard, self.gallery]
             if self.sample_ids:
@@ -111,7 +113,7 @@ class Record:
             return
         for name, value in found.items():
             if isinstance(value, np.ndarray) and value.ndim == 2:
-                self.image(step, name, logs.confusion_image(value, class_names))
+                self.image(step, name, confusion_image(value, class_names))
         if generated is not None:
             for name, text in generated.texts.items():
                 self.tensorboard.text(step, f'eval/{name}', text)

@@ -18,9 +18,9 @@ from jaxdl.core.pipeline import Order
 from jaxdl.core.step import FINITE, TrainState, hyper_parameters
 from jaxdl.errors import Diverged, NotSaved
 from jaxdl.metrics import MetricPacking
-from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.folder import Workdir
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.record.writer import Record
 from jaxdl.run import nonfinite
 
@@ -76,7 +76,7 @@ class Lane:
 
     def last_row(self) -> dict[str, Any]:
         """The newest line of metrics.jsonl, or {}."""
-        return (logs.read_metrics(self.place.metrics) or [{}])[-1]
+        return (read_metrics(self.place.metrics) or [{}])[-1]
 
     @property
     def sound(self) -> bool:

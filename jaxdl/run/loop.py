@@ -29,8 +29,10 @@ from jaxdl.core.program import Program, known_program
 from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
-from jaxdl.record import metrics_file as logs
 from jaxdl.record.folder import Workdir
+from jaxdl.record.parameters import count_parameters, parameter_table
+from jaxdl.record.pictures import image_grid
+from jaxdl.record.terminal import Progress
 from jaxdl.record.writer import Result
 from jaxdl.run import runtime
 from jaxdl.run.lane import Lane
@@ -172,7 +174,7 @@ class Loop:
                     lane.record.keep_data(lane.config.data)
         self.pending: collections.deque = collections.deque()
         self.flag = StopFlag(self.mesh, config.steps_per_call)
-        self.progress: logs.Progress | None = None
+        self.progress: Progress | None = None
         self.first_step_done = False  # whether `_after_first_step` was called
 
     # ---- start and end ----
@@ -246,7 +248,7 @@ class Loop:
 
     def _begin(self, lane: Lane) -> None:
         lane.begin(
-            parameters=logs.count_parameters(self.program.abstract.params),
+            parameters=count_parameters(self.program.abstract.params),
             devices=[str(d.device_kind) for d in self.mesh.devices.flat],
             processes=jax.process_count(),
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
@@ -267,7 +269,7 @@ class Loop:
             if self.together:
                 print(f'{len(self.lanes)} runs in one program', flush=True)
             elif self.chief and self.lanes[0].step == 0:
-                print(logs.parameter_table(state.params), flush=True)
+                print(parameter_table(state.params), flush=True)
 
     def _compile(self) -> None:
         with self.clock('compile'):
@@ -285,7 +287,7 @@ class Loop:
             self.watchdog.beat()
         if self.chief:
             first = min(lane.step for lane in self.active)
-            self.progress = logs.Progress(self.config.steps, start=first)
+            self.progress = Progress(self.config.steps, start=first)
         for lane in self.active:
             lane.begin_training(self.packing, self.suspects)
         self.stop.leave = None  # from here on there is something to save
@@ -466,7 +468,7 @@ class Loop:
                 rows = self.feed.source.fetch(lane.order.batch(0)[:64])
                 shown = jax.device_get(self.program.preview(rows, lane.hyper['seed']))
                 for name, images in shown.items():
-                    lane.record.image(0, f'train/{name}', logs.image_grid(images))
+                    lane.record.image(0, f'train/{name}', image_grid(images))
 
     # ---- evaluation, saving, the end ----
 
@@ -521,7 +523,7 @@ class Loop:
         self.state = self.program.join(states)
         if self.progress is not None:
             self.progress.close()
-            self.progress = logs.Progress(self.config.steps, start=min(lane.step for lane in back))
+            self.progress = Progress(self.config.steps, start=min(lane.step for lane in back))
 
     def _preempt(self) -> None:
         self._read_metrics(0)

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.sweeps.local import Job, Local
 from jaxdl.sweeps.spec import Trial
 from jaxdl.sweeps.store import Store
@@ -69,7 +69,7 @@ def probe(launcher: Local, trial: Trial) -> float | None:
                 job.stopping = 'slow'
                 launcher.stop(job, now=True)
         wall = time.monotonic() - started
-        rows = logs.read_metrics(folder / 'trials' / trial.id / 'metrics.jsonl')
+        rows = read_metrics(folder / 'trials' / trial.id / 'metrics.jsonl')
         times = [row['perf/step_time_ms'] / 1000 for row in rows if 'perf/step_time_ms' in row]
         if ended[0].code != 0 or not times:
             return None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.run.signals import STOP_SIGNALS
 from jaxdl.sweeps import endings
 from jaxdl.sweeps import store as stores
@@ -381,7 +381,7 @@ class Pool:
             return False
         self._sizes[trial.id] = (stat.st_size, stat.st_mtime_ns)
         try:
-            self.rows[trial.id] = logs.read_metrics(path)
+            self.rows[trial.id] = read_metrics(path)
         except UserError:
             pass  # a line is broken; the run repairs its file when it resumes
         return True

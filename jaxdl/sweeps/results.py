@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxdl.errors import UserError
 from jaxdl.files import write_bytes, write_json
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.sweeps.spec import Sweep, Trial, text
 from jaxdl.sweeps.store import FINISHED, Store
 
@@ -50,7 +50,7 @@ def trial_entry(store: Store, sweep: Sweep, trial: Trial) -> dict[str, Any]:
     """The entry of a trial in results.json."""
     state, info = store.state(trial.id), store.run_info(trial.id)
     try:
-        rows = logs.read_metrics(store.path / 'trials' / trial.id / 'metrics.jsonl')
+        rows = read_metrics(store.path / 'trials' / trial.id / 'metrics.jsonl')
     except UserError:
         if state['status'] == FINISHED:
             raise

@@ -12,7 +12,7 @@ from jaxdl.account.clock import Clock
 from jaxdl.account.flops import Flops
 from jaxdl.core.config import Checkpoint
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.run.loop import train
 from tests import small
 
@@ -245,7 +245,7 @@ def test_a_run_accounts_for_itself_and_a_resumed_one_for_both(tmp_path, capsys):
 
     took = run(8)
     said = capsys.readouterr().out
-    rows = logs.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+    rows = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     seconds = {k: v for k, v in rows[-1].items() if '/time_' in k}
     assert sum(seconds.values()) == pytest.approx(rows[-1]['perf/wall_s'])
     # What follows the last line is the closing of files.
@@ -258,14 +258,14 @@ def test_a_run_accounts_for_itself_and_a_resumed_one_for_both(tmp_path, capsys):
     assert not any(name.startswith('energy/') and not value for name, value in rows[-1].items())
 
     took += run(16)
-    row = logs.read_metrics(tmp_path / 'run' / 'metrics.jsonl')[-1]
+    row = read_metrics(tmp_path / 'run' / 'metrics.jsonl')[-1]
     assert row['perf/wall_s'] == pytest.approx(took, abs=1.0 + 0.01 * took)
 
 
 def test_flops_of_a_run_are_those_of_the_formula(tmp_path):
     config = small.config(steps=4, eval_every=0, log_every=2, checkpoint=Checkpoint())
     train(config, str(tmp_path / 'run'))
-    rows = logs.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+    rows = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     row = next(row for row in rows if 'perf/flops_per_s' in row)
     flops = row['perf/flops_per_s'] * row['perf/step_time_ms'] / 1000
     # 8×8 images, a 3×3 convolution to 8 channels, pooled, dense layers of 16 and 10; the backward

@@ -10,7 +10,7 @@ from jaxdl.core.config import Checkpoint
 from jaxdl.core.step import FINITE, LossScale
 from jaxdl.errors import UserError
 from jaxdl.models.cnn import Cnn
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.run.loop import train
 from tests import small
 
@@ -77,7 +77,7 @@ def test_a_real_divergence_is_still_one():
 def test_a_run_in_float16_learns_and_resumes(tmp_path):
     config = dict(steps=40, log_every=10, eval_every=0, checkpoint=Checkpoint(every=20))
     train(half(loss_scale=2.0**24, **config), str(tmp_path / 'half'))
-    rows = logs.read_metrics(tmp_path / 'half' / 'metrics.jsonl')
+    rows = read_metrics(tmp_path / 'half' / 'metrics.jsonl')
     scale = [row['train/loss_scale'] for row in rows]
     assert scale[0] > scale[-1] >= 1 and rows[0]['train/overflow'] > 0
     assert rows[-1]['train/overflow'] < 0.2 and 'train/skipped' not in rows[-1]
@@ -86,7 +86,7 @@ def test_a_run_in_float16_learns_and_resumes(tmp_path):
     longer = half(loss_scale=2.0**24, **{**config, 'steps': 60})
     train(longer, str(tmp_path / 'half'))
     train(longer, str(tmp_path / 'whole'))
-    ends = [logs.read_metrics(tmp_path / n / 'metrics.jsonl')[-1] for n in ('half', 'whole')]
+    ends = [read_metrics(tmp_path / n / 'metrics.jsonl')[-1] for n in ('half', 'whole')]
     assert ends[0]['train/loss'] == ends[1]['train/loss']
     assert ends[0]['train/loss_scale'] == ends[1]['train/loss_scale']
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import MetricsFile, encode_line, read_metrics
+from jaxdl.record.run_info import RunInfo
 
 # ---- metrics.jsonl ------------------------------------------------------------------------------
 
@@ -34,7 +35,7 @@ def strict_lines(path: Path) -> list[dict]:
 
 def test_a_line_holds_all_values_of_a_step(tmp_path):
     path = tmp_path / 'run' / 'metrics.jsonl'
-    file = logs.MetricsFile(path, last_step=0)
+    file = MetricsFile(path, last_step=0)
     file.write(1, {'train/loss': np.float32(0.5), 'count': np.int64(3)})
     file.write(1, {'eval/test/loss': float('nan'), 'a': math.inf})
     file.write(2, {'a': -math.inf})
@@ -43,7 +44,7 @@ def test_a_line_holds_all_values_of_a_step(tmp_path):
     assert list(first) == ['step', 'time', 'train/loss', 'count', 'eval/test/loss', 'a']
     assert first['train/loss'] == 0.5 and first['count'] == 3
     assert first['eval/test/loss'] == 'nan' and first['a'] == 'inf' and second['a'] == '-inf'
-    rows = logs.read_metrics(path)
+    rows = read_metrics(path)
     assert math.isnan(rows[0]['eval/test/loss'])
     assert rows[0]['a'] == math.inf and rows[1]['a'] == -math.inf
 
@@ -65,7 +66,7 @@ def test_lines_are_on_their_way_when_write_returns(tmp_path):
 
 
 def test_wrong_order_and_wrong_names(tmp_path):
-    file = logs.MetricsFile(tmp_path / 'm.jsonl', last_step=0)
+    file = MetricsFile(tmp_path / 'm.jsonl', last_step=0)
     file.write(5, {})
     with pytest.raises(ValueError, match='step 4 written after step 5'):
         file.write(4, {})
@@ -98,7 +99,7 @@ def test_crashes_and_resumes_keep_each_step_once(history):
         saved, expected, position = 0, {}, 0
         for number_of_steps, writes, every, tear, torn in history:
             expected = {s: keys for s, keys in expected.items() if s <= saved}
-            file = logs.MetricsFile(path, last_step=saved)
+            file = MetricsFile(path, last_step=saved)
             assert {r['step'] for r in strict_lines(path)} == set(expected)
             safe = path.stat().st_size
             for step in range(saved + 1, saved + 1 + number_of_steps):
@@ -113,7 +114,7 @@ def test_crashes_and_resumes_keep_each_step_once(history):
                 os.truncate(path, safe + int(tear * (path.stat().st_size - safe)))
             if position % 2:
                 file.close()
-        file = logs.MetricsFile(path, last_step=saved)
+        file = MetricsFile(path, last_step=saved)
         rows = strict_lines(path)
         steps = [row['step'] for row in rows]
         assert steps == sorted(set(steps)) == [s for s in sorted(expected) if s <= saved]
@@ -127,14 +128,14 @@ def test_crashes_and_resumes_keep_each_step_once(history):
 def test_any_cut_and_any_rubbish_at_the_end_is_repaired(cut, last_step, rubbish):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'metrics.jsonl')
-        lines = [logs.encode_line({'step': s, 'time': 0.5, 'a': s}) for s in range(1, 11)]
+        lines = [encode_line({'step': s, 'time': 0.5, 'a': s}) for s in range(1, 11)]
         data = b''.join(lines)[:cut] + rubbish.replace(b'\n', b'\0')
         path.write_bytes(data)
         whole = [s for s in range(1, 11) if sum(map(len, lines[:s])) - 1 <= cut]
-        before = {row['step'] for row in logs.read_metrics(path)}
+        before = {row['step'] for row in read_metrics(path)}
         # Rubbish may complete a cut line by chance, never the other way round.
         assert before >= set(whole[:-1])
-        file = logs.MetricsFile(path, last_step=last_step)
+        file = MetricsFile(path, last_step=last_step)
         file.write(last_step, {'b': 1})
         file.write(last_step + 1, {'b': 2})
         file.close()
@@ -147,19 +148,19 @@ def test_any_cut_and_any_rubbish_at_the_end_is_repaired(cut, last_step, rubbish)
 def test_a_run_that_went_on_without_repair_reads_with_the_later_lines(tmp_path, capsys):
     path = tmp_path / 'm.jsonl'
     path.write_text(''.join(f'{{"step": {s}, "a": {a}}}\n' for s, a in [(1, 1), (3, 1), (2, 2)]))
-    assert [(r['step'], r['a']) for r in logs.read_metrics(path)] == [(1, 1), (2, 2)]
+    assert [(r['step'], r['a']) for r in read_metrics(path)] == [(1, 1), (2, 2)]
     path.write_text('{"step": 1}\nrubbish\n[1]\n{"step": "2"}\n{"step": 3}\n{"step": 4')
     with pytest.raises(UserError, match=r'm\.jsonl: line 2, 3, 4: not a JSON object'):
-        logs.read_metrics(path)
-    logs.MetricsFile(path, last_step=9).close()
+        read_metrics(path)
+    MetricsFile(path, last_step=9).close()
     assert 'line 2, 3, 4' in capsys.readouterr().err
     assert [row['step'] for row in strict_lines(path)] == [1, 3]
-    assert logs.read_metrics(tmp_path / 'missing') == []
+    assert read_metrics(tmp_path / 'missing') == []
 
 
 def test_a_blocked_folder_stops_nothing_and_is_made_up_for(tmp_path, capsys):
     (tmp_path / 'run').write_text('in the way')
-    file = logs.MetricsFile(tmp_path / 'run' / 'metrics.jsonl', last_step=0)
+    file = MetricsFile(tmp_path / 'run' / 'metrics.jsonl', last_step=0)
     for step in range(1, 5):
         file.write(step, {'a': step})
         file.write(step, {'b': step})
@@ -178,7 +179,7 @@ def test_a_blocked_folder_stops_nothing_and_is_made_up_for(tmp_path, capsys):
 def test_a_full_disk_leaves_whole_lines(tmp_path, room, capsys):
     """A limit on the size of files makes the kernel itself write half a line and refuse the rest."""
     path = tmp_path / 'metrics.jsonl'
-    file = logs.MetricsFile(path, last_step=0)
+    file = MetricsFile(path, last_step=0)
     file.write(1, {'a': 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     capacity = path.stat().st_size + room
@@ -203,7 +204,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, room, capsys):
 
 def test_a_deleted_file_is_started_anew(tmp_path, capsys):
     path = tmp_path / 'metrics.jsonl'
-    file = logs.MetricsFile(path, last_step=0)
+    file = MetricsFile(path, last_step=0)
     file.write(1, {'a': 1})
     path.unlink()
     file.write(2, {'a': 2})
@@ -221,15 +222,15 @@ def test_run_json_tells_how_every_session_ended(tmp_path, monkeypatch, capsys):
     def read():
         return json.loads(path.read_text())
 
-    info = logs.RunInfo(path, command=['python', 'train.py', '--config=a b'], devices=['cpu'])
+    info = RunInfo(path, command=['python', 'train.py', '--config=a b'], devices=['cpu'])
     assert read()['status'] == 'running' and read()['command'] == "python train.py '--config=a b'"
     assert read()['packages']['numpy'] == np.__version__ and read()['history'] == []
     info.update(step=10, parameters=123)
-    info = logs.RunInfo(path, from_step=10, loss=math.nan)
+    info = RunInfo(path, from_step=10, loss=math.nan)
     assert read()['history'][0]['status'] == 'killed' and read()['history'][0]['step'] == 10
     assert read()['loss'] == 'nan'
     info.end('preempted', 'SIGTERM', step=20)
-    logs.RunInfo(path, from_step=20).end('finished', step=30)
+    RunInfo(path, from_step=20).end('finished', step=30)
     done = read()
     assert [s['status'] for s in done['history']] == ['killed', 'preempted']
     assert done['status'] == 'finished' and done['ended'] and done['step'] == 30

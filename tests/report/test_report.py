@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from jaxdl.commands.report import main
-from jaxdl.record import metrics_file as logs
+from jaxdl.files import write_json
 from jaxdl.record.gallery import Gallery, newest
+from jaxdl.record.metrics_file import MetricsFile
 from jaxdl.record.pictures import encode_png
+from jaxdl.record.run_info import RunInfo
 from jaxdl.report import plots
 from jaxdl.report import write as report
 from jaxdl.report.data import Group, Run, differing, direction, find_runs, flatten, group_by_seed
@@ -39,14 +41,14 @@ def config(**fields):
 def make_run(
     folder: Path, *, status='finished', pictures=False, level=0.0, slim=False, **fields
 ) -> Path:
-    logs.write_json_atomic(folder / 'config.json', config(**fields))
-    info = logs.RunInfo(
+    write_json(folder / 'config.json', config(**fields))
+    info = RunInfo(
         folder / 'run.json',
         command=['python', 'train.py', '--config=configs/x.py', '--config.note=<a> & b'],
         parameters=12345,
         devices=['cpu'] * 8,
     )
-    file = logs.MetricsFile(folder / 'metrics.jsonl', last_step=0)
+    file = MetricsFile(folder / 'metrics.jsonl', last_step=0)
     for step in range(2, STEPS + 1, 2):
         row = {
             'train/loss': 2 * math.exp(-step / 20),

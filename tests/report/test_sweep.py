@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxdl.commands.report import main
-from jaxdl.record import metrics_file as logs
+from jaxdl.files import write_json
+from jaxdl.record.metrics_file import MetricsFile
 from jaxdl.report import sweep as report_sweep
 from jaxdl.report.data import find_runs
 from jaxdl.sweeps import Sweep, grid
@@ -39,19 +40,17 @@ def make_sweep(folder, points, *, seeds=2, value=accuracy, unfinished=()):
     store.save_plan('sweep.py', sweep, trials)
     for trial in trials:
         place = folder / 'trials' / trial.id
-        logs.write_json_atomic(
+        write_json(
             place / 'config.json',
             {'type': 'jaxdl.core.config:Config', 'steps': 40, **trial.overrides},
         )
-        file = logs.MetricsFile(place / 'metrics.jsonl', last_step=0)
+        file = MetricsFile(place / 'metrics.jsonl', last_step=0)
         final = value(trial.varied, trial.seed or 0)
         for step in (10, 20, 30, 40):
             file.write(step, {METRIC: final * (1 - math.exp(-step / 10)) if step < 40 else final})
         file.close()
         status = 'failed' if trial.id in unfinished else 'finished'
-        logs.write_json_atomic(
-            place / 'run.json', {'status': status, 'step': 40, 'seconds': 1.5, 'reason': ''}
-        )
+        write_json(place / 'run.json', {'status': status, 'step': 40, 'seconds': 1.5, 'reason': ''})
         reason = 'exit code 1\nthe <disk> is on fire' if trial.id in unfinished else ''
         store.note(trial.id, status=status, reason=reason, attempts=1)
     found = Results(store, sweep).write(trials)

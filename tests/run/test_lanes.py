@@ -18,8 +18,8 @@ from jaxdl.core.config import Checkpoint, Divergence, InitFrom, program_key
 from jaxdl.core.optim import AdamW
 from jaxdl.core.pipeline import Order
 from jaxdl.errors import Preempted, UserError
-from jaxdl.record import metrics_file as logs
 from jaxdl.record.checkpoints import Checkpoints
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.run import loop
 from tests import faulty, small
 from tests.record.test_tensorboard import foreign_events
@@ -61,7 +61,7 @@ def state_of(workdir, config):
 
 def measured(workdir):
     """The rows of metrics.jsonl without those that hold only the account of the time."""
-    rows = logs.read_metrics(workdir / 'metrics.jsonl')
+    rows = read_metrics(workdir / 'metrics.jsonl')
     assert any('perf/wall_s' in row and 'perf/time_compile_s' in row for row in rows)
     return [row for row in rows if any(k.startswith(('train/', 'eval/')) for k in row)]
 
@@ -287,7 +287,7 @@ def test_one_lane_rolls_back_and_one_skips_nothing(tmp_path):
         checkpoint=Checkpoint(every=2, keep=9),
     )
     places = both_ways([base, dataclasses.replace(base, seed=1)], tmp_path)
-    assert all(logs.read_metrics(p / 'metrics.jsonl')[-1]['train/rollbacks'] >= 1 for p in places)
+    assert all(read_metrics(p / 'metrics.jsonl')[-1]['train/rollbacks'] >= 1 for p in places)
 
 
 def test_skipped_updates(tmp_path):
@@ -295,4 +295,4 @@ def test_skipped_updates(tmp_path):
         task=faulty.Fragile(bad=5), placement='host', divergence=Divergence(policy='skip')
     )
     places = both_ways([base, dataclasses.replace(base, seed=1)], tmp_path)
-    assert all(logs.read_metrics(p / 'metrics.jsonl')[-1]['train/skipped'] >= 1 for p in places)
+    assert all(read_metrics(p / 'metrics.jsonl')[-1]['train/skipped'] >= 1 for p in places)

@@ -14,7 +14,7 @@ import pytest
 
 from jaxdl.commands.sweep import check
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.sweeps import local, slots
 from jaxdl.sweeps.spec import Trial, load_sweep
 from jaxdl.sweeps.store import Store
@@ -64,7 +64,7 @@ def finished_once(sweep, count):
     found = results(sweep)
     assert found['counts'] == {'finished': count}
     for trial in found['trials']:
-        rows = logs.read_metrics(sweep.out / trial['workdir'] / 'metrics.jsonl')
+        rows = read_metrics(sweep.out / trial['workdir'] / 'metrics.jsonl')
         steps = [row['step'] for row in rows]
         assert steps == sorted(set(steps)) and steps[-1] == 12
         info = json.loads((sweep.out / trial['workdir'] / 'run.json').read_text())
@@ -186,7 +186,7 @@ def test_a_sweep_and_its_second_call(sweep, tmp_path):
     words = [sys.executable, *command.split()[1:], f'--workdir={tmp_path / "best"}']
     environ = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT)}
     subprocess.run(words, cwd=ROOT, env=environ, check=True, capture_output=True, timeout=200)
-    row = logs.read_metrics(tmp_path / 'best' / 'metrics.jsonl')[-1]
+    row = read_metrics(tmp_path / 'best' / 'metrics.jsonl')[-1]
     assert row[METRIC] == pytest.approx(best['value'], abs=1e-6)
     # Another sweep is refused here, and so is the same sweep under another base config.
     other = sweep("points=grid({'optimizer.learning_rate': (0.5,)})")

@@ -14,7 +14,7 @@ import pytest
 
 from jaxdl.commands import sweep as command
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.files import write_json
 from jaxdl.sweeps import Median, Search, Sweep, choices, grid, log_uniform
 from jaxdl.sweeps.local import LOST, MARK, log_path
 from jaxdl.sweeps.pool import Pool
@@ -93,15 +93,13 @@ class Fake:
             with open(log_path(self.folder, job.trials[0]), 'a') as file:
                 file.write(what + '\n')
         if kind == 'exit':
-            logs.write_json_atomic(place / 'run.json', {'status': 'failed', 'exit': what})
+            write_json(place / 'run.json', {'status': 'failed', 'exit': what})
             return code
         return rest[0]
 
 
 def finish(place, value, steps=10):
-    logs.write_json_atomic(
-        place / 'run.json', {'status': 'finished', 'step': steps, 'seconds': 2.0}
-    )
+    write_json(place / 'run.json', {'status': 'finished', 'step': steps, 'seconds': 2.0})
     row = {'step': steps, 'time': 1.0, METRIC: value}
     (place / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
 
@@ -714,7 +712,7 @@ def test_early_stopping_reads_the_metrics_of_running_trials(tmp_path, monkeypatc
             launcher.jobs.pop(name)
             if not job.stopping:
                 info = {'status': 'finished', 'step': 10, 'seconds': 1}
-                logs.write_json_atomic(place / 'run.json', info)
+                write_json(place / 'run.json', info)
             job.code = 75 if job.stopping else 0
             return [job]
         return []

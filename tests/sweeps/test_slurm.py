@@ -13,7 +13,8 @@ import time
 import pytest
 
 from jaxdl.errors import UserError
-from jaxdl.record import metrics_file as logs
+from jaxdl.files import write_json
+from jaxdl.record.metrics_file import read_metrics
 from jaxdl.sweeps import slurm, slurm_job
 from jaxdl.sweeps.local import Job
 from jaxdl.sweeps.spec import Trial
@@ -215,7 +216,7 @@ def test_a_job_that_slurm_ends_goes_back_into_the_queue(
     while 'ready' not in (log.read_text() if log.exists() else ''):
         os.sched_yield()
     if meant:
-        logs.write_json_atomic(tmp_path / 'state' / '0000.json', {'stopping': meant})
+        write_json(tmp_path / 'state' / '0000.json', {'stopping': meant})
     os.killpg(pid, signal.SIGUSR1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert json.loads((tmp_path / 'slurm' / '12_3.json').read_text()) == {'code': code}
@@ -288,7 +289,7 @@ def wait_for(condition, seconds=300):
 
 def steps_of(sweep, trial):
     try:
-        rows = logs.read_metrics(sweep.out / 'trials' / trial / 'metrics.jsonl')
+        rows = read_metrics(sweep.out / 'trials' / trial / 'metrics.jsonl')
     except OSError:
         return []
     return [row['step'] for row in rows]
@@ -457,7 +458,7 @@ def test_srun_with_two_tasks_is_one_run_of_two_processes(tmp_path, cluster):
     one = {**cluster, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
     words.append(f'--workdir={tmp_path / "one"}')
     subprocess.run(words, cwd=ROOT, env=one, check=True, capture_output=True, timeout=500)
-    rows, others = (logs.read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one'))
+    rows, others = (read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('two', 'one'))
     assert [row['step'] for row in rows] == [row['step'] for row in others]
     for row, other in zip(rows, others, strict=True):
         for name in ('train/loss', METRIC):
