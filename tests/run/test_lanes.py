@@ -113,7 +113,8 @@ class StopAt:
     def __init__(self, at):
         self.left = at
 
-    def __call__(self):
+    def __call__(self, leave=None):
+        self.leave = leave
         return self
 
     def __enter__(self):
