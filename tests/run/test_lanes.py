@@ -137,7 +137,7 @@ def test_stopped_together_resumed_alone_and_together(tmp_path, monkeypatch):
     places = [tmp_path / f'together{i}' for i in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(loop, 'StopRequest', StopAt(5))
-        with pytest.raises(Preempted, match='SIGTERM at step [1-9]'):
+        with pytest.raises(Preempted, match=r'SIGTERM at step [1-9]'):
             loop.train_together(configs, [str(p) for p in places])
     assert json.loads((places[2] / 'run.json').read_text())['status'] == 'preempted'
     # One goes on alone as an ordinary run, the others together; all end as if nothing happened.
