@@ -127,7 +127,7 @@ class Chaos:
             ]
             if values[0] != values[1]:
                 self.wrong.append(f'sweep: {values}')
-        if name == 'report' and not (other / 'index.html').read_text().endswith('</html>\n'):
+        if name == 'report' and not (other / 'index.html').read_text().rstrip().endswith('</html>'):
             self.wrong.append('report: the page is not whole')
 
 
