@@ -95,7 +95,8 @@ class Chaos:
         said = log.read_text(errors='replace')
         self.codes[name][code] += 1
         # Two signals may cost what was not saved, and a first one may come when all is done.
-        second = code == 1 and len(numbers) == 2 and 'second signal' in said
+        words = 'killed before saving' if name == 'sweep' else 'second signal'
+        second = code == 1 and len(numbers) == 2 and words in said
         story = f'{name}: {[n.name for n in numbers]} after {moment:.2f} s: {code}\n{said[-3000:]}'
         # What was trained is saved, or all of it was.
         lost = name == 'train' and code == 75 and '/40' in said and 'nothing to save' in said
