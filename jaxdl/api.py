@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -200,16 +200,82 @@ class Generated:
     Attributes:
         scores: {'<set>/<metric>': value}, added to the evaluation's metrics.
         texts: {name: text in Markdown}, shown in the report.
+        pictures: {name: uint8 [height, width, channels]}, shown in TensorBoard and the report.
         notes: {name: text}, how the scores were computed.
     """
 
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+class Apply(Protocol):
+    """The model with the weights of the moment, as a task's `losses` and `evaluate` call it.
+
+    With train=True the random stream 'dropout' is there, and what the call changes in the model's
+    other variables (running statistics) is kept; the last call counts. With train=False nothing is
+    kept. `rngs` adds random streams, `method` names another method of the module.
+    """
+
+    def __call__(
+        self,
+        *args: Any,
+        train: bool,
+        rngs: 'dict[str, jax.Array] | None' = None,
+        method: str | None = None,
+        **kwargs: Any,
+    ) -> Any: ...
+
+
+class Learner(abc.ABC):
+    """What a task that defines `learn` is given: the parts of a step, to be put together anew.
+
+    The `state` of its methods is the run's TrainState: `params`, `model_state`, `opt_state`,
+    `task_state` (what `Task.start` returned) and `step`. Everything is traced and functional.
+
+    Attributes:
+        config: the run's config; its scalars may be traced values.
+        model: the module in the form in which it is trained.
+    """
+
+    config: Any
+    model: 'nn.Module'
+
+    @abc.abstractmethod
+    def descend(self, state: Any, batch: Batch, rng: 'jax.Array') -> 'tuple[Any, dict[str, Mean]]':
+        """The ordinary step: augmentation, the gradient of the task's `losses`, one update."""
+
+    @abc.abstractmethod
+    def gradient(self, loss: 'Callable[[Tree], tuple[Mean, Any]]', at: Tree) -> tuple[Tree, Any]:
+        """The gradient at `at` of the mean that `loss` returns beside a further result.
+
+        The mean is over the examples of all devices; `loss` sums over those that it is given.
+        """
+
+    @abc.abstractmethod
+    def update(self, state: Any, grads: Tree, group: str = '') -> Any:
+        """`state` after one update of the optimizer by the mean gradient `grads`.
+
+        With config.optimizer an `optim.Groups`, `group` names one, and `grads` are those of
+        params[group]; '' updates all groups.
+        """
+
+
 class Task(abc.ABC):
-    """What a model is trained for: its inputs, and the loss and metrics of its outputs."""
+    """What a model is trained for: its inputs, and the loss and metrics of its outputs.
+
+    Most tasks define `inputs` and `metrics`. One whose loss takes more than a call of the model (an
+    adversarial example, two passes) defines `losses`. One whose step is more than a gradient of a
+    loss (two players, a target network, environments) defines `learn`, and keeps what it needs
+    from step to step in the state that `start` returns.
+
+    Attributes:
+        sharding: pairs (pattern of a path, mesh axes), as `config.rules` has them, that place the
+            task's own state; its paths begin with 'task_state/'.
+    """
+
+    sharding: ClassVar[tuple] = ()
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -226,13 +292,54 @@ class Task(abc.ABC):
         """The metrics of an evaluation batch, under batch['mask']."""
         return self.metrics(outputs, batch)
 
+    def losses(self, apply: Apply, batch: Batch, rng: 'jax.Array') -> 'dict[str, Mean]':
+        """The metrics of a training batch, or of a part of it; the gradient is that of 'loss'.
+
+        `rng` is a key of its own for each step, part and, under pmap, device.
+        """
+        del rng
+        return self.metrics(apply(**self.inputs(batch), train=True), batch)
+
+    def evaluate(self, apply: Apply, batch: Batch) -> 'dict[str, Mean]':
+        """The metrics of an evaluation batch, under batch['mask']; must not depend on its size.
+
+        What is random in it must follow from the rows, such as from batch['id'].
+        """
+        return self.eval_metrics(apply(**self.inputs(batch), train=False), batch)
+
+    def start(self, learner: Learner, params: Tree, model_state: Tree, rng: 'jax.Array') -> Tree:
+        """The task's own state before the first step, a tree of arrays (no typed keys); None: none.
+
+        It is saved, sharded, checked and restored with the rest of the run's state.
+        """
+        return None
+
+    def learn(
+        self, learner: Learner, state: Any, batch: Batch, rng: 'jax.Array'
+    ) -> 'tuple[Any, dict[str, Mean]]':
+        """One step: the state with new params, model_state, opt_state and task_state; its metrics.
+
+        'loss' must be among the metrics; a step in which it or a parameter is not finite is
+        dropped. The step counter, averages of the weights and the counts of bad steps are the
+        core's.
+        """
+        return learner.descend(state, batch, rng)
+
+    def updates(self, group: str = '') -> int:
+        """How often `learn` updates a group in one step; the schedule of its rate counts them."""
+        del group
+        return 1
+
     def augment(self, batch: Batch, rng: 'jax.Array') -> Batch:
         """The training batch after random changes; runs on the device, `rng` is a key."""
         del rng
         return batch
 
-    def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """Metrics computed from the means of an interval or a whole set, such as a perplexity."""
+    def derived(self, means: dict[str, Any]) -> dict[str, float]:
+        """Metrics computed from the means of an interval or a whole set, such as a perplexity.
+
+        A mean is a float; those of a whole set may be arrays too, where the metric is one.
+        """
         del means
         return {}
 

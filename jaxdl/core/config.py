@@ -24,7 +24,7 @@ from jaxdl.errors import UserError, at_least, check_pattern, nearest, one_of
 if TYPE_CHECKING:  # not every reader of a config needs jax
     import flax.linen as nn
 
-    from jaxdl.core.optim import Optimizer
+    from jaxdl.core.optim import Groups, Optimizer
 
 # Fields that a resumed run may change: they say where it runs, what it logs and how long it is. The
 # fields in `DataSet.places` are allowed besides, if the data has the same bytes.
@@ -198,7 +198,7 @@ class Config:
     model: 'nn.Module'
     task: Task
     data: DataSet
-    optimizer: 'Optimizer'
+    optimizer: 'Optimizer | Groups'
     steps: int
     batch_size: int
     seed: int = 0
@@ -319,11 +319,13 @@ def divisors(number: int) -> str:
 
 def check(config: Config) -> None:
     """Raises UserError with the path of the first field that is wrong anywhere in the tree."""
-    from jaxdl.core.optim import Optimizer  # imports jax, which some readers of configs do without
+    # Imports jax, which some readers of configs do without.
+    from jaxdl.core.optim import Groups, Optimizer
 
-    for name, kind in (('task', Task), ('data', DataSet), ('optimizer', Optimizer)):
-        given = getattr(config, name)
-        if not isinstance(given, kind):
+    allowed = {'task': (Task,), 'data': (DataSet,), 'optimizer': (Optimizer, Groups)}
+    for name, kinds in allowed.items():
+        given, kind = getattr(config, name), kinds[0]
+        if not isinstance(given, kinds):
             raise UserError(
                 f'--config.{name}: {type(given).__name__} does not derive from '
                 f'{kind.__module__}.{kind.__name__}, which says what is asked of it'

@@ -66,8 +66,7 @@ class Evaluator:
 
     def _derived(self, means: dict[str, float | np.ndarray]) -> dict[str, float]:
         """The metrics that the task derives from the means of a whole set, such as a perplexity."""
-        floats = {name: value for name, value in means.items() if isinstance(value, float)}
-        return self.program.config.task.derived(floats)
+        return self.program.config.task.derived(means)
 
     def run(
         self, state: TrainState, hyper: dict, beat: Callable[[], None]

@@ -127,6 +127,10 @@ class Optimizer:
         """
         return self.learning_rate * self.schedule((step + 0.5) / steps)
 
+    def groups(self) -> dict[str, 'Optimizer']:
+        """{'': this optimizer}: one group holds all parameters."""
+        return {'': self}
+
     def for_model(self, model: nn.Module) -> 'Optimizer':
         """This optimizer, completed with facts about the model's parameters if it needs any.
 
@@ -334,6 +338,30 @@ class Muon(Optimizer):
             return orthogonal(matrix).reshape(update.shape) * max(1, columns / rows) ** 0.5
 
         return jax.tree_util.tree_map_with_path(one, updates)
+
+
+@dataclasses.dataclass
+class Groups:
+    """An optimizer of its own for each group of parameters.
+
+    A subclass has one field for each group. Its name is a top-level name of the model's parameters,
+    its value an Optimizer, which sees the paths below that name.
+    """
+
+    def check(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, Optimizer):
+                raise ValueError(f'{name}={value!r}: must be an optimizer of jaxdl.core.optim')
+
+    def groups(self) -> dict[str, Optimizer]:
+        """{name of a group: its optimizer}."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def for_model(self, model: nn.Module) -> 'Groups':
+        """See Optimizer.for_model."""
+        return dataclasses.replace(
+            self, **{name: one.for_model(model) for name, one in self.groups().items()}
+        )
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:

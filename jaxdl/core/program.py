@@ -77,7 +77,12 @@ class Program:
                 f'there are {", ".join(example)}'
             ) from error
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init.out_info)
-        rules = (*config.rules, *facts_of(config.model).sharding)
+        rules = (*config.rules, *facts_of(config.model).sharding, *config.task.sharding)
+        if config.task.sharding and config.compile == 'pmap':
+            raise UserError(
+                f"--config.compile='pmap': the state of {type(config.task).__name__} is split over "
+                "the devices, which pmap's program cannot do; use compile='jit'"
+            )
         self.shardings = sharding.state_shardings(shapes, rules, mesh)
         if config.mesh.zero:
             self.shardings = self.shardings.replace(
@@ -187,13 +192,14 @@ class Program:
     ) -> TrainState:
         """A fresh state with these weights; the buffers of `state` are freed."""
         # Freed before the new ones are made, so that both are never in memory at once.
-        for leaf in jax.tree.leaves((state.opt_state, state.ema)):
+        names = ('opt_state', 'ema', 'task_state')
+        for leaf in jax.tree.leaves([getattr(state, name) for name in names]):
             leaf.delete()
-        rest = self.shardings.opt_state, self.shardings.ema
-        jitted = jax.jit(self._plain.rest, out_shardings=rest)
+        places = {name: getattr(self.shardings, name) for name in names}
+        jitted = jax.jit(self._plain.rest, out_shardings=places)
         values = self.hyper if hyper is None else hyper
-        opt_state, ema = self._scoped(jitted)(params, model_state, values)
-        return state.replace(params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        rest = self._scoped(jitted)(params, model_state, values)
+        return state.replace(params=params, model_state=model_state, **rest)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
         """The states of all lanes as the one state that the compiled step takes."""

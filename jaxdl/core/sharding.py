@@ -18,7 +18,8 @@ from jaxdl.core.mesh import AXES, BATCH_AXES, replicated
 from jaxdl.core.optim import path_name
 from jaxdl.errors import UserError
 
-# One entry a dimension (an axis, a tuple of axes or None), or 'largest:AXIS', or a single axis.
+# One entry a dimension (an axis, a tuple of axes or None), or a single axis, or 'largest:AXIS', or
+# 'batch': the first dimension is split as the rows of a batch are.
 Axes = str | tuple[str | tuple[str, ...] | None, ...]
 Rule = tuple[str, Axes]  # (pattern of a path, axes)
 # Elements below which splitting an array is not worth a message.
@@ -79,8 +80,9 @@ def state_shardings(abstract: Tree, rules: Sequence[Rule], mesh: jax.sharding.Me
     """A tree of shardings for `abstract`: the first rule whose pattern matches a leaf's path.
 
     A rule's axes are a tuple with one entry a dimension (an axis, a tuple of axes or None), or
-    'largest:AXIS': split the largest dimension that AXIS divides. Leaves without a rule, or too
-    small to be worth it, are replicated.
+    'largest:AXIS': split the largest dimension that AXIS divides, or 'batch': split the first
+    dimension as the rows of a batch are. Leaves without a rule, or too small to be worth it, are
+    replicated.
 
     Raises:
         UserError: a rule names an axis that does not exist.
@@ -130,6 +132,9 @@ def to_device_memory(tree: Tree, shardings: Tree) -> Tree:
 
 
 def _spec(shape: tuple[int, ...], axes: Axes, mesh: jax.sharding.Mesh) -> PartitionSpec:
+    if axes == 'batch':
+        whole = shape and shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+        return PartitionSpec(BATCH_AXES) if whole else PartitionSpec()
     if isinstance(axes, str) and axes.startswith('largest:'):
         axis = axes.partition(':')[2]
         _check_axis(axis, mesh)

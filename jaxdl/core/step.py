@@ -1,7 +1,7 @@
 """The state, and the pure functions that make, advance and evaluate it.
 
-One training step: gather the batch → augment → model → metrics → gradient → update. Everything
-random is a function of (seed, step), so a checkpoint is just the state. A step returns its metrics
+One training step: gather the batch → the task learns from it → check → average. For most tasks, to
+learn is: augment → model → metrics → gradient → update (`learner.py`). Everything random is a function of (seed, step), so a checkpoint is just the state. A step returns its metrics
 as one small vector of sums and weights (`MetricPacking` names its entries), to need one transfer.
 """
 
@@ -17,9 +17,9 @@ import optax
 from jaxdl.api import Tree
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
+from jaxdl.core.learner import Applied, StepLearner, sums
 from jaxdl.core.optim import path_name
 from jaxdl.metrics import Mean, MetricPacking
-from jaxdl.models.float8 import quantized
 
 
 class Health(flax.struct.PyTreeNode):
@@ -85,6 +85,7 @@ class TrainState(flax.struct.PyTreeNode):
         ema: moving averages of params and model_state, or None.
         health: the counts of non-finite steps.
         loss_scale: the factor of a float16 run, else None.
+        task_state: what the task keeps from step to step (Task.start), else None.
     """
 
     step: jax.Array
@@ -94,6 +95,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Tree
     health: Health
     loss_scale: LossScale | None = None
+    task_state: Tree = None
 
 
 class Traced:
@@ -164,100 +166,32 @@ class Steps:
         )
         params = variables['params']
         model_state = {k: v for k, v in variables.items() if k != 'params'}
-        opt_state, ema = self._rest(config, params, model_state)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=opt_state,
-            ema=ema,
             health=Health.fresh(),
             loss_scale=LossScale.start(config.loss_scale),
+            **self._rest(config, params, model_state, key),
         )
 
-    def rest(self, params: Tree, model_state: Tree, hyper: dict) -> tuple[optax.OptState, Tree]:
-        """The fresh (opt_state, ema) of a state that has these weights."""
-        return self._rest(self._config(hyper), params, model_state)
+    def rest(self, params: Tree, model_state: Tree, hyper: dict) -> dict[str, Tree]:
+        """The other fields of a fresh state that has these weights: opt_state, ema, task_state."""
+        key = jax.random.key(hyper['seed'])
+        return self._rest(self._config(hyper), params, model_state, key)
 
-    def _rest(self, config: Config, params: Tree, model_state: Tree) -> tuple[optax.OptState, Tree]:
+    def _rest(self, config: Config, params: Tree, model_state: Tree, key: jax.Array) -> dict:
+        learner = StepLearner(config, self.axis, self.place)
         ema = {'params': params, 'model_state': model_state} if config.ema else None
-        optimizer = config.optimizer.for_model(config.model).build(config.steps)
-        return optimizer.init(params), jax.tree.map(jnp.copy, ema)
+        own = config.task.start(learner, params, model_state, jax.random.fold_in(key, 2**31 - 1))
+        # Copies, because a buffer that stands twice in a state cannot be donated twice.
+        return {
+            'opt_state': learner.begin(params),
+            'ema': jax.tree.map(jnp.copy, ema),
+            'task_state': jax.tree.map(jnp.copy, own),
+        }
 
     # ---- training ----
-
-    def gradients(
-        self,
-        config: Config,
-        params: Tree,
-        model_state: Tree,
-        batch: dict,
-        key: jax.Array,
-        scale: jax.Array | None = None,
-    ) -> tuple[Tree, Tree, dict[str, Mean]]:
-        """The gradient of the loss TOTAL of one (micro-)batch, the new model state, the metrics.
-
-        The mean loss of the part is multiplied by `scale` and the float32 gradient of each
-        parameter divided by it, so that float16 values in between neither vanish nor overflow.
-        """
-
-        model = quantized(config.model) if config.float8 else config.model
-
-        def total_loss(params):
-            outputs, new_state = model.apply(
-                {'params': params, **model_state},
-                **config.task.inputs(batch),
-                train=True,
-                rngs={'dropout': key},
-                mutable=list(model_state),
-            )
-            metrics = config.task.metrics(outputs, batch)
-            total, factor = metrics['loss'].total, None
-            if scale is not None:
-                factor = scale / jnp.maximum(jax.lax.stop_gradient(metrics['loss'].weight), 1.0)
-                total = total * factor
-            return total, (new_state, metrics, factor)
-
-        grads, (new_state, metrics, factor) = jax.grad(total_loss, has_aux=True)(params)
-        if factor is not None:
-            grads = jax.tree.map(lambda g: g / factor, grads)
-        return self.place(grads), new_state, metrics
-
-    def _accumulated(self, config, state, batch, key):
-        """Gradient totals over `accumulate` parts of the batch, taken one after the other."""
-        augment_key, key = jax.random.split(key)
-        # Augmented before it is cut, because the number of parts must not change the data.
-        batch = config.task.augment(batch, augment_key)
-        scale = None if state.loss_scale is None else state.loss_scale.factor
-        if config.accumulate == 1:
-            return self.gradients(config, state.params, state.model_state, batch, key, scale)
-
-        # Part j takes rows j, j + parts, …, so each device keeps its rows and nothing is exchanged.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-
-        def one(model_state, j, part):
-            return self.gradients(
-                config, state.params, model_state, part, jax.random.fold_in(key, j), scale
-            )
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        rest = jax.tree.map(lambda x: x[1:], parts)
-
-        def body(carry, part):
-            grads, model_state, metrics = carry
-            new_grads, model_state, new_metrics = one(model_state, part['_j'], part['batch'])
-            return (
-                jax.tree.map(jnp.add, grads, new_grads),
-                model_state,
-                {name: metrics[name].merge(new_metrics[name]) for name in metrics},
-            ), None
-
-        carry = one(state.model_state, 0, first)
-        numbers = jnp.arange(1, config.accumulate)
-        carry, _ = jax.lax.scan(body, carry, {'_j': numbers, 'batch': rest})
-        return carry
 
     def train_metrics(
         self, state: TrainState, batch: dict, resident: dict, hyper: dict
@@ -272,43 +206,28 @@ class Steps:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis))
         batch = gather(batch, resident)
         stop = batch.pop(STOP, None)
-        grads, model_state, metrics = self._accumulated(config, state, batch, key)
-        if stop is not None:
-            metrics = {**metrics, STOP: Mean(stop.sum(), jnp.ones((), jnp.float32))}
-        grads, metrics = self._sum((grads, metrics))
+        one = jnp.ones((), jnp.float32)
+        learner = StepLearner(config, self.axis, self.place)
+        new, metrics = config.task.learn(learner, state, batch, key)
+        checked = learner.checked
+        if config.task.defines('learn'):
+            checked = [*sums((new.params, new.model_state)), metrics['loss'].total]
+        metrics = learner.sum(metrics)
         if self.axis:
             # Each replica has updated the running statistics by itself; they must stay equal.
-            model_state = jax.lax.pmean(model_state, self.axis)
-        weight = jnp.maximum(metrics['loss'].weight, 1e-9)
-        grads = jax.tree.map(lambda g: (g / weight).astype(g.dtype), grads)
-        sizes = _squares(grads)
-        grad_norm = jnp.sqrt(sum(sizes))
-
-        optimizer = config.optimizer.for_model(config.model).build(config.steps)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            new = new.replace(model_state=jax.lax.pmean(new.model_state, self.axis))
+        if stop is not None:
+            metrics = {**metrics, STOP: Mean(stop.sum(), one)}
         ema = state.ema
         if ema is not None:
-            ema = self._averaged(config, state.step, ema, params, model_state)
-        new = state.replace(
-            step=state.step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=ema,
-        )
-        # The sum of an array that holds a non-finite number is not finite. Gradients and updates
-        # are read anyway for the norm and the update, so the check costs no further memory traffic.
-        # `suspects` lists the same arrays in the same order.
-        good = jnp.isfinite(
-            jnp.stack([*sizes, *_sums(model_state), metrics['loss'].total, *_squares(updates)])
-        )
+            ema = self._averaged(config, state.step, ema, new.params, new.model_state)
+        new = new.replace(step=state.step + 1, ema=ema)
+        good = jnp.isfinite(jnp.stack(checked))  # in the order of `suspects`
         finite = good.all()
-        one = jnp.ones((), jnp.float32)
-        metrics = {
-            **metrics,
-            'grad_norm': Mean(grad_norm, one),
-            RATE: Mean(jnp.float32(config.optimizer.rate(state.step, config.steps)), one),
+        rates = learner.rates(state.step)
+        metrics |= {
+            f'{RATE}_{name}' if index else RATE: Mean(jnp.float32(rate), one)
+            for index, (name, rate) in enumerate(rates.items())
         }
         tried = jnp.zeros((), bool)
         if state.loss_scale is not None:
@@ -324,8 +243,7 @@ class Steps:
         }
         return new, metrics
 
-    @staticmethod
-    def suspects(state: TrainState) -> list[str]:
+    def suspects(self, state: TrainState) -> list[str]:
         """The names of the arrays that each step checks; FIRST is an index into this list."""
         params = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.params)]
         statistics = [
@@ -333,6 +251,12 @@ class Steps:
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.model_state)
             if jnp.issubdtype(leaf.dtype, jnp.floating)
         ]
+        if self.config.task.defines('learn'):
+            return [
+                *(f'params/{n}' for n in params),
+                *(f'model_state/{n}' for n in statistics),
+                'loss',
+            ]
         return [
             *(f'gradient of params/{name}' for name in params),
             *(f'model_state/{name}' for name in statistics),
@@ -380,6 +304,7 @@ class Steps:
             ema=None if old.ema is None else choose(new.ema, old.ema),
             health=health.replace(in_a_row=in_a_row, skipped=health.skipped + dropped),
             loss_scale=scale,
+            task_state=choose(new.task_state, old.task_state),
         )
 
     def train_step(self, packing: MetricPacking | Traced) -> Callable:
@@ -413,27 +338,12 @@ class Steps:
         batch = gather(batch, resident)
         weights = {'params': state.params, 'model_state': state.model_state}
         weights = weights if state.ema is None else state.ema
-        outputs = config.model.apply(
-            {'params': weights['params'], **weights['model_state']},
-            **config.task.inputs(batch),
-            train=False,
-        )
+        apply = Applied(config.model, weights['params'], weights['model_state'], None)
         counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
-        return self._sum({**config.task.eval_metrics(outputs, batch), COUNT: counted})
+        return self._sum({**config.task.evaluate(apply, batch), COUNT: counted})
 
     def eval_step(self, packing: MetricPacking) -> Callable:
         def eval_step(state, batch, resident, hyper):
             return packing.pack(self.eval_metrics(state, batch, resident, hyper))
 
         return eval_step
-
-
-def _squares(tree: Tree) -> list[jax.Array]:
-    """The sum of the squares of each leaf."""
-    return [optax.tree.norm(leaf, squared=True) for leaf in jax.tree.leaves(tree)]
-
-
-def _sums(tree: Tree) -> list[jax.Array]:
-    """The sum of each floating leaf; not finite if the leaf is not, or if the sum overflows."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return [x.astype(jnp.float32).sum() for x in leaves]

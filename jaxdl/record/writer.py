@@ -115,6 +115,8 @@ class Record:
             if isinstance(value, np.ndarray) and value.ndim == 2:
                 self.image(step, name, confusion_image(value, class_names))
         if generated is not None:
+            for name, picture in generated.pictures.items():
+                self.image(step, f'eval/{name}', picture)
             for name, text in generated.texts.items():
                 self.tensorboard.text(step, f'eval/{name}', text)
                 self.gallery.text(step, f'eval/{name}', text)
