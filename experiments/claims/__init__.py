@@ -8,10 +8,10 @@
 # In the order of the page, with the seconds after which quick mode begins no further part.
 CLAIMS = {
     'parallelism': 35,
-    'throughput': 45,
+    'throughput': 50,
     'libraries': 30,
     'scalability': 45,
-    'energy': 10,
+    'energy': 5,
     'flexibility': 75,
-    'cpu_gpu': 35,
+    'cpu_gpu': 45,
 }

@@ -159,6 +159,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def of_cores(count: int) -> str:
+    """'1 core', '2 cores'."""
+    return f'{count} core{"" if count == 1 else "s"}'
+
+
 def gpu_names() -> list[str]:
     """The NVIDIA GPUs of this machine, as the driver calls them; [] without one."""
     try:
@@ -185,14 +190,19 @@ def child(module: str, spec: dict[str, Any], *, env: dict[str, str] | None = Non
     return json.loads(lines[-1])
 
 
+def compiler_is_there() -> bool:
+    """Whether the CUDA compiler is installed, with which plans are more than estimates."""
+    from jaxdl.compiled import gpu_compile
+
+    return (gpu_compile.package_folder() / 'jax_cuda12_plugin').is_dir()
+
+
 def plan(words: list[str], devices: str) -> dict[str, Any]:
     """`jaxdl plan` of a config for GPUs that are not here. Raises Absent without the CUDA compiler.
 
     Without it the plan would be an estimate from a CPU program, whose times say nothing of a GPU.
     """
-    from jaxdl.compiled import gpu_compile
-
-    if not (gpu_compile.package_folder() / 'jax_cuda12_plugin').is_dir():
+    if not compiler_is_there():
         raise Absent('the CUDA compiler is not installed (requirements-plan.txt)')
     command = [sys.executable, '-m', 'jaxdl', 'plan', *words, f'--devices={devices}', '--json']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -223,6 +233,17 @@ def number(value: float, digits: int = 3) -> str:
     if size >= 1000:
         return f'{value:,.0f}'
     return f'{value:.{digits}g}'
+
+
+def amount(value: float, unit: str, digits: int = 3) -> str:
+    """A number with its unit: '7,060 J', '1.2 MJ', '348 TFLOP'."""
+    text = number(value, digits)
+    return f'{text}{unit}' if text[-1].isalpha() else f'{text} {unit}'
+
+
+def share(value: float, digits: int = 0) -> str:
+    """'14 %' of 0.14."""
+    return f'{100 * value:.{digits}f} %'
 
 
 def duration(seconds: float) -> str:

@@ -51,8 +51,8 @@ WORKS = {
 
 def parts(settings: Settings) -> list[Part]:
     found: list[Part] = [('digits', lambda: digits_to_target(settings, 'digits'))]
-    for name, work in WORKS.items():
-        run = not (settings.quick and name == 'bert_large')
+    for name, work in reversed(WORKS.items()):  # the CNN, which is compiled and run, last
+        run = name == 'cifar_cnn' or not settings.quick
         found.append((name, lambda w=work, r=run: cost(w, settings, measure=r)))
     for name, work in WORKS.items() if not settings.quick else [('cifar_cnn', WORKS['cifar_cnn'])]:
         for card in CARDS:
@@ -82,7 +82,9 @@ def digits_to_target(settings: Settings, name: str) -> dict[str, Any]:
     reached = [row for row in rows if row.get('eval/test/accuracy', 0) >= TARGET]
     if not reached:
         best = max(row.get('eval/test/accuracy', 0) for row in rows)
-        raise RuntimeError(f'{config.steps} steps reached {best:.1%}, not {TARGET:.0%}')
+        raise RuntimeError(
+            f'{config.steps} steps reached {base.share(best, 1)}, not {base.share(TARGET)}'
+        )
     row = reached[0]
     joules = {
         k.split('/')[1][:3]: v for k, v in row.items() if k.startswith('energy/') and 'joules' in k
@@ -182,7 +184,7 @@ def present(values: dict[str, Any]) -> Shown:
         shown.notes.append(
             f'{work.title}: {found["steps"]:,} steps × {found["batch"]:,} examples × '
             f'{found["flops_per_example"] / 1e9:.4g} GFLOP (counted on the training step of '
-            f'{base.number(found["parameters"])} parameters, forward and backward) = {base.number(total, 4)}FLOP.'
+            f'{base.number(found["parameters"])} parameters, forward and backward) = {base.amount(total, "FLOP", 4)}.'
         )
         cpu = None
         if 'examples_per_s' in found:
@@ -200,16 +202,18 @@ def present(values: dict[str, Any]) -> Shown:
             peak = card.peak(work.dtype)
             seconds, joules = fits.at_peak(total / work.gpus, peak, card.watts)
             title = card.title if work.gpus == 1 else f'{work.gpus} × {card.title}'
-            used = work.dtype if card.peak(work.dtype) > card.peak_flops['float32'] else 'float32'
+            used = work.dtype if peak > card.peak_flops['float32'] else 'float32'
+            if used == 'float32' and 'tensorfloat32' in card.peak_flops:
+                used = 'TF32'
             sum_ = (
-                f'{base.number(total, 4)}FLOP ÷ ({work.gpus} × {peak / 1e12:g} TFLOP/s {used})'
+                f'{base.amount(total, "FLOP", 4)} ÷ ({work.gpus} × {peak / 1e12:g} TFLOP/s {used})'
                 if work.gpus > 1
-                else f'{base.number(total, 4)}FLOP ÷ {peak / 1e12:g} TFLOP/s {used}'
+                else f'{base.amount(total, "FLOP", 4)} ÷ {peak / 1e12:g} TFLOP/s {used}'
             )
             joules *= work.gpus
             rows.append(
                 [name, title, sum_, f'≥ {base.duration(seconds)}',
-                 f'{base.number(joules)}J ({card.watts:g} W{f" × {work.gpus}" if work.gpus > 1 else ""})', 'predicted, a bound']
+                 f'{base.amount(joules, "J")} ({card.watts:g} W{f" × {work.gpus}" if work.gpus > 1 else ""})', 'predicted, a bound']
             )  # fmt: skip
             if name == 'cifar_cnn':
                 chart.append((card.title, seconds, f'≥ {base.duration(seconds)}'))
@@ -217,7 +221,7 @@ def present(values: dict[str, Any]) -> Shown:
             if plan:
                 rows.append(
                     [name, title, 'plan of the compiled program', f'≥ {base.duration(plan["seconds"])}',
-                     f'{base.number(plan["joules"])}J', 'predicted, a bound']
+                     base.amount(plan['joules'], 'J'), 'predicted, a bound']
                 )  # fmt: skip
             if name == 'cifar_cnn' and card_name == 'gtx1080' and cpu:
                 said = (
@@ -237,7 +241,7 @@ def present(values: dict[str, Any]) -> Shown:
         )
         shown.notes.insert(
             0,
-            f'Measured to a target: digits_cnn reached {one["accuracy"]:.1%} (target {TARGET:.0%}) after '
+            f'Measured to a target: digits_cnn reached {base.share(one["accuracy"], 1)} (target {base.share(TARGET)}) after '
             f'{one["step"]} steps and {one["seconds"]:.1f} s, compiling included; {joules}.',
         )
     shown.tables.append(

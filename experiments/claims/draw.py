@@ -69,7 +69,7 @@ def curves(
 def bars(rows: Sequence[tuple[str, float, str]], *, label: str, log: bool = False) -> Figure:
     """Horizontal bars of (name, value, text beside it)."""
     left = 0.3 + 0.085 * max(len(plots.shorten(name, 40)) for name, *_ in rows)
-    figure = Figure((left + 4.6, 0.34 * len(rows) + 0.65))
+    figure = Figure((max(6.4, left + 3), 0.34 * len(rows) + 0.65))  # one width: texts of one size
     axes: Any = plots.place(figure, left=left, bottom=0.5, right=0.1, top=0.12)
     axes.grid(visible=False)
     if log:

@@ -210,13 +210,13 @@ def present(values: dict[str, Any], grams_per_kwh: float | None = None) -> Shown
         rows.append(
             [part.upper(), f'{one["joules_per_step"]:.4g} ± {one["deviation"]:.2g}', f'{one["joules_per_example"]:.4g}',
              f'{one["examples_per_joule"]:.4g}', base.number(one['flop_per_joule']), f'{one["watts"]:.0f}',
-             f'{one["idle_watts"]:.0f}', f'{one["idle_joules"] / one["joules"]:.0%}',
-             f'{one["sampling_error"]:.1%}' if 'sampling_error' in one else 'unavailable',
+             f'{one["idle_watts"]:.0f}', f'{base.share(one["idle_joules"] / one["joules"])}',
+             f'{base.share(one["sampling_error"], 1)}' if 'sampling_error' in one else 'unavailable',
              f'{grams:.3g} g' if grams is not None else 'no factor stated']
         )  # fmt: skip
         said.append(
             f'{part.upper()}: {one["joules_per_step"]:.3g} J a step of {found["batch"]} examples, '
-            f'{base.number(one["flop_per_joule"])}FLOP a joule'
+            f'{base.amount(one["flop_per_joule"], "FLOP")} a joule'
         )
     shown.tables.append(
         ('A CNN step, windows in thermal steady state',

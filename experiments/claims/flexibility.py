@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims import base
-from experiments.claims.base import MEASURED, Part, Settings, Shown
+from experiments.claims.base import MEASURED, UNAVAILABLE, Part, Settings, Shown
 
 QUESTION = 'Does one loop train every kind of model, and what did each kind need of it?'
 CLAIM = 'GPUs and their software are flexible: convolutional, recurrent, Transformer and generative models.'
@@ -78,22 +78,13 @@ def shrunk(config: Any, *, quick: bool) -> tuple[Any, list[str]]:
 
     changed: dict[str, None] = {}
 
-    def change(path: str, node: Any) -> Any:
-        values = {}
-        for field in config_lib.fields(node):
-            value, cap = getattr(node, field.name), CAPS.get(field.name)
-            if cap is None or isinstance(value, bool):
-                continue
-            most = cap[not quick]
-            less = value
-            if isinstance(value, int):
-                less = min(value, most)
-            elif isinstance(value, tuple) and all(isinstance(item, int) for item in value):
-                less = tuple(min(item, most) for item in value)
-            if less != value:
-                values[field.name] = less
-                changed[f'{field.name} {_short(value)} → {_short(less)}'] = None
-        return _with(node, values)
+    def change(path: str, value: Any) -> Any:
+        name = path.rpartition('.')[2].partition('[')[0]
+        most = CAPS[name][not quick] if name in CAPS else value
+        if not isinstance(value, int) or isinstance(value, bool) or value <= most:
+            return value
+        changed[f'{name} {value} → {most}'] = None
+        return most
 
     return config_lib.rebuild(config, change), list(changed)
 
@@ -104,26 +95,15 @@ def _with(node: Any, values: dict[str, Any]) -> Any:
     return node.clone(**values) if hasattr(node, 'clone') else dataclasses.replace(node, **values)
 
 
-def _short(value: Any) -> str:
-    return '/'.join(map(str, value)) if isinstance(value, tuple) else f'{value}'
-
-
 def with_data(config: Any, folder: Path) -> tuple[Any, str]:
     """The config with data that is here, and a word about a stand-in: '' where it has its own."""
     from jaxdl.data.images.catalogue import IMAGE_SETS
     from jaxdl.data.images.tfds import Tfds
     from jaxdl.data.synthetic import SyntheticImages
     from jaxdl.data.text.sources import TextFiles
-    from jaxdl.errors import UserError
 
-    source = getattr(config.data, 'source', None)
-    needs_file = isinstance(source, TextFiles) and not source.train
-    try:
-        if not needs_file:
-            config.data.train_source()
-            return config, ''
-    except UserError:
-        pass
+    if is_here(config.data):
+        return config, ''
     if isinstance(config.data, Tfds):
         size = config.data.image_size
         shape = (size, size, 3) if size else IMAGE_SETS[config.data.name].shape
@@ -138,6 +118,22 @@ def with_data(config: Any, folder: Path) -> tuple[Any, str]:
         config, data=_with(config.data, {'source': TextFiles(str(path), evals=(f'valid={path}',))})
     )
     return _small_vocabulary(config), "a little of Python's source"
+
+
+def is_here(data: Any) -> bool:
+    """Whether a data set can be read without a download and without a file that the user gives."""
+    from jaxdl.data import store
+    from jaxdl.data.images.catalogue import IMAGE_SETS
+    from jaxdl.data.images.tfds import Tfds
+    from jaxdl.data.text.sources import TextFiles, TfdsText
+
+    where = data if isinstance(data, Tfds) else getattr(data, 'source', None)
+    if isinstance(where, TextFiles):
+        return bool(where.train)
+    if not isinstance(where, Tfds | TfdsText):
+        return True
+    known = IMAGE_SETS.get(where.name)
+    return bool(known and known.embedded) or (store.data_dir(where.data_dir) / where.name).is_dir()
 
 
 def _small_vocabulary(config: Any) -> Any:
@@ -291,6 +287,8 @@ def present(values: dict[str, Any]) -> Shown:
         f'{lines} lines of its core name one of them.',
         MEASURED,
     )
+    if not runs:
+        return dataclasses.replace(shown, answer='No config was run yet.', label=UNAVAILABLE)
     if runs:
         shown.figures.append(
             (

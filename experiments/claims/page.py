@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claims import CLAIMS
-from experiments.claims.base import UNAVAILABLE, Results, Settings, Shown
+from experiments.claims.base import UNAVAILABLE, Results, Settings, Shown, of_cores
 from jaxdl.files import write_bytes
 from jaxdl.report import page as html
 
@@ -39,17 +39,20 @@ def write(settings: Settings) -> tuple[Path, dict[str, Shown]]:
         'cannot say. No figure here is typed in by hand.'
     )
     rows = [
-        [title, html.Cell(label, label, look=f'status {LOOKS[label]}'), text]
+        html.Markup('<dt><b>{}</b> <span class="status {}">{}</span></dt><dd>{}</dd>').format(
+            title, LOOKS[label], label, text
+        )
         for title, label, text in cards
     ]
-    overview = html.joined(first, html.table(['claim', 'label', 'answer'], rows))
+    listed = html.Markup('<dl class="answers">{}</dl>').format(html.joined(*rows))
+    overview = html.joined(first, listed)
     where = ran_on(places[-1]) if places else ''
     mode = 'quick mode' if settings.quick else 'full mode'
     text = html.page(
         'Six claims, measured',
         f'{mode} · {where} · {time.strftime("%Y-%m-%d %H:%M")}',
         [
-            ('Answers', html.Markup('<div class="answers">') + overview + html.Markup('</div>')),
+            ('Answers', overview),
             *sections,
         ],
         files=[],
@@ -65,7 +68,7 @@ LOOKS = {'measured': 'finished', 'predicted': 'running', 'unavailable': ''}
 def _styled(text: str) -> str:
     """Sentences in tables break into lines here, other than in a report of numbers."""
     rule = (
-        '.answers td:last-child{white-space:normal;min-width:300px}'
+        '.answers{display:block;max-width:900px;font-size:15px}.answers dt{color:inherit;margin-top:8px}'
         '.claim td{white-space:normal;max-width:380px}.claim td.number{white-space:nowrap}'
         '.claim p{max-width:900px}.answer{font-size:17px;font-weight:600;margin:4px 0 10px}'
     )
@@ -103,8 +106,10 @@ def section(name: str, results: Results, shown: Shown, settings: Settings) -> An
     ]
     if shown.figures:
         drawn = html.Markup('').join(
-            html.Markup('<figure class="sweep"><figcaption>{}</figcaption>{}</figure>').format(
-                title, html.svg(figure, f'{name}{index}-')
+            html.Markup('<figure class="sweep{}"><figcaption>{}</figcaption>{}</figure>').format(
+                ' wide' if figure.get_size_inches()[0] > 8 else '',
+                title,
+                html.svg(figure, f'{name}{index}-'),
             )
             for index, (title, figure) in enumerate(shown.figures)
         )
@@ -126,4 +131,4 @@ def ran_on(about: dict[str, Any]) -> str:
         return 'unknown'
     gpus = ', '.join(about['gpus']) or 'no GPU'
     revision = f', commit {about["git"][:10]}' if about.get('git') else ''
-    return f'{about["cores"]} cores of {about["processor"]}, {gpus}{revision}'
+    return f'{of_cores(about["cores"])} of {about["processor"]}, {gpus}{revision}'

@@ -12,7 +12,7 @@ CLAIM = (
     'A GPU does thousands of operations at the same time, and training is made of such operations.'
 )
 HERE = 'experiments.claims.parallelism'
-WIDTH, BATCH = 16, 64  # of the sweeps over the other
+WIDTH, BATCH = 16, 16  # of the sweeps over the other
 CARDS = ('gtx1080', 'v100-16', 'h100')
 
 
@@ -20,7 +20,9 @@ def parts(settings: Settings) -> list[Part]:
     batches = (1, 4, 16, 64, 256) if settings.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     widths = (4, 16, 64) if settings.quick else (4, 8, 16, 32, 64, 128)
     enough = 0.4 if settings.quick else 2.0
-    found: list[Part] = [('sequential', lambda: measure('cpu', [(1, WIDTH)], enough, cores=1))]
+    found: list[Part] = [
+        ('sequential', lambda: measure('cpu', [(1, WIDTH), (64, WIDTH)], enough, cores=1))
+    ]
     for platform in ('cpu', *(('cuda',) if base.gpu_names() else ())):
         name = 'gpu' if platform == 'cuda' else 'cpu'
         found += [
@@ -109,17 +111,25 @@ def present(values: dict[str, Any]) -> Shown:
         ]  # fmt: skip
         best = max(rates(steps))
         where = batches[rates(steps).index(best)]
-        cores = f'{found["cores"]} cores' if platform == 'cpu' else found['device']
+        cores = base.of_cores(found['cores']) if platform == 'cpu' else found['device']
         answers.append(
             f'{name} ({cores}): a batch of {where} trains {best / one:.1f} times as many examples a '
             f'second as one after the other on one core'
         )
         notes.append(
             f'{name}: a step takes {base.duration(fit.fixed)} whatever the batch and '
-            f'{base.duration(fit.each)} more for each example. So {fit.shared:.0%} of a single '
+            f'{base.duration(fit.each)} more for each example. So {base.share(fit.shared)} of a single '
             f"example's time is shared (Amdahl), batching alone gives at most {fit.limit:.1f} times, "
             f'and the knee, half of that, is at a batch of {fit.knee:.1f}.'
         )
+        if platform == 'cpu' and found['cores'] > 1 and 64 in batches:
+            one_core = values['sequential']['steps'][1]['seconds']
+            gain = one_core / steps[batches.index(64)]['seconds']
+            part = base.share(fits.parallel_share(gain, found['cores']))
+            notes.append(
+                f'CPU, cores: a batch of 64 is {gain:.2f} times as fast on {found["cores"]} cores as '
+                f'on one, so by Amdahl {part} of its time is divided among them.'
+            )
         for step in steps + values.get(f'{platform} widths', {'steps': []})['steps']:
             flops, moved = 1e9 * step['gflop'], step['bytes']
             bound = fits.roofline(flops / moved, found['peak'], found['bandwidth'])
@@ -128,7 +138,7 @@ def present(values: dict[str, Any]) -> Shown:
             rows.append(
                 [name, step['batch'], step['width'], base.duration(step['seconds']),
                  f'{step["batch"] / step["seconds"]:,.0f}', f'{step["batch"] / step["seconds"] / one:.1f}×',
-                 f'{flops / moved:.1f}', f'{speed / 1e9:.1f}', f'{speed / bound:.0%}']
+                 f'{flops / moved:.1f}', f'{speed / 1e9:.1f}', f'{base.share(speed / bound)}']
             )  # fmt: skip
         if f'{platform} widths' in values:
             wide = values[f'{platform} widths']['steps']
@@ -142,14 +152,16 @@ def present(values: dict[str, Any]) -> Shown:
         notes.append(
             f'{name}, roofline: {found["peak"] / 1e9:,.0f} GFLOP/s and '
             f'{found["bandwidth"] / 1e9:.1f} GB/s{" (both measured here)" if platform == "cpu" else " (published)"}'
-            f' meet at {ridge:.0f} FLOPs a byte; below that, memory decides.'
+            f' meet at {ridge:.0f} FLOPs a byte; below that, memory decides. '
+            'Caches can lift a small step above the roof.'
         )
     each = alone['gflop'] * 1e9
     for place, name in enumerate(CARDS):
         card = cards.find(name)
         bound = card.peak('float32') / each
+        short = card.title.removeprefix('NVIDIA ').removeprefix('GeForce ')
         lines.append(
-            Curve(f'{card.title}: at most', [lines[0].x[0], lines[0].x[-1]], [bound] * 2, True, place + 2)
+            Curve(f'{short} at most', [lines[0].x[0], lines[0].x[-1]], [bound] * 2, True, place + 2)
         )  # fmt: skip
         notes.append(
             f'{card.title} (predicted, a bound): {card.peak("float32") / 1e12:g} TFLOP/s published ÷ '

@@ -207,6 +207,7 @@ def test_convolution_as_written_is_the_formula():
     images = rng.standard_normal((2, 6, 5, 3)).astype(np.float32)
     kernel = rng.standard_normal((3, 3, 3, 4)).astype(np.float32)
     found = libraries.as_written(images, kernel)
+    np.testing.assert_allclose(libraries.by_shifts(images, kernel), found, atol=1e-4)
     for b in range(2):
         for out in range(4):
             wanted = sum(
