@@ -164,6 +164,18 @@ def of_cores(count: int) -> str:
     return f'{count} core{"" if count == 1 else "s"}'
 
 
+def compile_quickly() -> None:
+    """Has XLA leave its costly optimisations for CPUs out; call it before jax is imported."""
+    from jaxlib.version import __version__
+
+    if __version__ == '0.10.2':  # by version, since XLA aborts on an unknown flag
+        flags = (
+            '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+            '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+        )
+        os.environ['XLA_FLAGS'] = f'{flags} {os.environ.get("XLA_FLAGS", "")}'
+
+
 def gpu_names() -> list[str]:
     """The NVIDIA GPUs of this machine, as the driver calls them; [] without one."""
     try:

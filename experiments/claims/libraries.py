@@ -55,7 +55,7 @@ def compilation(enough: float) -> dict[str, Any]:
     state = rule.init(params)
 
     def loss(params):
-        logits = model.apply(params, tokens, train=False)
+        logits: Any = model.apply(params, tokens, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean()
 
     def step(params, state):

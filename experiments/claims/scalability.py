@@ -1,7 +1,6 @@
 """Claim 4, scalability: bytes, collectives and memory on simulated devices; what fits which cards."""
 
 import dataclasses
-import os
 from typing import Any
 
 from experiments.claims import base, fits
@@ -20,15 +19,12 @@ LAYOUTS: dict[str, dict[str, int]] = {
 FEW, MORE = 2, 6  # layers whose exact bytes decide the line
 
 
-def prepare() -> None:
+def prepare(settings: Settings) -> None:
     """Simulated CPU devices instead of the machine's; their programs are read and not run."""
-    from jaxlib.version import __version__
-
     from jaxdl.compiled import gpu_compile
 
-    if __version__ == '0.10.2':  # by version, since XLA aborts on an unknown flag
-        quick = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-        os.environ['XLA_FLAGS'] = f'{quick} {os.environ.get("XLA_FLAGS", "")}'
+    del settings
+    base.compile_quickly()
     gpu_compile.prepare_process(SIMULATED)
 
 
@@ -104,7 +100,7 @@ def state_bytes(layers: int, axes: dict[str, int]) -> dict[str, int]:
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices('cpu')[:SIMULATED])
     example = config.data.example()
     assert example is not None
-    program = Program(config, mesh, {'id': np.int32(0), **example})
+    program = Program(config, mesh, {'id': np.zeros((), np.int32), **example})
     state = program.abstract
     parameters = planning.local_bytes(state.params)
     return {

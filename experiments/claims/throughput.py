@@ -61,12 +61,8 @@ class SlowSource(Source):
             time.sleep(self._delay * len(self))
         return self._source.in_memory()
 
-    def __getstate__(self):
-        return {'_source': self._source, '_delay': self._delay}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+    def __reduce__(self):  # in a worker process it has a lock of its own
+        return SlowSource, (self._source, self._delay)
 
 
 @dataclasses.dataclass

@@ -1,6 +1,5 @@
 """Measures one claim in this process: python -m experiments.claims.worker CLAIM SETTINGS SECONDS."""
 
-import dataclasses
 import importlib
 import json
 import sys
@@ -15,9 +14,12 @@ def main(words: list[str]) -> None:
     fields = json.loads(text)
     settings = Settings(**{**fields, 'power_limits': tuple(fields['power_limits'])})
     module = importlib.import_module(f'experiments.claims.{claim}')
-    getattr(module, 'prepare', runtime.prepare_process)()  # before jax is imported
+    if hasattr(module, 'prepare'):  # before jax is imported
+        module.prepare(settings)
+    else:
+        runtime.prepare_process()
     results = Results(Path(settings.folder), claim, quick=settings.quick)
-    results.run(module.parts(dataclasses.replace(settings)), seconds=float(seconds))
+    results.run(module.parts(settings), seconds=float(seconds))
 
 
 if __name__ == '__main__':
