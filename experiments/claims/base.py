@@ -239,7 +239,7 @@ def seconds_of(
 def number(value: float, digits: int = 3) -> str:
     """A number with `digits` digits that count: 0.0123, 12.3, 1,230, 1.23 M."""
     size = abs(value)
-    for limit, letter in ((1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M')):
+    for limit, letter in ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M')):
         if size >= limit:
             return f'{value / limit:.{digits}g} {letter}'
     if size >= 1000:

@@ -245,11 +245,15 @@ def present(values: dict[str, Any]) -> Shown:
             f'{one["step"]} steps and {one["seconds"]:.1f} s, compiling included; {joules}.',
         )
     shown.tables.append(
-        ('', ['work', 'on', 'how', 'time', 'energy at most, cards alone', 'label'], rows)
+        (
+            '',
+            ['work', 'on', 'how', 'time', 'energy: that time at rated power, cards alone', 'label'],
+            rows,
+        )
     )
     shown.notes.append(
         'A time of a card is a lower bound: published peak, no memory traffic, no launches; two steps '
-        'on an H200 took 1.6 and 1.7 times the bound of their plan (docs/gpu.md). Joules are that time '
-        'at rated power. CIFAR-10 is not on this machine: its rate was measured on random images.'
+        'on an H200 took 1.6 and 1.7 times the bound of their plan (docs/gpu.md). Joules are that least '
+        'time at rated power, an orientation and no bound. CIFAR-10 is not on this machine: its rate was measured on random images.'
     )
     return shown

@@ -1,6 +1,7 @@
 """Figures of the claims with matplotlib, in the style of the report."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,8 +80,10 @@ def bars(rows: Sequence[tuple[str, float, str]], *, label: str, log: bool = Fals
     axes.set_yticks(range(len(rows)), [plots.shorten(name, 40) for name, *_ in rows])
     axes.tick_params(axis='y', labelcolor=plots.INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    start, end = axes.get_xlim()
-    axes.set_xlim(start, end * (end / start) ** 0.35 if log else end * 1.35)
+    values = [value for _, value, _ in rows]
+    start = 10 ** math.floor(math.log10(min(values)) - 0.3) if log else 0.0
+    end = max(values)
+    axes.set_xlim(start, end * (end / start) ** 0.3 if log else end * 1.3)  # room for the texts
     plots.number_axis(axes.xaxis)
     axes.set_xlabel(label)
     return figure

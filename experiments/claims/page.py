@@ -117,13 +117,20 @@ def section(name: str, results: Results, shown: Shown, settings: Settings) -> An
     for title, head, rows in shown.tables:
         if title:
             bodies.append(html.parts.heading(title))
-        bodies.append(html.table(head, rows))
+        bodies.append(html.table(head, [[_kept(cell) for cell in row] for row in rows]))
     bodies += [html.Markup('<p>{}</p>').format(note) for note in shown.notes]
     missing = [[part, why] for part, why in results.without().items()]
     missing += [[part, 'left for the next call'] for part in results.data.get('pending', [])]
     bodies.append(html.parts.heading('What failed or is absent'))
     bodies.append(html.table(['part', 'why'], missing) if missing else html.parts.note('nothing'))
     return html.Markup('<div class="claim">') + html.joined(*bodies) + html.Markup('</div>')
+
+
+def _kept(cell: Any) -> Any:
+    """A short text of a table stays on one line."""
+    if isinstance(cell, str) and len(cell) <= 20:
+        return cell.replace(' ', '\u00a0')
+    return cell
 
 
 def ran_on(about: dict[str, Any]) -> str:

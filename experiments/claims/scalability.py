@@ -202,7 +202,7 @@ def present(values: dict[str, Any]) -> Shown:
     if plans:
         shown.tables.append(
             ('BERT-large, 256 sequences a step, FSDP (predicted: compiled for these cards, not run)',
-             ['cards', 'least step', 'throughput at most', 'MFU at most', 'peak of a card', 'fits', 'joules a step at most'],
+             ['cards', 'least step', 'throughput at most', 'MFU at most', 'peak of a card', 'fits', 'joules: that time at rated power'],
              [[g, base.duration(v['seconds']), f'{base.number(v["units_per_second"])} {v["unit"]}/s', f'{base.share(v["mfu_bound"])}',
                f'{v["peak"] / 2**30:.1f} GiB', 'yes' if v['fits'] else 'no', base.number(v['joules'])] for g, v in plans])
         )  # fmt: skip
