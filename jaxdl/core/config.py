@@ -338,18 +338,43 @@ def check(config: Config) -> None:
     for path, node in nodes(config):
         for field in fields(node):
             _check_type(f'{path}.{field.name}', field.type, getattr(node, field.name))
-    for path, node in nodes(config):
+    _check_nodes(config, 'config')
+    try:
+        config.optimizer.for_model(config.model)
+    except ValueError as error:
+        raise UserError(f'--config.optimizer: {error}') from None
+
+
+def _check_nodes(tree: Any, path: str) -> None:
+    for place, node in nodes(tree, path):
         if callable(getattr(node, 'check', None)):
             try:
                 node.check()
             except ValueError as error:
                 named = re.match(r'(\w+)=', str(error))
                 own = named is not None and hasattr(node, named.group(1))
-                raise UserError(f'--{path}{"." if own else ": "}{error}') from None
-    try:
-        config.optimizer.for_model(config.model)
-    except ValueError as error:
-        raise UserError(f'--config.optimizer: {error}') from None
+                raise UserError(f'--{place}{"." if own else ": "}{error}') from None
+
+
+def completed(config: Config) -> Config:
+    """`config` with each num_classes=0 of model and task set to the number of the data's classes.
+
+    Called once, when the config has been read and its fields were set.
+    """
+    parts = ('model', 'task')
+    if all(getattr(getattr(config, part), 'num_classes', 1) for part in parts):
+        return config
+    if not isinstance(config.data, DataSet):
+        return config  # `check` says what is wrong
+    _check_nodes(config.data, 'config.data')
+    count = len(config.data.class_names())
+    if not count:
+        raise UserError(
+            'num_classes=0 stands for the number of classes of the data, which names none; give '
+            '--config.model.num_classes and --config.task.num_classes'
+        )
+    values = {f'config.{part}.num_classes': count for part in parts}
+    return rebuild(config, lambda path, leaf: leaf or values.get(path, leaf))
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:
