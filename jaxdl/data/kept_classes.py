@@ -42,18 +42,21 @@ class KeptClasses(DataSet, abc.ABC):
 
     def class_names(self) -> tuple[str, ...]:
         given = getattr(self, 'classes', ())
-        return tuple(given or self._recalled.get('classes', ()) or self.read_classes())
+        if given or 'classes' in self._recalled:
+            return tuple(given or self._recalled['classes'])
+        names = self.read_classes()
+        if len(names) == 1:
+            raise UserError(
+                f'--config.data: all training examples have the label {names[0]!r}; a classifier '
+                'needs at least two classes'
+            )
+        return names
 
     def check_with(self, model: Any, task: Task) -> None:
         """Raises UserError where model and task have another number of classes."""
         names = self.class_names()
         if not names:
             return
-        if len(names) < 2:
-            raise UserError(
-                f'--config.data: all training examples have the label {names[0]!r}; a classifier '
-                'needs at least two classes'
-            )
         wanted = {
             'task': task.ranges(facts_of(model).limits()).get('label'),
             'model': facts_of(model).limits().classes,
