@@ -164,7 +164,7 @@ def test_a_run_keeps_classes_and_scales(tmp_path):
     heights = np.array(ROWS['height'])
     np.testing.assert_allclose(found['features'][:, 0], -heights.mean() / heights.std(), rtol=1e-5)
     assert not found['features'][:, 1:4].any() and set(found['label']) == {1}
-    fresh = Table(str(tmp_path / 'b.csv'), label='kind')
+    fresh = Table(str(tmp_path / 'a.csv'), label='kind', features=('height',))
     with pytest.raises(UserError, match='other classes or columns'):
         fresh.keep(tmp_path / 'run')
 

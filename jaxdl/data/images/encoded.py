@@ -72,11 +72,15 @@ class FilePictures(Pictures):
         return self._labels
 
     def stamp(self, *, times: bool) -> str:
-        missing = [row for row, name in enumerate(self._names) if not (self._root / name).is_file()]
+        stamps, missing = [], []
+        for row, name in enumerate(self._names):
+            try:
+                stamps.append(files.stamp(self._root / name))
+            except OSError:
+                missing.append(row)
         if missing:
             more = f'; {len(missing)} files are missing' if len(missing) > 1 else ''
             raise UserError(f'{self.where(missing[0])}: there is no such file{more}')
-        stamps = (files.stamp(self._root / name) for name in self._names)
         return digest('files', *self._names, *(s if times else s[:1] for s in stamps))
 
 

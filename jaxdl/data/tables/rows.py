@@ -124,9 +124,12 @@ class FeatureRows(KeptClasses, abc.ABC):
         columns = self.columns(name)
         if not len(columns):
             raise UserError(f'the set {name!r} holds no rows')
-        parts = [self._encoded(columns, *entry) for entry in self._encoding()]
         label = classes.numbered(self._label_texts(columns), self.class_names(), columns.where)
-        return ArraySource({'features': np.concatenate(parts, 1), 'label': label})
+        return ArraySource({'features': self.encoded(columns), 'label': label})
+
+    def encoded(self, columns: Columns) -> np.ndarray:
+        """The features of rows, float32 [rows, features], by the means and texts of the training rows."""
+        return np.concatenate([self._encoded(columns, *entry) for entry in self._encoding()], 1)
 
     def _encoded(self, columns: Columns, name: str, *how: Any) -> np.ndarray:
         """float32 [rows, features] of one column."""
@@ -209,27 +212,26 @@ class Table(FeatureRows):
         }
 
     def columns(self, name: str) -> Columns:
-        paths = self._paths(name)
-        tables = [files.read(path) for path in paths]
-        for path, table in zip(paths, tables, strict=True):
-            if set(table.column_names) != set(tables[0].column_names):
-                odd = set(table.column_names) ^ set(tables[0].column_names)
-                raise UserError(f'{path}: column {min(odd)!r} is only there or only in {paths[0]}')
-        ends = np.cumsum([len(table) for table in tables])
+        wanted = (*self.features, self.label) if self.features else ()
+        return file_columns(self._paths(name), wanted)
 
-        def where(row: int) -> str:
-            file = min(int(np.searchsorted(ends, row, side='right')), len(paths) - 1)
-            return f'{paths[file]} row {row - int(ends[file]) + len(tables[file]) + 1}'
 
-        wanted = [*self.features, self.label] if self.features else tables[0].column_names
-        known = [name for name in wanted if name in tables[0].column_names]
-        return Columns(
-            {
-                name: _joined([table.column(name) for table in tables], name, paths[0])
-                for name in known
-            },
-            where,
-        )
+def file_columns(paths: Sequence[Path], wanted: Sequence[str] = ()) -> Columns:
+    """The columns of tables, the rows of one behind those of the other; those `wanted`, or all."""
+    tables = [files.read(path) for path in paths]
+    first = tables[0].column_names
+    for path, table in zip(paths, tables, strict=True):
+        if odd := set(table.column_names) ^ set(first):
+            raise UserError(f'{path}: column {min(odd)!r} is only there or only in {paths[0]}')
+    ends = np.cumsum([len(table) for table in tables])
+
+    def where(row: int) -> str:
+        file = min(int(np.searchsorted(ends, row, side='right')), len(paths) - 1)
+        return f'{paths[file]} row {row - int(ends[file]) + len(tables[file]) + 1}'
+
+    known = [name for name in wanted or first if name in first]
+    values = {name: _joined([t.column(name) for t in tables], name, paths[0]) for name in known}
+    return Columns(values, where)
 
 
 def _joined(parts: Sequence[Any], name: str, path: Path) -> np.ndarray | list:
