@@ -53,7 +53,7 @@ class Arrays(KeptClasses):
         path = folder / f'{key[:32]}.npz'
         if not path.is_file():
             with cached.writing(folder), replacing(path) as file:
-                np.savez(file, **dict(arrays))
+                np.savez(file, allow_pickle=False, **dict(arrays))  # pyright: ignore[reportArgumentType]
         return cls(str(path), **fields)
 
     def check(self):
@@ -64,7 +64,8 @@ class Arrays(KeptClasses):
         self.check_classes()
 
     def _renamed(self) -> dict[str, str]:
-        pairs = dict(pair.partition('=')[::2] for pair in self.names)
+        parts = [pair.partition('=') for pair in self.names]
+        pairs = {name: theirs for name, _, theirs in parts}
         if len(pairs) < len(self.names) or not all(pairs) or not all(pairs.values()):
             raise ValueError(f"names={self.names}: must be pairs 'name=array in the file'")
         return pairs

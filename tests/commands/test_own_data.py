@@ -68,7 +68,9 @@ def test_a_table(tmp_path, monkeypatch):
     (tmp_path / 't.csv').write_text('\n'.join(rows))
     table = f'--config.data.train={tmp_path / "t.csv"}'
     words = ('--config=table_mlp:files', table, '--config.data.label=what', *SHORT)
-    code, said, error = said_by(*words, f'--workdir={tmp_path / "run"}', '--config.steps=200')
+    longer = ('--config.steps=40', '--config.eval_every=20', '--config.checkpoint.every=20')
+    rate = '--config.optimizer.learning_rate=0.01'
+    code, said, error = said_by(*words, *longer, rate, f'--workdir={tmp_path / "run"}')
     assert code == 0, error
     assert float(said.partition('valid/accuracy ')[2][:6]) > 0.95
     kept = json.loads((tmp_path / 'run' / 'labels.json').read_text())

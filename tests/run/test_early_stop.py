@@ -30,23 +30,23 @@ def rows_of(folder):
 
 def config(**changes):
     values = dict(
-        steps=60, log_every=2, eval_every=2, checkpoint=Checkpoint(every=2, keep=2), ema=0.0
+        steps=40, log_every=2, eval_every=2, checkpoint=Checkpoint(every=2, keep=2), ema=0.0
     )
     return small.config(**{**values, **changes})
 
 
 def test_it_ends_where_the_definition_says(tmp_path):
-    stop = EarlyStop('eval/test/accuracy', mode='max', patience=2)
+    stop = EarlyStop('eval/test/accuracy', mode='max', patience=1)
     result = loop.train(config(early_stop=stop), str(tmp_path / 'run'))
     rows = rows_of(tmp_path / 'run')
     values = [row['eval/test/accuracy'] for row in rows]
-    assert result.steps == 2 * len(rows) == 2 * first_without(values, 2, 'max') < 60
+    assert result.steps == 2 * len(rows) == 2 * first_without(values, 1, 'max') < 40
     about = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert about['status'] == 'finished' and 'was not better than' in about['reason']
-    assert f'{max(values):.6g} in 2 evaluations' in about['reason']
+    assert f'{max(values):.6g} in 1 evaluations' in about['reason']
     # Again it is finished; with more patience it goes on, with the numbers of an unbroken run.
     assert loop.train(config(early_stop=stop), str(tmp_path / 'run')).steps == result.steps
-    longer = dataclasses.replace(stop, patience=3)
+    longer = dataclasses.replace(stop, patience=2)
     whole = loop.train(config(early_stop=longer), str(tmp_path / 'whole'))
     later = loop.train(config(early_stop=longer), str(tmp_path / 'run'))
     assert later.steps == whole.steps > result.steps

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from jaxdl.core.config import Mesh
 from jaxdl.errors import UserError
 from jaxdl.run import find_rate
 from tests import small
@@ -11,9 +10,9 @@ from tests.commands.test_train import said_by
 
 
 def test_the_losses_are_those_of_the_training_step():
-    config = small.config(mesh=Mesh(data=1), batch_size=16)
+    config = small.config(batch_size=16)
     factors, found = find_rate.losses(config, steps=6)
-    right, *_ = small.losses(find_rate.rising(config, 6), 6)
+    right, *_ = small.losses(find_rate.rising(config, 6), 6, devices=8)
     np.testing.assert_allclose(found, right[: len(found)], rtol=1e-6)
     assert np.allclose(np.diff(np.log(factors)), np.log(1e5) / 6)
     rate = find_rate.rising(config, 6).optimizer.rate(np.arange(len(found)), 6)

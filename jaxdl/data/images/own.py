@@ -182,7 +182,7 @@ def _listed(root: str) -> tuple[list[str], list[str]]:
         what = f'{len(loose)} files but no folder' if loose else 'nothing'
         raise UserError(
             f'--config.data.folder: {root} holds {what}; it needs a sub-folder of pictures for each '
-            'class, or use ImageTable with a table of path and label'
+            'class, or a table of paths and labels: --config=images:table'
         )
     if loose:
         raise UserError(f'{Path(root) / loose[0]}: lies in no folder of a class; move or remove it')
