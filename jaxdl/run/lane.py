@@ -212,7 +212,8 @@ class Lane:
             return f'step {self.step}'
         best, since = self.early['best'], self.early['since']
         found = 'was no number' if best is None else f'was not better than {best:.6g}'
-        return f'{self.early["metric"]} {found} in {since} evaluations'
+        more = f'{since} evaluations' if since > 1 else '1 evaluation'
+        return f'{self.early["metric"]} {found} in {more}'
 
     def write(self, step: int, row: dict[str, float]) -> None:
         self.metrics |= row

@@ -43,7 +43,7 @@ def test_it_ends_where_the_definition_says(tmp_path):
     assert result.steps == 2 * len(rows) == 2 * first_without(values, 1, 'max') < 40
     about = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert about['status'] == 'finished' and 'was not better than' in about['reason']
-    assert f'{max(values):.6g} in 1 evaluations' in about['reason']
+    assert f'{max(values):.6g} in 1 evaluation' in about['reason']
     # Again it is finished; with more patience it goes on, with the numbers of an unbroken run.
     assert loop.train(config(early_stop=stop), str(tmp_path / 'run')).steps == result.steps
     longer = dataclasses.replace(stop, patience=2)
