@@ -188,7 +188,7 @@ class CommandLine:
             raise UserError(self._unknown(error.flagname, words)) from None
         except flags.IllegalFlagValueError as error:
             raise UserError(self._refused(str(error))) from None
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE
             raise UserError(' '.join(str(error).split())) from None
         if left and not self.words:
             example = '--config.FIELD=VALUE' if self._takes_config else '--FLAG=VALUE'
