@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = (
     'train',
     'evaluate',
+    'predict',
     'sample',
     'report',
     'sweep',

@@ -1,6 +1,7 @@
 """Texts with a label, for sequence classification."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,9 +57,18 @@ class LabelledTexts(TextSet):
                 f'give --config.model.num_classes={need}'
             )
 
+    def class_names(self) -> tuple[str, ...]:
+        return self.classes or tuple(map(str, range(self.num_classes)))
+
+    def rows_of_texts(self, corpora: Sequence[Corpus], records: Records) -> tuple[Source, None]:
+        del records
+        (corpus,) = corpora
+        unknown = np.zeros(len(corpus.lengths), np.int32)
+        return LabelRows(corpus, self.tokenizer, self.length, unknown), None
+
     def rows(self, records: Records, *, train: bool) -> Source:
         del train  # every text is one row, in evaluation too
-        names = self.classes or tuple(map(str, range(self.num_classes)))
+        names = self.class_names()
         number = {name: i for i, name in enumerate(names)}
         labels = []
         for place, (_, label) in records.located():
