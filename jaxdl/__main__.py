@@ -14,6 +14,7 @@ COMMANDS = (
     'evaluate',
     'predict',
     'sample',
+    'export',
     'report',
     'sweep',
     'plan',

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -33,12 +34,13 @@ class Predictor:
         step: the step of the checkpoint.
         class_names: the names of the labels in order; () if they have none.
         row: one row of the training set; only shapes and dtypes count.
+        weights: the 'params' and 'model_state'.
     """
 
     def __init__(self, run: Restored):
         self.config, self.step, self.class_names = run.config, run.step, run.class_names
         self._program, self.row = run.program, run.program.example
-        self._weights = run.state.evaluated()
+        self.weights = run.state.evaluated()
         self._apply = jax.jit(self._predictions)
         if not self.config.task.defines('predictions'):
             self.config.task.predictions(None, {})  # says so
@@ -71,10 +73,14 @@ class Predictor:
 
     def sums(self, source: Source, owner: np.ndarray | None = None) -> dict[str, Any]:
         """As `over`, with a Mean as the pair (totals, weights), float64 [inputs]."""
-        parts = []
+        feed, parts = self._feed(source), []
+        if feed.example.keys() < self.row.keys():
+            missing = self.needed.keys() - feed.example.keys()
+            if missing:
+                raise UserError(f'{self._needs()}; {", ".join(sorted(missing))} is missing')
         with self._program.scope():
-            for batch in self._feed(source).evaluation(ahead=self.config.prefetch):
-                parts.append(self._traced(batch))
+            for batch in feed.evaluation(ahead=self.config.prefetch):
+                parts.append(self._apply(self.weights, batch))
                 for leaf in jax.tree.leaves(parts[-1]):
                     leaf.copy_to_host_async()
                 if len(parts) > 2:
@@ -96,22 +102,18 @@ class Predictor:
     # ---- the compiled function ----
 
     def _predictions(self, weights: dict, batch: dict) -> dict[str, Any]:
+        size = next(iter(batch.values())).shape[0]
+        for name in self.row.keys() - batch.keys():  # the task may read what it does not use
+            like = np.asarray(self.row[name])
+            batch = {**batch, name: jnp.zeros((size, *like.shape), like.dtype)}
         apply = Applied(self.config.model, weights['params'], weights['model_state'], None)
         outputs = apply(**self.config.task.inputs(batch), train=False)
         return self.config.task.predictions(outputs, batch)
 
-    def function(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The predictions of a batch of rows, with Means divided; can be traced and exported."""
-        found = self._predictions(self._weights, batch)
+    def function(self, weights: dict, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """The predictions of a batch of rows, with Means divided; to be traced."""
+        found = self._predictions(weights, batch)
         return {k: v.value() if isinstance(v, Mean) else v for k, v in found.items()}
-
-    def _traced(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        try:
-            return self._apply(self._weights, batch)
-        except KeyError as error:
-            if not error.args or error.args[0] not in self.row:
-                raise
-            raise UserError(f'{self._needs()}; {error.args[0]!r} is missing') from None
 
     @functools.cached_property
     def needed(self) -> Rows:
@@ -121,9 +123,9 @@ class Predictor:
             for name, value in self.row.items()
         }
         with self._program.scope():
-            jaxpr = jax.make_jaxpr(self._predictions)(self._weights, batch).jaxpr
+            jaxpr = jax.make_jaxpr(self._predictions)(self.weights, batch).jaxpr
         _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-        read = used[len(jax.tree.leaves(self._weights)) :]
+        read = used[len(jax.tree.leaves(self.weights)) :]
         names = [name for name, is_read in zip(sorted(batch), read, strict=True) if is_read]
         return {name: np.asarray(self.row[name]) for name in names}
 

@@ -43,7 +43,7 @@ class LanguageModel(Task):
         return token_metrics(outputs, batch['targets'], weights, size=size)
 
     def predictions(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        """How well each text is predicted: 'loss', 'accuracy', 'tokens', 'bits_per_byte'."""
+        """How well each text is predicted: 'loss', 'accuracy', 'token_count', 'bits_per_byte'."""
         size = batch.get('bytes')
         return row_metrics(outputs, batch['targets'], batch['target_mask'], size)
 

@@ -86,14 +86,14 @@ def token_metrics(
 def row_metrics(
     outputs: Any, labels: jax.Array, weights: jax.Array, size: jax.Array | None = None
 ) -> 'dict[str, jax.Array | Mean]':
-    """The metrics of `token_metrics` of each row by itself, and how many 'tokens' it counts."""
+    """The metrics of `token_metrics` of each row by itself, and the 'token_count' of its weights."""
     weights = weights.astype(jnp.float32)
     loss, predicted = token_losses(outputs, labels, 0.0, weights)
     total, counted = loss.sum(-1), weights.sum(-1)
     metrics: dict[str, jax.Array | Mean] = {
         'loss': Mean(total, counted),
         'accuracy': Mean(((predicted == labels) * weights).sum(-1), counted),
-        'tokens': counted.astype(jnp.int32),
+        'token_count': counted.astype(jnp.int32),
     }
     if size is not None:
         metrics['bits_per_byte'] = Mean(total / math.log(2), size.astype(jnp.float32))

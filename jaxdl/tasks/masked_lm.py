@@ -86,7 +86,7 @@ class MaskedLM(Task):
         random = (action >= self.masked) & (action < self.masked + self.random)
         shown = jnp.where(random, other, shown)
         shown = jnp.where(active, shown, labels)
-        rows = jnp.arange(len(labels))[:, None]
+        rows = jnp.arange(labels.shape[0])[:, None]  # may be symbolic, which len() refuses
         return {
             **batch,
             'tokens': batch['tokens'].at[rows, chosen].set(shown, unique_indices=True),
@@ -148,7 +148,7 @@ class MaskedLM(Task):
         return {
             'masked_loss': found['loss'],
             'masked_accuracy': found['accuracy'],
-            'tokens': found['tokens'],
+            'token_count': found['token_count'],
             **{f'next_sentence_{name}': value for name, value in pair.items()},
         }
 

@@ -67,7 +67,7 @@ class Translation(Task):
         return token_metrics(outputs, batch['targets'], weights, size=size)
 
     def predictions(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        """How well each target is predicted: 'loss', 'accuracy', 'tokens', 'bits_per_byte'."""
+        """How well each target is predicted: 'loss', 'accuracy', 'token_count', 'bits_per_byte'."""
         counted, size = batch['target_segments'] > 0, batch.get('bytes')
         return row_metrics(outputs, batch['targets'], counted, size)
 

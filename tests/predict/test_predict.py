@@ -58,7 +58,7 @@ def test_predictions_are_those_that_evaluate_counts(name, files):  # noqa: F811
         np.testing.assert_allclose(values['probabilities'].sum(-1), 1, rtol=1e-5)
         return
     for metric, value in values.items():
-        if metric != 'tokens':
+        if metric != 'token_count':
             key = 'loss' if metric == 'masked_loss' else metric
             np.testing.assert_allclose(mean(value), found[f'eval/{which}/{key}'], rtol=1e-5)
 
@@ -72,24 +72,28 @@ def test_texts_of_a_file_are_judged_one_by_one(files, tmp_path):  # noqa: F811
     given = model.predict(str(tmp_path / 'lines.txt'))
     assert list(given['input'][:2]) == [f'{tmp_path}/lines.txt:{n}' for n in (1, 2)]
     assert len(given['loss']) == len(lines)
-    total = (given['loss'] * given['tokens']).sum() / given['tokens'].sum()
+    total = (given['loss'] * given['token_count']).sum() / given['token_count'].sum()
     np.testing.assert_allclose(total, found['eval/valid/loss'], rtol=1e-5)
     size = sum(len(line) for line in lines)
-    bits = (given['loss'] * given['tokens']).sum() / size / np.log(2)
+    bits = (given['loss'] * given['token_count']).sum() / size / np.log(2)
     np.testing.assert_allclose(bits, found['eval/valid/bits_per_byte'], rtol=1e-5)
 
     long = ' '.join(lines)  # takes several rows
-    (alone,) = model.predict([long])['tokens']
+    (alone,) = model.predict([long])['token_count']
     assert alone > 3 * config.data.length
     again = model.predict([lines[3], long, lines[3]])
-    assert again['tokens'].tolist() == [given['tokens'][3], alone, given['tokens'][3]]
+    assert again['token_count'].tolist() == [
+        given['token_count'][3],
+        alone,
+        given['token_count'][3],
+    ]
     np.testing.assert_allclose(again['loss'][[0, 2]], given['loss'][3], rtol=1e-5)
 
 
 def test_other_forms_of_text(files, tmp_path):  # noqa: F811
     pairs, _, found = opened(shrunk('translate_small', files), devices=1)
     values = pairs.predict(str(files / 'held-out-pairs.tsv'))
-    total = (values['loss'] * values['tokens']).sum() / values['tokens'].sum()
+    total = (values['loss'] * values['token_count']).sum() / values['token_count'].sum()
     np.testing.assert_allclose(total, found['eval/valid/loss'], rtol=1e-5)
     rows = [tuple(x.split('\t')) for x in (files / 'held-out-pairs.tsv').read_text().splitlines()]
     np.testing.assert_allclose(pairs.predict(rows)['loss'], values['loss'], rtol=1e-6)
@@ -150,7 +154,7 @@ def test_the_weights_are_the_averaged_ones(trained):
     from jaxdl.run.open_run import open_run
 
     state = open_run(str(trained / 'run'), data=False).state
-    averaged, last = model._weights['params'], state.params
+    averaged, last = model.weights['params'], state.params
     assert not jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), averaged, last))
     assert jax.tree.all(
         jax.tree.map(lambda a, b: np.array_equal(a, b), averaged, state.ema['params'])
