@@ -15,12 +15,14 @@ COMMANDS = (
     'predict',
     'sample',
     'export',
+    'runs',
     'report',
     'sweep',
     'plan',
     'prepare',
     'benchmark',
     'interchange',
+    'doctor',
     'demo',
 )
 
