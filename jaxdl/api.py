@@ -108,6 +108,13 @@ class DataSet(abc.ABC):
             'of arrays; what a file or folder means to it, its method inputs_from would say'
         )
 
+    def shown(self, row: Rows) -> 'str | np.ndarray':
+        """One example for a reader: a text, or a picture uint8 [height, width, channels]."""
+        image = row.get('image')
+        if image is not None and image.ndim == 3 and image.dtype == np.uint8:
+            return image
+        return ', '.join(f'{name} {np.array2string(v, threshold=8)}' for name, v in row.items())
+
     def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples.
 

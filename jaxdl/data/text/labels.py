@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import Source, Task, facts_of
+from jaxdl.api import Rows, Source, Task, facts_of
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import CorpusRows, lay_out
 from jaxdl.data.text.sources import Records
@@ -59,6 +59,9 @@ class LabelledTexts(TextSet):
 
     def class_names(self) -> tuple[str, ...]:
         return self.classes or tuple(map(str, range(self.num_classes)))
+
+    def shown(self, row: Rows) -> str:
+        return self.tokenizer.decode(row['tokens'][: row['lengths']])
 
     def rows_of_texts(self, corpora: Sequence[Corpus], records: Records) -> tuple[Source, None]:
         del records
