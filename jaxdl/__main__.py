@@ -17,6 +17,7 @@ COMMANDS = (
     'export',
     'runs',
     'report',
+    'track',
     'sweep',
     'plan',
     'prepare',

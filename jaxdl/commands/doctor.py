@@ -19,6 +19,7 @@ from jaxdl.run import runtime
 EXTRAS = {
     'gpu': ('jax_cuda12_plugin', 'NVIDIA GPUs (the CUDA 13 build does as well)'),
     'fp8': ('qwix', '--config.float8'),
+    'track': ('wandb', 'jaxdl track --to=wandb'),
     'dev': ('pytest', 'make test'),
 }
 FOLDERS = {
