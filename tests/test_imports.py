@@ -39,7 +39,7 @@ OUTSIDE = {
     'models': {'jax', 'jaxlib', 'flax', 'numpy', 'qwix'},
     'data': {
         'numpy', 'grain', 'tensorflow_datasets', 'etils', 'PIL', 'requests', 'absl', 'sklearn',
-        'tokenizers', 'array_record', 'importlib_resources', 'scipy',
+        'tokenizers', 'array_record', 'importlib_resources', 'scipy', 'pyarrow',
     },
 }  # fmt: skip
 

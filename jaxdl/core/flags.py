@@ -173,7 +173,8 @@ class CommandLine:
         given = self._read(command, rest, overrides)
         before_config(given)
         if self._takes_config and given.config:
-            given.config = apply_overrides(load_config(given.config), overrides)
+            config = apply_overrides(load_config(given.config), overrides)
+            given.config = config_lib.completed(config)
             config_lib.check(given.config)
         return given
 

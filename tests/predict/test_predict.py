@@ -196,7 +196,7 @@ def test_a_picture_of_another_size_is_scaled_and_a_photo_turned(trained):
     ('given', 'words'),
     [
         (['nothing.png'], 'nothing.png: there is no such file'),
-        (['run/config.json'], 'is no picture that can be read'),
+        (['run/config.json'], '1 of 1 pictures cannot be read: run/config.json: '),
         (['run/checkpoints'], 'there is no picture in it'),
         (['empty.npz'], 'the model needs image uint8[n, 8, 8, 1]; given are other'),
         (['wide.npz'], 'given is image [2, 9, 9, 1]'),
@@ -212,6 +212,41 @@ def test_wrong_input_is_named(trained, given, words, capsys, monkeypatch):
     assert errors.run(main, ['', 'predict', '--workdir=run', *given]) == 2
     message = capsys.readouterr().err
     assert words in message and len(message.splitlines()) <= 2
+
+
+def test_tables_and_pictures_of_ones_own(trained, tmp_path):
+    """Rows of a table that lacks its labels; a run on a folder of pictures."""
+    from jaxdl.data.images.own import ImageFolder
+    from jaxdl.data.tables.rows import ShippedTable
+    from jaxdl.models.mlp import Mlp
+    from jaxdl.tasks.classification import FeatureClassification
+
+    data = ShippedTable('iris')
+    config = small.config(
+        model=Mlp(widths=(8,), num_classes=3), task=FeatureClassification(num_classes=3),
+        data=data, batch_size=16,
+    )  # fmt: skip
+    model, sources, found = opened(config, devices=1)
+    values = model.over(sources['test'])
+    labels = sources['test'].in_memory()['label']
+    assert (values['label'] == labels).mean() == pytest.approx(found['eval/test/accuracy'])
+    columns = data.columns('test').values
+    names = [name for name in columns if name != 'label']
+    with (tmp_path / 'rows.csv').open('w') as file:
+        writer = csv.writer(file)
+        writer.writerow(names[::-1])
+        writer.writerows(zip(*(columns[name] for name in names[::-1]), strict=True))
+    given = model.predict(str(tmp_path / 'rows.csv'))
+    np.testing.assert_allclose(given['probabilities'], values['probabilities'], rtol=1e-5)
+    assert given['input'][1] == f'{tmp_path}/rows.csv row 1'
+
+    own = small.config(
+        data=ImageFolder(folder=str(trained / 'pictures'), image_size=8, channels=1),
+    )
+    image = load(trained / 'run').row['image']
+    inputs = own.data.inputs_from(str(trained / 'pictures'), {'image': image})
+    rows = np.load(trained / 'rows.npz')['image']
+    np.testing.assert_array_equal(inputs.source.fetch(np.arange(20))['image'], rows)
 
 
 def test_importing_jaxdl_is_light():

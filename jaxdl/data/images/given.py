@@ -1,24 +1,23 @@
 """Pictures that a user gives to a trained model: files, and folders of files."""
 
-import concurrent.futures
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from jaxdl.api import Inputs, Rows, Source
-from jaxdl.data.images.pictures import TARGETS, NotUnderstoodError, open_picture
-from jaxdl.data.records import fitted
+from jaxdl.api import Inputs, Rows
+from jaxdl.data.images.encoded import FilePictures, PictureSource
+from jaxdl.data.images.pictures import TARGETS
 from jaxdl.errors import UserError
 
 
 def picture_inputs(given: Any, row: Rows) -> Inputs:
     """The pictures of a path or of several; a folder stands for all pictures in and below it.
 
-    One of another size than `row['image']` is scaled by its shorter side, and its middle is cut out.
+    They are turned upright, the shorter side is scaled to that of `row['image']`, and the middle is
+    cut out.
 
     Raises:
         UserError: a path does not exist or holds no picture, or the model takes no pictures.
@@ -30,10 +29,12 @@ def picture_inputs(given: Any, row: Rows) -> Inputs:
             'them as arrays: a .npz file'
         )
     paths = [given] if isinstance(given, str | os.PathLike) else list(given)
-    files = [file for path in paths for file in _files(path)]
-    if not files:
+    names = [str(file) for path in paths for file in _files(path)]
+    if not names:
         raise UserError(f'{", ".join(map(str, paths))}: there is no picture in it')
-    return Inputs(PictureFiles(files, image.shape), [str(file) for file in files])
+    unknown = np.zeros(len(names), np.int32)
+    pictures = FilePictures(Path(), names, unknown)
+    return Inputs(PictureSource(pictures, unknown, image.shape), names)
 
 
 def _files(path: str | os.PathLike) -> list[Path]:
@@ -44,28 +45,3 @@ def _files(path: str | os.PathLike) -> list[Path]:
         return [path]
     endings = Image.registered_extensions()
     return sorted(p for p in path.rglob('*') if p.suffix.lower() in endings and p.is_file())
-
-
-class PictureFiles(Source):
-    """'image' uint8 [rows, *shape], read when it is asked for."""
-
-    def __init__(self, files: Sequence[Path], shape: tuple[int, ...]):
-        self.files, self.shape = list(files), shape
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def fetch(self, ids: np.ndarray) -> Rows:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            rows = list(pool.map(self._read, (self.files[i] for i in ids)))
-        return {'image': np.stack(rows)}
-
-    def _read(self, path: Path) -> np.ndarray:
-        try:
-            picture = ImageOps.exif_transpose(open_picture(path.read_bytes(), self.shape[-1]))
-        except (OSError, NotUnderstoodError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f'{path}: is no picture that can be read ({error})') from None
-        height, width = self.shape[:2]
-        if picture.size == (width, height):
-            return np.asarray(picture).reshape(self.shape)
-        return fitted(picture, self.shape)

@@ -18,6 +18,7 @@ from jaxdl.data.cached import entry_of
 from jaxdl.data.images import catalogue
 from jaxdl.data.images.originals import ImageSet
 from jaxdl.data.splits import resolve, split_name
+from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least, nearest
 
 
@@ -37,6 +38,7 @@ class Tfds(DataSet):
         features: features to keep; empty: all of fixed shape that are numbers.
         image_size: side in pixels for sets whose images vary in size: the shorter side is scaled to it and the middle cut out.
         in_memory_bytes: decoded size up to which a set is kept in memory.
+        valid: the part of the training examples that is held out as the set 'valid'.
     """
 
     name: str = 'digits'
@@ -47,6 +49,7 @@ class Tfds(DataSet):
     features: tuple[str, ...] = ()
     image_size: int = 0
     in_memory_bytes: int = 2 * 1024**3
+    valid: Valid = dataclasses.field(default_factory=Valid)
 
     def check(self):
         """Raises ValueError where a field cannot be right whatever the data set."""
@@ -59,11 +62,12 @@ class Tfds(DataSet):
 
     def train_source(self) -> Source:
         """Returns the training set; prepares the data set first if that was not done yet."""
-        return self._source(self.train)
+        return self.valid.train(self._source(self.train))
 
     def eval_sources(self) -> dict[str, Source]:
         """Returns the evaluation sets by name."""
-        return {name: self._source(expression) for name, expression in map(split_name, self.evals)}
+        sets = {name: self._source(expression) for name, expression in map(split_name, self.evals)}
+        return self.valid.evals(lambda: self._source(self.train), sets)
 
     def example(self) -> dict[str, np.ndarray] | None:
         """One example of zeros, known without the files; None: the set itself has to be read."""

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxdl.api import DataSet, Inputs, Rows, Source, Task, facts_of
+from jaxdl.data import valid
 from jaxdl.data.text import tokenizers
 from jaxdl.data.text.corpus import Corpus, corpora
-from jaxdl.data.text.sources import GivenTexts, Records, TextFiles, TextSource
+from jaxdl.data.text.sources import GivenTexts, HeldOut, Records, TextFiles, TextSource
 from jaxdl.data.text.tokenizers import Tokenizer
+from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least
 from jaxdl.files import needed_cache_folder
 
@@ -26,6 +28,7 @@ class TextSet(DataSet, abc.ABC):
         source: where the texts come from: TextFiles(…), TfdsText(…) or StandardLibrary().
         tokenizer: Bytes(), Bpe(vocab_size=…) trained on the training texts, or WordPiece(vocab=…).
         cache: folder for tokenised text; empty: $JAXDL_CACHE or the user's cache folder.
+        valid: the part of the training texts that is held out as the set 'valid'.
     """
 
     places: ClassVar = ('source.train', 'source.evals', 'cache', 'tokenizer.vocab')
@@ -36,6 +39,7 @@ class TextSet(DataSet, abc.ABC):
     source: TextSource = dataclasses.field(default_factory=TextFiles)
     tokenizer: Tokenizer = dataclasses.field(default_factory=tokenizers.Bpe)
     cache: str = ''
+    valid: Valid = dataclasses.field(default_factory=Valid)
 
     def check(self):
         self.source.check_parts(self.parts)
@@ -92,11 +96,17 @@ class TextSet(DataSet, abc.ABC):
 
     def train_records(self) -> Records:
         """The training examples as tuples of texts."""
-        return self.source.train_records(self.parts)
+        records = self.source.train_records(self.parts)
+        return HeldOut(records, self.valid, held=False) if self.valid.share else records
 
     def eval_records(self) -> dict[str, Records]:
         """The evaluation examples by the name of their set."""
-        return self.source.eval_records(self.parts)
+        found = self.source.eval_records(self.parts)
+        if self.valid.share:
+            self.valid.check_names(found)
+            train = self.source.train_records(self.parts)
+            found = {**found, valid.NAME: HeldOut(train, self.valid, held=True)}
+        return found
 
     def corpora(self, records: Records) -> list[Corpus]:
         """The tokenised texts of some records, one corpus for each part that is text."""
