@@ -238,7 +238,7 @@ def test_tables_and_pictures_of_ones_own(trained, tmp_path):
         writer.writerows(zip(*(columns[name] for name in names[::-1]), strict=True))
     given = model.predict(str(tmp_path / 'rows.csv'))
     np.testing.assert_allclose(given['probabilities'], values['probabilities'], rtol=1e-5)
-    assert given['input'][1] == f'{tmp_path}/rows.csv row 1'
+    assert given['input'][1] == f'{tmp_path}/rows.csv row 2'  # counted from 1
 
     own = small.config(
         data=ImageFolder(folder=str(trained / 'pictures'), image_size=8, channels=1),
