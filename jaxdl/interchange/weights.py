@@ -1,4 +1,4 @@
-"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT as config.json + model.safetensors."""
+"""Weights to and from Hugging Face's layout: BERT, GPT-2, Llama, Qwen3 and ViT as config.json + model.safetensors."""
 
 import os
 import re
