@@ -298,11 +298,19 @@ OTHER = {
     'transformers_version': '4.0.0',
     'id2label': {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e', '5': 'f', '6': 'g'},
     'label2id': {'a': 0},
+    'rope_parameters': {'rope_theta': 50.0, 'rope_type': 'default'},
+    'layer_types': ['full_attention', 'sliding_attention'],
+    'sliding_window': 3,
+    'num_key_value_heads': 4,
+    'head_dim': 4,
 }
 FORMATS = {
     'bert': 'BertConfig',
     'classifier': 'BertConfig',
     'gpt2': 'GPT2Config',
+    'llama': 'LlamaConfig',
+    'mistral': 'MistralConfig',
+    'qwen3': 'Qwen3Config',
     'vit': 'ViTConfig',
 }
 
@@ -352,14 +360,16 @@ def test_a_field_is_refused_or_changes_no_output(name, field, change, bases, tmp
     config = json.loads((folder / 'config.json').read_text())
     before = config.pop(field, None)
     if change == 'changed':
-        config[field] = another(field, getattr(kind.config_class(), field, before))
+        usual = getattr(kind.config_class(), field, before)
+        config[field] = another(field, before if isinstance(before, bool) else usual)
         assert config[field] != before
     (tmp_path / 'config.json').write_text(json.dumps(config))
     os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
     try:
         loaded = interchange.load(tmp_path, MODELS[name], params)
     except UserError as error:
-        assert field in str(error) or field == 'model_type', error
+        inner = {'model_type': 'type', 'rope_parameters': 'rope_theta'}.get(field, field)
+        assert inner in str(error), error
         return
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     module = kind.from_pretrained(tmp_path, dtype='float32', return_dict=True).eval()
