@@ -127,8 +127,7 @@ def readable_variables(state: TrainState) -> dict | None:
 
     None where they are split over several processes: `jaxdl evaluate` can then generate later.
     """
-    weights = {'params': state.params, 'model_state': state.model_state}
-    weights = weights if state.ema is None else state.ema
+    weights = state.evaluated()
     variables = {'params': weights['params'], **weights['model_state']}
     leaves = jax.tree.leaves(variables)
     if all(leaf.is_fully_replicated for leaf in leaves):

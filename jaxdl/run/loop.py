@@ -32,6 +32,7 @@ from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.record.folder import Workdir
 from jaxdl.record.parameters import count_parameters, parameter_table
 from jaxdl.record.pictures import image_grid
+from jaxdl.record.run_info import row_facts
 from jaxdl.record.terminal import Progress
 from jaxdl.record.writer import Result
 from jaxdl.run import runtime
@@ -256,6 +257,8 @@ class Loop:
             processes=jax.process_count(),
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             placement=self.feed.placement,
+            row=row_facts(self.program.example),
+            classes=list(self.config.data.class_names()),
             **({'together': len(self.lanes)} if self.together else {}),
             **self.context,
         )

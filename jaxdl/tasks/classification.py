@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdl.api import Limits, Task
 from jaxdl.errors import at_least, below_one
 from jaxdl.metrics import Mean
-from jaxdl.tasks.losses import token_losses
+from jaxdl.tasks.losses import class_predictions, token_losses
 
 
 @dataclasses.dataclass
@@ -76,6 +76,11 @@ class _Labelled(Task):
             matrix = truth.T @ jax.nn.one_hot(outputs.argmax(-1), self.num_classes)
             metrics['confusion'] = Mean(matrix, mask.sum())
         return metrics
+
+    def predictions(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """'label', its 'probability' and the 'probabilities' of all classes."""
+        del batch
+        return class_predictions(outputs)
 
 
 @dataclasses.dataclass

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import Rows, Source
+from jaxdl.api import Inputs, Rows, Source
 from jaxdl.data import classes
 from jaxdl.data.images import encoded
 from jaxdl.data.images.encoded import FilePictures, Pictures
+from jaxdl.data.images.given import picture_inputs
 from jaxdl.data.images.pictures import TARGETS
 from jaxdl.data.kept_classes import KeptClasses
 from jaxdl.data.splits import named_paths
@@ -76,6 +77,10 @@ class OwnPictures(KeptClasses, abc.ABC):
     def example(self) -> Rows:
         shape = (self.image_size, self.image_size, self.channels)
         return {'image': np.zeros(shape, np.uint8), 'label': np.zeros((), np.int32)}
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """Pictures: a file, a folder of them, or a list of paths."""
+        return picture_inputs(given, row)
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         """Of names, sizes and labels, and where they were decoded once, of the decoded pictures."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.api import DataSet, Source, Task, facts_of
+from jaxdl.api import DataSet, Inputs, Rows, Source, Task, facts_of
 from jaxdl.data import store
 from jaxdl.data.arrays import slices
 from jaxdl.data.cached import entry_of
@@ -78,6 +78,12 @@ class Tfds(DataSet):
         features = self._declared()
         layout = records.layout_of(features, self.features, self.image_size, dataset=self.name)
         return {n: np.zeros(layout.shapes[n], layout.dtypes[n]) for n in layout.shapes}
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """Pictures: a file, a folder of them, or a list of paths."""
+        from jaxdl.data.images.given import picture_inputs
+
+        return picture_inputs(given, row)
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         """{'<set> <split>': what is known of its bytes}; preparing a set again changes nothing."""

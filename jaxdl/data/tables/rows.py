@@ -4,13 +4,14 @@ import abc
 import dataclasses
 import importlib.util
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import Source
+from jaxdl.api import Inputs, Rows, Source
 from jaxdl.data import classes
 from jaxdl.data.arrays import ArraySource
 from jaxdl.data.kept_classes import KeptClasses
@@ -82,6 +83,15 @@ class FeatureRows(KeptClasses, abc.ABC):
     def eval_sources(self) -> dict[str, Source]:
         sets = {name: self._source(name) for name in self.eval_names()}
         return self.valid.evals(lambda: self._source('train'), sets)
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """The rows of a table file, or of several; a column of labels is not needed."""
+        paths = [Path(given)] if isinstance(given, str | os.PathLike) else list(map(Path, given))
+        columns = file_columns(paths, [name for name, *_ in self._encoding()])
+        names = [columns.where(index) for index in range(len(columns))]
+        if not names:
+            raise UserError(f'{paths[0]}: holds no rows')
+        return Inputs(ArraySource({'features': self.encoded(columns)}), names)
 
     def _label_texts(self, columns: Columns) -> np.ndarray:
         values = _column(columns, self.label)

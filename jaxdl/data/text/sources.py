@@ -6,6 +6,7 @@ each part that the kind of data set asks for, such as ('text',) or ('source', 't
 
 import abc
 import dataclasses
+import glob
 import io
 import itertools
 import operator
@@ -86,6 +87,10 @@ class TextSource(abc.ABC):
     def eval_records(self, parts: Parts) -> dict[str, Records]:
         """The records of each evaluation set by its name."""
 
+    def given_records(self, path: pathlib.Path, parts: Parts) -> Records:
+        """The records of a file that a user gives, one a line, or of a folder, one a file."""
+        return TextFiles(documents='line').given_records(path, parts)
+
 
 def _check_number(name: str, given: tuple, parts: Parts) -> None:
     if given and len(given) != len(parts):
@@ -144,6 +149,15 @@ class TextFiles(TextSource):
             name: self._records(path, f'data.source.evals {name}', parts)
             for name, path in named_paths(self.evals).items()
         }
+
+    def given_records(self, path: pathlib.Path, parts: Parts) -> Records:
+        """As for any source, with this one's fields and columns, the label's left out."""
+        folder = path.is_dir()
+        pattern = glob.escape(str(path)) + '/*' * folder
+        fields = self.fields[: len(parts)] or parts
+        columns = self.columns[: len(parts)] or tuple(range(len(parts)))
+        documents = 'file' if folder else 'line'
+        return FileRecords(pattern, 'the input', fields, columns, documents, self.line_limit)
 
     def _records(self, pattern: str, role: str, parts: Parts) -> Records:
         fields, columns = self.fields or parts, self.columns or tuple(range(len(parts)))
@@ -273,6 +287,29 @@ def _as_text(value: Any, field: str, place: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f'{place}: field {field!r} holds half a UTF-16 character') from None
     return value
+
+
+# ---- in memory --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenTexts(Records):
+    """Texts of a program: strings, or one tuple of strings for each of several parts."""
+
+    texts: tuple
+    parts: Parts
+
+    def key(self) -> str:
+        return digest('given 1', *(part for record in self for part in record))
+
+    def located(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for number, text in enumerate(self.texts, 1):
+            record = (text,) if isinstance(text, str) else tuple(text)
+            if len(record) != len(self.parts) or not all(isinstance(x, str) for x in record):
+                raise UserError(
+                    f'text {number}: {text!r:.60} is not {" and ".join(self.parts)} as text'
+                )
+            yield f'text {number}', record
 
 
 # ---- the standard library -------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 import abc
 import dataclasses
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import DataSet, Source, Task, facts_of
+from jaxdl.api import DataSet, Inputs, Rows, Source, Task, facts_of
 from jaxdl.data import valid
 from jaxdl.data.text import tokenizers
 from jaxdl.data.text.corpus import Corpus, corpora
-from jaxdl.data.text.sources import HeldOut, Records, TextFiles, TextSource
+from jaxdl.data.text.sources import GivenTexts, HeldOut, Records, TextFiles, TextSource
 from jaxdl.data.text.tokenizers import Tokenizer
 from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least
@@ -54,6 +56,31 @@ class TextSet(DataSet, abc.ABC):
     @abc.abstractmethod
     def rows(self, records: Records, *, train: bool) -> Source:
         """The rows of some records, once the tokenizer is fitted."""
+
+    @abc.abstractmethod
+    def rows_of_texts(
+        self, corpora: Sequence[Corpus], records: Records
+    ) -> tuple[Source, np.ndarray | None]:
+        """(rows for predictions; the text that each is a part of, None: row i is text i)."""
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """Rows of texts, in the order given: a list of them, or a file with one a line.
+
+        Of a folder each file is one text. Pairs are a list of pairs, or a .tsv or .jsonl file.
+        """
+        del row
+        parts = self.parts[: self.texts]
+        if isinstance(given, str | os.PathLike):
+            records = self.source.given_records(Path(given), parts)
+        else:
+            records = GivenTexts(tuple(given), parts)
+        located = list(records.located())
+        if not located:
+            raise UserError('no text is given; give at least one')
+        texts = [[record[part] for _, record in located] for part in range(len(parts))]
+        made = [Corpus.of(column, self.tokenizer) for column in texts]
+        source, owner = self.rows_of_texts(made, records)
+        return Inputs(source, [place for place, _ in located], owner)
 
     def train_source(self) -> Source:
         """Rows of the training texts."""
