@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxdl.errors import UserError
 from jaxdl.models.ops import cpu
 
 Pair = tuple[int, int]
@@ -151,16 +152,16 @@ def _spec(kind, x, kernel, strides, pads, dilation, groups) -> _Spec:
 
 def _threads() -> int:
     """Threads of one call: simulated devices share the cores, as they compute at the same time."""
-    return max(1, _cores() // jax.local_device_count())
-
-
-def _cores() -> int:
+    dnnl = library()
+    limits = [dnnl.most_threads] if dnnl else []
+    wanted = os.environ.get('OMP_NUM_THREADS', '')
+    if wanted.isdigit():
+        limits.append(int(wanted))
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
         cores = os.cpu_count() or 1
-    limit = os.environ.get('OMP_NUM_THREADS', '')
-    return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
+    return max(1, min(cores // jax.local_device_count(), *limits))
 
 
 def _flops(spec: _Spec) -> int:
@@ -237,13 +238,18 @@ class Library:
         self.version = '.'.join(map(str, self._held.dnnl_version().contents))
         if not self.version.startswith('3.'):
             raise OSError(f'{path}: oneDNN {self.version}, and 3 is needed')
-        self.set_threads = self._held.omp_set_num_threads  # of the calling thread
+        self.most_threads = self._held.omp_get_thread_limit()
         self.set_address = self._held.dnnl_memory_set_data_handle
         self.run = self._free.dnnl_primitive_execute
         self.engine = self.make('dnnl_engine_create', _CPU, C.c_size_t(0))
         self.call('dnnl_primitive_attr_create', C.byref(attributes := _Pointer()))
         self.call('dnnl_primitive_attr_set_scratchpad_mode', attributes, _SCRATCH_BY_USER)
         self.attributes = attributes
+
+    def set_threads(self, count: int) -> None:
+        """For the calling thread: exactly so many, which oneDNN's code relies on."""
+        self._held.omp_set_dynamic(0)
+        self._held.omp_set_num_threads(count)
 
     def call(self, name: str, *args) -> None:
         status = getattr(self._free, name)(*args)
@@ -294,9 +300,12 @@ def library() -> Library | None:
         return None
     try:
         found = Library(path)
-    except (OSError, AttributeError):  # no OpenMP on this machine, or not this interface
+    except (OSError, AttributeError) as error:  # no OpenMP on this machine, or not this interface
         if named:
-            raise
+            raise UserError(
+                f'JAXDL_ONEDNN={named}: cannot be loaded ({error}); it takes the file of oneDNN 3 '
+                'for CPUs with OpenMP (libdnnl.so.3), or 0 to do without'
+            ) from None
         return None
     # A call takes Python's lock twice. A thread that computes in Python gives it away this often,
     # after 5 ms by default: 30 convolutions then took 295 instead of 92 ms.
@@ -339,11 +348,8 @@ class _Operation:
         top_left, bottom_right = zip(*spec.pads, strict=True)
         steps = (pair(*spec.strides), pair(*(step - 1 for step in spec.dilation)))
         geometry = (*steps, pair(*top_left), pair(*bottom_right))
-        x, y, create = (
-            self._plain['x'],
-            self._plain['y'],
-            'dnnl_convolution_{}_primitive_desc_create',
-        )
+        x, y = self._plain['x'], self._plain['y']
+        create = 'dnnl_convolution_{}_primitive_desc_create'
         head, tail = (dnnl.engine, _FORWARD, _DIRECT), (*geometry, dnnl.attributes)
         forward = dnnl.make(create.format('forward'), *head, x, kernel, None, y, *tail)
         if spec.kind == 'y':
