@@ -199,6 +199,8 @@ def test_what_it_cannot_do_or_is_not_worth_it_stays_with_the_compiler(monkeypatc
     cropped: dict = dict(padding=((-1, 0), (0, 0)))
     assert calls(lambda x, k: ops.conv(x, k, **cropped), x, kernel) == 0
     assert calls(lambda x, k: ops.conv(x, k, padding='VALID'), x[:, :2], kernel) == 0  # empty
+    batch = jax.export.symbolic_shape('batch')
+    assert calls(ops.conv, jax.ShapeDtypeStruct((*batch, 6, 6, 4), jnp.float32), kernel) == 0
     monkeypatch.setattr(onednn, '_LEAST_FLOPS', 2**20)
     assert calls(ops.conv, x, kernel) == 0
     monkeypatch.setattr(onednn, '_LEAST_FLOPS', 0)

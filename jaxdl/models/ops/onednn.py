@@ -71,7 +71,9 @@ def conv(
     groups: int = 1,
 ) -> Array:
     """See plain.conv; NotImplemented where oneDNN is not there, cannot do this, or does not pay."""
-    if library() is None or not cpu.on_one_device() or x.ndim != 4 or x.dtype != kernel.dtype:
+    if library() is None or not cpu.on_one_device() or x.dtype != kernel.dtype:
+        return NotImplemented
+    if x.ndim != 4 or not all(isinstance(size, int) for size in x.shape):  # exported with any batch
         return NotImplemented
     pads = _explicit_pads(x, kernel, strides, padding, dilation)
     if x.dtype not in (jnp.float32, jnp.bfloat16) or min(*pads[0], *pads[1]) < 0:
