@@ -1,5 +1,8 @@
 """Convolutions by oneDNN against the plain formulation, wherever a convolution may stand."""
 
+import collections
+import json
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +16,12 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 
 from jaxdl.account import flops
+from jaxdl.core import mesh as mesh_lib
+from jaxdl.errors import Preempted
 from jaxdl.models import ops
 from jaxdl.models.ops import onednn
+from jaxdl.run import loop as trainer
+from tests import chaos, faulty
 from tests.models.test_ops import close, normal, plain, plain_of, value_and_gradients
 
 pytestmark = pytest.mark.skipif(onednn.library() is None, reason='oneDNN is not here')
@@ -206,6 +213,22 @@ def test_what_it_cannot_do_or_is_not_worth_it_stays_with_the_compiler(monkeypatc
     monkeypatch.setattr(onednn, '_LEAST_FLOPS', 0)
     monkeypatch.setattr(onednn, 'library', lambda: None)
     assert calls(ops.conv, x, kernel) == 0
+
+
+def test_a_resumed_run_is_the_unbroken_one_and_says_what_it_took(tmp_path, monkeypatch):
+    make_mesh = mesh_lib.make_mesh
+    monkeypatch.setattr(mesh_lib, 'make_mesh', lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+    monkeypatch.setattr(ops, '_used', collections.defaultdict(set))
+    unbroken, broken = tmp_path / 'unbroken', tmp_path / 'broken'
+    trainer.train(faulty.config(), str(unbroken))
+    faulty.FAULTS['train', faulty.first_id(2)] = faulty.send(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        trainer.train(faulty.config(), str(broken))
+    faulty.FAULTS.clear()
+    trainer.train(faulty.config(), str(broken))
+    assert chaos.compare(unbroken, broken) == []
+    info = json.loads((broken / 'run.json').read_text())
+    assert info['formulations']['conv'] == 'onednn' and info['packages']['onednn-cpu-gomp']
 
 
 def test_a_failure_fails_the_program():
