@@ -33,8 +33,9 @@ ALLOWED = {
     'commands': None,
     '__main__': None,
 }
-# What the loop and the core may import of the models: how a model's work is laid out on devices.
-OF_MODELS = {'jaxdl.models.layers', 'jaxdl.models.layout', 'jaxdl.models.float8'}
+# What the loop and the core may import of the models: how a model's work is laid out on devices, and
+# which formulations of the operations it took.
+OF_MODELS = {f'jaxdl.models.{name}' for name in ('layers', 'layout', 'float8', 'ops')}
 OUTSIDE = {
     'models': {'jax', 'jaxlib', 'flax', 'numpy', 'qwix'},
     'data': {

@@ -165,6 +165,7 @@ def package_versions() -> dict[str, str]:
 
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
     names += ('tensorflow-datasets', 'ml_collections', 'jax-cuda12-plugin', 'jax-cuda13-plugin')
+    names += ('onednn-cpu-gomp',)
     found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

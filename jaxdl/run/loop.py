@@ -29,6 +29,7 @@ from jaxdl.core.program import Program, known_program
 from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
+from jaxdl.models import ops
 from jaxdl.record.folder import Workdir
 from jaxdl.record.parameters import count_parameters, parameter_table
 from jaxdl.record.pictures import image_grid
@@ -467,6 +468,7 @@ class Loop:
             work = Work.of(flops.count_jaxpr(jaxpr), self.mesh.devices.flat, steps)
         for lane in self.lanes:
             lane.account.work = work
+            lane.record.note(formulations=ops.used())
             fresh = lane.step == self.config.steps_per_call
             if not fresh or not self.config.task.defines('preview') or jax.process_count() > 1:
                 continue
