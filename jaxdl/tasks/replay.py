@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxdl.api import Tree
+from jaxdl.environments.arena import Transition
 from jaxdl.errors import at_least
 
 # Slots whose priorities are summed together. A look-up reads the sums of all blocks and one block:
@@ -24,14 +24,14 @@ class Stored(flax.struct.PyTreeNode):
     """The buffer: arrays whose first dimension is the environments.
 
     Attributes:
-        rows: what `Replay.add` was given, each leaf [environments, slots, …].
+        rows: what `Replay.add` was given, each array [environments, slots, …].
         added: int32, steps that were written so far; the newest is in slot (added - 1) % slots.
         priorities: float32 [environments, slots, rounded up to blocks]; 0: not to be sampled. None:
             sampling is uniform.
         largest: float32 [environments], the largest priority so far, which new transitions get.
     """
 
-    rows: Tree
+    rows: Transition
     added: jax.Array
     priorities: jax.Array | None = None
     largest: jax.Array | None = None
@@ -51,10 +51,10 @@ class Sample(flax.struct.PyTreeNode):
         slot: int32 [environments, samples of each], for `Replay.prioritise`.
     """
 
-    observation: Tree
+    observation: jax.Array
     action: jax.Array
     reward: jax.Array
-    next_observation: Tree
+    next_observation: jax.Array
     discount: jax.Array
     weight: jax.Array
     slot: jax.Array
@@ -108,11 +108,11 @@ class Replay:
         """A traced priority is never 0 (scalars that are 0 are constants)."""
         return not isinstance(self.priority, int | float) or self.priority > 0
 
-    def start(self, example: Tree) -> Stored:
-        """An empty buffer for rows like `example`, each leaf [environments, …]."""
-        environments = len(jax.tree.leaves(example)[0])
+    def start(self, example: Transition) -> Stored:
+        """An empty buffer for rows like `example`, arrays or their shapes [environments, …]."""
+        environments = len(example.reward)
         slots = self.slots(environments)
-        rows = jax.tree.map(lambda x: jnp.zeros((len(x), slots, *x.shape[1:]), x.dtype), example)
+        rows = jax.tree.map(lambda x: jnp.zeros((environments, slots, *x.shape[1:]), x.dtype), example)
         stored = Stored(rows, jnp.zeros((), jnp.int32))
         if not self.prioritised:
             return stored
@@ -121,14 +121,12 @@ class Replay:
             priorities=jnp.zeros((environments, padded)), largest=jnp.ones(environments)
         )
 
-    def add(self, stored: Stored, rows: Tree) -> Stored:
+    def add(self, stored: Stored, rows: Transition) -> Stored:
         """The buffer with one step of all environments, in place of the oldest if it is full.
 
-        `rows` holds 'observation', 'action', 'reward', 'next_observation' (the last of the episode
-        where it ended, not the first of the next), 'terminated' and 'done' (terminated, or cut off
-        by a time limit), each [environments, …].
+        The actions may be in other units than the environment's.
         """
-        slots = jax.tree.leaves(stored.rows)[0].shape[1]
+        slots = stored.rows.reward.shape[1]
         slot = stored.added % slots
         new = stored.replace(
             rows=jax.tree.map(lambda x, row: x.at[:, slot].set(row), stored.rows, rows),
@@ -144,7 +142,7 @@ class Replay:
 
     def ready(self, stored: Stored) -> jax.Array:
         """Whether there are enough transitions to learn from: a boolean on the device."""
-        environments = len(jax.tree.leaves(stored.rows)[0])
+        environments = len(stored.rows.reward)
         return stored.added >= max(-(-self.minimum // environments), self.steps)
 
     def sample(
@@ -163,7 +161,7 @@ class Replay:
 
         Raises ValueError where `count` is no multiple of the environments.
         """
-        environments, slots = jax.tree.leaves(stored.rows)[0].shape[:2]
+        environments, slots = stored.rows.reward.shape
         if count % environments:
             raise ValueError(
                 f'{count} samples cannot be taken alike from {environments} environments; '
@@ -184,9 +182,11 @@ class Replay:
             weight = (weight / jnp.maximum(weight.max(), 1e-20)).reshape(count)
         return self._transitions(stored.rows, slot, weight, discount)
 
-    def _transitions(self, rows: Tree, slot: jax.Array, weight: jax.Array, discount: Any) -> Sample:
+    def _transitions(
+        self, rows: Transition, slot: jax.Array, weight: jax.Array, discount: Any
+    ) -> Sample:
         """The steps from `slot` [environments, each] on, put together to transitions."""
-        slots = rows['done'].shape[1]
+        slots = rows.reward.shape[1]
 
         def take(x, where):
             """x [environments, slots, …] at `where` [environments, …]; then all samples in a row."""
@@ -194,18 +194,18 @@ class Replay:
             return found.reshape(-1, *found.shape[2:])
 
         window = (slot[..., None] + jnp.arange(self.steps)) % slots
-        done = take(rows['done'], window)  # [samples, steps]
+        done = take(rows.terminated, window) | take(rows.truncated, window)  # [samples, steps]
         before = jnp.cumsum(done, 1) - done  # ends of an episode before each step
         powers = jnp.asarray(discount, jnp.float32) ** jnp.arange(self.steps + 1)
-        rewards = jnp.where(before == 0, take(rows['reward'], window), 0.0)
+        rewards = jnp.where(before == 0, take(rows.reward, window), 0.0)
         length = (before == 0).sum(1)
         last = (slot + length.reshape(slot.shape) - 1) % slots
         return Sample(
-            observation=jax.tree.map(lambda x: take(x, slot), rows['observation']),
-            action=take(rows['action'], slot),
+            observation=take(rows.observation, slot),
+            action=take(rows.action, slot),
             reward=(rewards * powers[:-1]).sum(1),
-            next_observation=jax.tree.map(lambda x: take(x, last), rows['next_observation']),
-            discount=jnp.where(take(rows['terminated'], last), 0.0, powers[length]),
+            next_observation=take(rows.next_observation, last),
+            discount=jnp.where(take(rows.terminated, last), 0.0, powers[length]),
             weight=weight,
             slot=slot,
         )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdl.environments.arena import Transition
 from jaxdl.tasks.replay import Replay
 
 GAMMA = 0.9
@@ -23,14 +24,15 @@ def stream(length: int, environments: int, seed: int = 0):
         done = terminated | (rng.random(environments) < 0.15)
         number = step * environments + np.arange(environments)
         steps.append(
-            {
-                'observation': {'number': number.astype(np.float32)[:, None]},
-                'action': rng.integers(0, 5, environments).astype(np.int32),
-                'reward': rng.normal(size=environments).astype(np.float32),
-                'next_observation': {'number': number.astype(np.float32)[:, None] + 0.5},
-                'terminated': terminated,
-                'done': done,
-            }
+            Transition(
+                observation=number.astype(np.float32)[:, None],
+                first=np.zeros(environments, bool),
+                action=rng.integers(0, 5, environments).astype(np.int32),
+                reward=rng.normal(size=environments).astype(np.float32),
+                terminated=terminated,
+                truncated=done & ~terminated,
+                next_observation=number.astype(np.float32)[:, None] + 0.5,
+            )
         )
     return steps
 
@@ -47,11 +49,11 @@ def expected(steps, environment: int, start: int, most: int):
     """(reward, next observation, discount) of a transition over `most` steps, step by step."""
     reward, factor = 0.0, 1.0
     for rows in steps[start : start + most]:
-        reward += factor * rows['reward'][environment]
+        reward += factor * rows.reward[environment]
         factor *= GAMMA
-        after = rows['next_observation']['number'][environment, 0]
-        if rows['done'][environment]:
-            return reward, after, 0.0 if rows['terminated'][environment] else factor
+        after = rows.next_observation[environment, 0]
+        if rows.done[environment]:
+            return reward, after, 0.0 if rows.terminated[environment] else factor
     return reward, after, factor
 
 
@@ -75,7 +77,7 @@ def test_samples_are_the_transitions_of_a_list(length, environments, slots, most
         stored, jax.random.key(seed)
     )
     kept = range(max(0, length - slots), length - most + 1)
-    numbers = np.asarray(sample.observation['number'][:, 0]).astype(int)
+    numbers = np.asarray(sample.observation[:, 0]).astype(int)
     found = set()
     for row, number in enumerate(numbers):
         start, environment = divmod(int(number), environments)
@@ -83,9 +85,9 @@ def test_samples_are_the_transitions_of_a_list(length, environments, slots, most
         found.add((start, environment))
         reward, after, discount = expected(steps, environment, start, most)
         assert sample.reward[row] == pytest.approx(reward, abs=1e-5)
-        assert float(sample.next_observation['number'][row, 0]) == after
+        assert float(sample.next_observation[row, 0]) == after
         assert sample.discount[row] == pytest.approx(discount, abs=1e-6)
-        assert sample.action[row] == steps[start]['action'][environment]
+        assert sample.action[row] == steps[start].action[environment]
     # 64 samples of at most 9 transitions: that one of them never comes has a chance below 1 in 200.
     assert len(found) >= len(kept) * environments - 2
     np.testing.assert_allclose(sample.weight, 1, rtol=1e-5)  # new transitions are all alike
@@ -95,7 +97,7 @@ def test_uniform_sampling_is_uniform():
     replay = Replay(2 * 50, minimum=2)
     stored = filled(replay, stream(73, 2))
     sample = replay.sample(stored, jax.random.key(1), 2 * 20_000, discount=GAMMA)
-    numbers = np.asarray(sample.observation['number'][:, 0]).astype(int)
+    numbers = np.asarray(sample.observation[:, 0]).astype(int)
     counts = np.bincount(numbers - 2 * 23)
     assert counts.shape == (100,) and np.abs(counts / 400 - 1).max() < 0.25  # 5 standard errors
 
