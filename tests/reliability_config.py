@@ -3,21 +3,30 @@
 :cnn           convolutions, BatchNorm, dropout, augmentation, averaged weights, on the digits
 :rnn           an LSTM with its state carried over rows, on a file of the standard library
 :transformer   accumulation over two parts, dropout, on the same text
+:ppo           PPO on Pendulum, whose episodes are cut off, with running moments and scaled rewards
+:rnn_ppo       PPO with a memory on CartPole without its velocities
+:gymnasium     PPO on Gymnasium's CartPole, objects of the host
 """
 
 import argparse
 
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Constant
+from jaxdl.data.seeds import Seeds
 from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.packing import Concatenated, Packed
 from jaxdl.data.text.sources import TextFiles
+from jaxdl.environments.gymnasium import Gymnasium
+from jaxdl.environments.gymnax import Gymnax
+from jaxdl.environments.wrappers import StickyActions, Visible
+from jaxdl.models.policy import ActorCritic
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
+from jaxdl.tasks.ppo import Ppo
 from tests import small
 
-VARIANTS = ('cnn', 'rnn', 'transformer')
+VARIANTS = ('cnn', 'rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium')
 
 
 def get_config(variant: str = 'cnn') -> Config:
@@ -30,6 +39,8 @@ def get_config(variant: str = 'cnn') -> Config:
     )
     if variant == 'cnn':
         return small.config(**{**common, 'batch_size': 48})
+    if variant in ('ppo', 'rnn_ppo', 'gymnasium'):
+        return reinforcement(variant, {**common, 'batch_size': 16})
     file = str(argparse.__file__)
     rnn = variant == 'rnn'
     data = Documents(
@@ -46,5 +57,24 @@ def get_config(variant: str = 'cnn') -> Config:
         data=data,
         optimizer=AdamW(learning_rate=2e-3, schedule=Constant(), clip_norm=1.0),
         accumulate=1 if rnn else 2,
+        **common,
+    )
+
+
+def reinforcement(variant: str, common: dict) -> Config:
+    pole = StickyActions(Gymnax('CartPole-v1'))
+    environment, model = {
+        'ppo': (
+            Gymnax('Pendulum-v1'),
+            ActorCritic(actions=1, continuous=True, widths=(16,), normalised=True),
+        ),
+        'rnn_ppo': (Visible(pole, entries=(0, 2)), ActorCritic(widths=(16,), memory=8)),
+        'gymnasium': (Gymnasium('CartPole-v1'), ActorCritic(widths=(16,))),
+    }[variant]
+    return Config(
+        model=model,
+        task=Ppo(environment, rollout=32, minibatches=4, scale_rewards=variant == 'ppo'),
+        data=Seeds(episodes=8),
+        optimizer=AdamW(learning_rate=2e-3, schedule=Constant(), clip_norm=0.5),
         **common,
     )

@@ -43,7 +43,7 @@ class Box:
 
     def scaled(self, action: jax.Array) -> jax.Array:
         """The action for `action` [..., shape] in units in which the bounds are -1 and 1; clipped."""
-        return self.low + (jnp.clip(action, -1, 1) + 1) * (self.high - self.low) / 2
+        return jnp.asarray(self.low) + (jnp.clip(action, -1, 1) + 1) * (self.high - self.low) / 2
 
 
 class Step(NamedTuple):

@@ -145,6 +145,9 @@ class Visible(Wrapper):
     entries: tuple[int, ...] = ()
 
     def check(self):
+        inner = getattr(self.environment, 'check', None)
+        if inner is not None:  # its observation cannot be known before it is right
+            inner()
         size = self.environment.observation.shape[-1]
         if not self.entries or not all(0 <= entry < size for entry in self.entries):
             raise ValueError(f'entries={self.entries}: must be indices from 0 to {size - 1}')
