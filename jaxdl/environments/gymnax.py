@@ -108,18 +108,20 @@ def _made(name: str, settings: tuple) -> tuple[Any, Any]:
 
     import gymnax
 
-    plain, values = gymnax.make(name)
-    own = {field.name for field in dataclasses.fields(values)}
-    making = set(inspect.signature(type(plain)).parameters)
-    for pair in settings:
-        if len(pair) != 2 or pair[0] not in own | making:
-            raise ValueError(
-                f'settings={settings}: must be pairs (name, value); {name} has '
-                f'{", ".join(sorted(own | making))}'
-            )
-    given = dict(settings)
-    made, values = gymnax.make(name, **{k: v for k, v in given.items() if k in making})
-    return made, values.replace(**{k: v for k, v in given.items() if k in own - making})
+    # What is made keeps arrays, and is kept: they must not belong to a function that is traced.
+    with jax.ensure_compile_time_eval():
+        plain, values = gymnax.make(name)
+        own = {field.name for field in dataclasses.fields(values)}
+        making = set(inspect.signature(type(plain)).parameters)
+        for pair in settings:
+            if len(pair) != 2 or pair[0] not in own | making:
+                raise ValueError(
+                    f'settings={settings}: must be pairs (name, value); {name} has '
+                    f'{", ".join(sorted(own | making))}'
+                )
+        given = dict(settings)
+        made, values = gymnax.make(name, **{k: v for k, v in given.items() if k in making})
+        return made, values.replace(**{k: v for k, v in given.items() if k in own - making})
 
 
 @functools.cache
