@@ -47,7 +47,9 @@ def test_a_cnn_survives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium'])
+@pytest.mark.parametrize(
+    'variant', ['rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium', 'dqn', 'pqn', 'sac']
+)
 def test_every_family_survives(variant, tmp_path):
     assert chaos(variant, 4, tmp_path).rstrip().endswith('equal')
 

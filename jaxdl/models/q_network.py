@@ -38,7 +38,9 @@ class Torso(nn.Module):
             x = self._activate(x, f'conv{index}_norm')
         x = x.reshape(len(x), -1)
         for index, width in enumerate(self.widths):
-            x = layers.Dense(width, kernel_init=nn.initializers.he_normal(), name=f'dense{index}')(x)
+            x = layers.Dense(width, kernel_init=nn.initializers.he_normal(), name=f'dense{index}')(
+                x
+            )
             x = self._activate(x, f'dense{index}_norm')
         return x
 
@@ -187,4 +189,6 @@ def check_sizes(holder: Any, *names: str) -> None:
     """Raises ValueError where a tuple of sizes holds one below 1."""
     for name in names:
         if any(size < 1 for size in getattr(holder, name)):
-            raise ValueError(f'{name}={getattr(holder, name)}: must be positive, one number a layer')
+            raise ValueError(
+                f'{name}={getattr(holder, name)}: must be positive, one number a layer'
+            )

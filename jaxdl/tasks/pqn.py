@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from jaxdl.api import Batch, Learner, Tree
 from jaxdl.environments.arena import advance, begin

@@ -112,7 +112,9 @@ class Replay:
         """An empty buffer for rows like `example`, arrays or their shapes [environments, …]."""
         environments = len(example.reward)
         slots = self.slots(environments)
-        rows = jax.tree.map(lambda x: jnp.zeros((environments, slots, *x.shape[1:]), x.dtype), example)
+        rows = jax.tree.map(
+            lambda x: jnp.zeros((environments, slots, *x.shape[1:]), x.dtype), example
+        )
         stored = Stored(rows, jnp.zeros((), jnp.int32))
         if not self.prioritised:
             return stored
@@ -178,7 +180,9 @@ class Replay:
         else:
             slot, chance = _by_priority(stored.priorities, uniform)
             exponent = self.correction + (1 - self.correction) * progress
-            weight = jnp.where(chance > 0, (1 / jnp.maximum(chance * choices, 1e-20)), 0) ** exponent
+            weight = (
+                jnp.where(chance > 0, (1 / jnp.maximum(chance * choices, 1e-20)), 0) ** exponent
+            )
             weight = (weight / jnp.maximum(weight.max(), 1e-20)).reshape(count)
         return self._transitions(stored.rows, slot, weight, discount)
 

@@ -262,10 +262,16 @@ def test_every_family(name, files, tmp_path):  # noqa: F811
     both_ways([config, dataclasses.replace(config, seed=1)], tmp_path)
 
 
-@pytest.mark.parametrize('variant', ['rnn_ppo', pytest.param('ppo', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'variant',
+    [
+        'rnn_ppo',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('ppo', 'dqn', 'pqn', 'sac')),
+    ],
+)
 def test_environments(variant, tmp_path):
     # Pendulum is chaotic: differences in the last digit of an action grow with every step of it.
-    steps = 2 if variant == 'ppo' else 4
+    steps = 2 if variant in ('ppo', 'sac') else 4
     config = dataclasses.replace(
         reliability_config.get_config(variant),
         steps=steps,

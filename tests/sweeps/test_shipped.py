@@ -18,6 +18,8 @@ SHIPPED = {
     'cifar_ablation': (45, 9, 'cifar_ablation:no_flip'),
     'lm_optimizers': (16, 4, 'lm_optimizers:sgd'),
     'rl_seeds': (25, 5, 'memory_rnn_ppo:forward'),
+    'value_seeds': (15, 3, 'pendulum_sac'),
+    'minatar_all': (12, 4, 'Freeway-MinAtar'),
 }
 
 

@@ -62,7 +62,7 @@ def test_the_density_of_a_squashed_action():
     np.testing.assert_allclose(density, wanted, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(action, np.tanh(before.numpy()), rtol=1e-5, atol=1e-6)
     large, _ = squashed(jnp.array([[40.0]]), jnp.array([[0.0]]), jax.random.key(0))
-    gradient = jax.grad(
-        lambda m: squashed(m, jnp.zeros((1, 1)), jax.random.key(0))[1].sum()
-    )(jnp.array([[40.0]]))
+    gradient = jax.grad(lambda m: squashed(m, jnp.zeros((1, 1)), jax.random.key(0))[1].sum())(
+        jnp.array([[40.0]])
+    )
     assert float(large[0, 0]) == 1 and np.isfinite(gradient).all()

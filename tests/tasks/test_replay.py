@@ -115,7 +115,9 @@ def test_prioritised_frequencies_and_weights():
     slots = np.asarray(sample.slot)
     for row in range(2):
         found = np.bincount(slots[row], minlength=200) / 50_000
-        np.testing.assert_allclose(found, chance[row], atol=5e-4)  # stratified: within one sample or two
+        np.testing.assert_allclose(
+            found, chance[row], atol=5e-4
+        )  # stratified: within one sample or two
     weights = (200 * np.take_along_axis(chance, slots, 1)) ** -0.7
     np.testing.assert_allclose(sample.weight, (weights / weights.max()).reshape(-1), rtol=1e-4)
 

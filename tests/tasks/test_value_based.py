@@ -168,7 +168,12 @@ def test_the_target_is_copied_and_averaged():
 
 RUNS = {
     'dqn': lambda: config(
-        dqn(Gymnax('CartPole-v1'), replay={'priority': 0.6, 'steps': 3}, rounds=12, horizon=2),
+        dqn(
+            Gymnax('CartPole-v1'),
+            replay={'priority': 0.6, 'correction': 1.0, 'steps': 3},
+            rounds=12,
+            horizon=2,
+        ),
         QNetwork(actions=2, widths=(16,), duelling=True),
         rate=1e-3,
     ),
