@@ -116,7 +116,7 @@ class SoftActorCritic(Model, nn.Module):
         self.actor = Actor(self.actions, self.channels, self.widths)
         critics = nn.vmap(
             Critic,
-            in_axes=None,
+            in_axes=None,  # pyright: ignore[reportArgumentType]
             axis_size=2,
             variable_axes={'params': 0},
             split_rngs={'params': True},

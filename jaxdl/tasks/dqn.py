@@ -11,7 +11,7 @@ from jaxdl.api import Learner, Tree
 from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
 from jaxdl.tasks.off_policy import OffPolicy
-from jaxdl.tasks.q_learning import QLearning, chosen, epsilon_greedy
+from jaxdl.tasks.q_learning import QLearning, call, chosen, epsilon_greedy
 from jaxdl.tasks.replay import Sample
 
 
@@ -47,7 +47,7 @@ class Dqn(QLearning, OffPolicy):
         return params
 
     def explore(self, learner, state, observation, rng):
-        values = learner.model.apply({'params': state.params}, observation, train=False)
+        values = call(learner, state.params, observation)
         action = epsilon_greedy(rng, values, self.exploration.at(self.progress(learner, state)))
         return action, action
 
@@ -56,15 +56,14 @@ class Dqn(QLearning, OffPolicy):
     ) -> tuple[Any, jax.Array, dict[str, Mean]]:
         del rng
 
-        def values(params, observation):
-            return learner.model.apply({'params': params}, observation, train=True)
-
-        valued = values(target, sample.next_observation)
-        choosing = values(state.params, sample.next_observation) if self.double else valued
+        valued = call(learner, target, sample.next_observation)
+        choosing = valued
+        if self.double:
+            choosing = call(learner, state.params, sample.next_observation)
         wanted = targets(sample, valued, choosing)
 
         def loss(params):
-            value = chosen(values(params, sample.observation), sample.action)
+            value = chosen(call(learner, params, sample.observation), sample.action)
             error = value - wanted
             cost = optax.huber_loss(error, delta=self.huber) if self.huber else 0.5 * error**2
             return Mean.of(sample.weight * cost), (error, value, cost)

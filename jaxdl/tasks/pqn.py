@@ -9,7 +9,7 @@ from jaxdl.api import Batch, Learner, Tree
 from jaxdl.environments.arena import advance, begin
 from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
-from jaxdl.tasks.q_learning import QLearning, chosen, epsilon_greedy
+from jaxdl.tasks.q_learning import QLearning, call, chosen, epsilon_greedy
 from jaxdl.tasks.returns import lambda_returns
 
 
@@ -67,18 +67,17 @@ class Pqn(QLearning):
         act_key, order_key = jax.random.split(rng)
         epsilon = self.exploration.at(state.step / learner.config.steps)
 
-        def values(params, observation):
-            return learner.model.apply({'params': params}, observation, train=True)
-
         def act(arena, key):
             explore_key, step_key = jax.random.split(key)
-            action = epsilon_greedy(explore_key, values(state.params, arena.observation), epsilon)
+            action = epsilon_greedy(
+                explore_key, call(learner, state.params, arena.observation), epsilon
+            )
             return advance(self.environment, arena, action, step_key)
 
         arena = state.task_state['arena']
         arena, seen = jax.lax.scan(act, arena, jax.random.split(act_key, self.horizon))
         after = seen.next_observation
-        best = values(state.params, after.reshape(-1, *after.shape[2:])).max(-1)
+        best = call(learner, state.params, after.reshape(-1, *after.shape[2:])).max(-1)
         wanted = lambda_returns(
             self.reward_scale * seen.reward,
             best.reshape(seen.reward.shape),
@@ -105,7 +104,7 @@ class Pqn(QLearning):
             observation, action, wanted = (x.reshape(-1, *x.shape[2:]) for x in part)
 
             def loss(params):
-                value = chosen(values(params, observation), action)
+                value = chosen(call(learner, params, observation), action)
                 cost = 0.5 * (value - wanted) ** 2
                 return Mean.of(cost), (cost, value)
 

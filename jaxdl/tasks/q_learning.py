@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxdl.api import Batch, Learner
+from jaxdl.api import Batch, Learner, Tree
 from jaxdl.environments.arena import Arena
 from jaxdl.environments.environment import Box
 from jaxdl.errors import UserError
@@ -39,6 +39,11 @@ class Exploration:
         """ε when `progress` (0 to 1) of the run is done."""
         share = jnp.clip(progress / self.fraction, 0, 1) if self.fraction else 1.0
         return jnp.asarray(self.start + (self.final - self.start) * share, jnp.float32)
+
+
+def call(learner: Learner, params: Tree, *inputs: jax.Array, method: str | None = None) -> Any:
+    """What the model says with these weights, while it is trained."""
+    return learner.model.apply({'params': params}, *inputs, train=True, method=method)
 
 
 def epsilon_greedy(rng: jax.Array, values: jax.Array, epsilon: jax.Array) -> jax.Array:

@@ -134,7 +134,7 @@ class Replay:
             rows=jax.tree.map(lambda x, row: x.at[:, slot].set(row), stored.rows, rows),
             added=stored.added + 1,
         )
-        if stored.priorities is None:
+        if stored.priorities is None or stored.largest is None:
             return new
         # A transition can be sampled when its last step is there.
         ready = (new.added - self.steps) % slots
@@ -219,7 +219,7 @@ class Replay:
 
         The priority is (|error| + 1e-6)^priority. Without priorities nothing changes.
         """
-        if stored.priorities is None:
+        if stored.priorities is None or stored.largest is None:
             return stored
         new = ((jnp.abs(errors) + 1e-6) ** self.priority).reshape(slot.shape)
         # Rounding may choose, once in very many samples, a slot that must not be sampled: it stays so.

@@ -12,6 +12,7 @@ from jaxdl.environments.environment import Box
 from jaxdl.errors import UserError
 from jaxdl.metrics import Mean
 from jaxdl.tasks.off_policy import OffPolicy
+from jaxdl.tasks.q_learning import call
 from jaxdl.tasks.replay import Sample
 
 
@@ -54,40 +55,45 @@ class Sac(OffPolicy):
                 'actions; use Dqn, Pqn or Ppo'
             )
 
+    def _taken(self, action: jax.Array) -> jax.Array:
+        """An action in (-1, 1) in the environment's units."""
+        space = self.environment.actions
+        assert isinstance(space, Box)
+        return space.scaled(action.reshape(-1, *space.shape))
+
     def act(self, apply, observation, first, memory, keys):
         del first
         mean, log_std = apply(observation, train=False)
         noise = 0.0
         if keys is not None:
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return self.environment.actions.scaled(jnp.tanh(mean + jnp.exp(log_std) * noise)), memory
+        return self._taken(jnp.tanh(mean + jnp.exp(log_std) * noise)), memory
 
     def explore(self, learner, state, observation, rng):
         own_key, other_key = jax.random.split(rng)
-        action, _ = squashed(*self._call(learner, state.params, observation), own_key)
+        mean, log_std = call(learner, state.params, observation)
+        action, _ = squashed(mean, log_std, own_key)
         random = jax.random.uniform(other_key, action.shape, minval=-1, maxval=1)
         unit = jnp.where(self.replay.ready(state.task_state['replay']), action, random)
-        return self.environment.actions.scaled(unit), unit
-
-    def _call(self, learner: Learner, params: Tree, *inputs: jax.Array, method: str | None = None):
-        return learner.model.apply({'params': params}, *inputs, train=True, method=method)
+        return self._taken(unit), unit
 
     def improve(
         self, learner: Learner, state: Any, target: Tree, sample: Sample, rng: jax.Array
     ) -> tuple[Any, jax.Array, dict[str, Mean]]:
         next_key, own_key = jax.random.split(rng)
         params = state.params
-        log_temperature = self._call(learner, params, method='log_temperature')
+        log_temperature = call(learner, params, method='log_temperature')
         temperature = jnp.exp(log_temperature)
 
-        action, density = squashed(*self._call(learner, params, sample.next_observation), next_key)
-        both = self._call(
+        mean, log_std = call(learner, params, sample.next_observation)
+        action, density = squashed(mean, log_std, next_key)
+        both = call(
             learner, {**params, 'critic': target}, sample.next_observation, action, method='values'
         )
         wanted = sample.reward + sample.discount * (both.min(0) - temperature * density)
 
         def critic_loss(critic):
-            both = self._call(
+            both = call(
                 learner,
                 {**params, 'critic': critic},
                 sample.observation,
@@ -102,9 +108,9 @@ class Sac(OffPolicy):
         params = state.params
 
         def actor_loss(actor):
-            mean, log_std = self._call(learner, {**params, 'actor': actor}, sample.observation)
+            mean, log_std = call(learner, {**params, 'actor': actor}, sample.observation)
             action, density = squashed(mean, log_std, own_key)
-            both = self._call(learner, params, sample.observation, action, method='values')
+            both = call(learner, params, sample.observation, action, method='values')
             return Mean.of(temperature * density - both.min(0)), density
 
         grads, density = learner.gradient(actor_loss, params['actor'])
@@ -113,7 +119,7 @@ class Sac(OffPolicy):
         wanted_entropy = self.entropy * sample.action.shape[-1]
 
         def temperature_loss(weights):
-            log = self._call(learner, {**params, 'temperature': weights}, method='log_temperature')
+            log = call(learner, {**params, 'temperature': weights}, method='log_temperature')
             return Mean.of(-log * (density + wanted_entropy)), ()
 
         grads, _ = learner.gradient(temperature_loss, params['temperature'])
