@@ -103,10 +103,22 @@ def known_values(chain: Chain, discount: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ('name', 'steps'),
-    [('dqn', 40), ('plain dqn', 40), ('duelling and priorities', 40), ('pqn', 200)],
+    ('name', 'steps', 'endless'),
+    [
+        ('dqn', 40, False),
+        ('dqn', 40, True),
+        ('pqn', 200, True),
+        ('duelling and priorities', 40, True),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ('plain dqn', 40, True),
+                ('pqn', 200, False),
+                ('duelling and priorities', 40, False),
+            )
+        ),
+    ],
 )
-@pytest.mark.parametrize('endless', [False, True])
 def test_a_chain_has_its_known_values(name, steps, endless):
     """The endless chain is cut off after 7 steps: if that were an end, 10 would be about 4."""
     chain = Chain(endless=endless, most=7)
@@ -122,6 +134,7 @@ def test_a_chain_has_its_known_values(name, steps, endless):
     np.testing.assert_allclose(values[rows], known_values(chain, 0.9)[rows], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_soft_actor_critic_finds_the_aim_and_its_entropy():
     """The critics learn the rewards themselves; the temperature brings the entropy to its aim."""
     model = SoftActorCritic(actions=2, widths=(32,))
@@ -190,7 +203,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize('name', RUNS)
+@pytest.mark.parametrize(
+    'name', ['dqn', 'pqn', pytest.param('sac', marks=pytest.mark.slow)]
+)
 def test_devices(name):
     one, _, first = trained(RUNS[name](), 10, 1)
     many, made, last = trained(RUNS[name](), 10, 8)
@@ -206,6 +221,7 @@ def test_devices(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_buffer(tmp_path):
     run = RUNS['dqn']()
     train(run, str(tmp_path / 'straight'))
@@ -222,6 +238,7 @@ def test_a_resumed_run_goes_on_with_its_buffer(tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_says_what_it_earned(tmp_path):
     run = dataclasses.replace(config(dqn(exploration=Exploration(final=0.0))), steps=40)
     result = train(run, str(tmp_path))
