@@ -8,7 +8,7 @@ The seeds of a config share one program.
 
 from jaxdl.sweeps import Sweep
 
-CONFIGS = ('cartpole_dqn.py', 'cartpole_pqn.py', 'pendulum_sac.py')
+CONFIGS = ('cartpole_pqn.py', 'pendulum_sac.py', 'cartpole_dqn.py')
 
 
 def get_sweep() -> Sweep:
