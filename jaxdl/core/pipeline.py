@@ -228,9 +228,13 @@ class Workers:
             processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=each)
             data = data.mp_prefetch(processes, worker_init_fn=_begin_worker)
         self._iterator: Any = iter(data)
+        self._shared = bool(workers)
 
     def next(self) -> Rows:
-        return next(self._iterator)
+        rows = next(self._iterator)
+        # Worker processes send arrays in shared memory. A device array on a CPU may use the memory
+        # of its host array, and would keep it beyond the end of the process, which then warns.
+        return {name: np.array(value) for name, value in rows.items()} if self._shared else rows
 
     def close(self) -> None:
         """Ends threads and processes and frees what they hold."""

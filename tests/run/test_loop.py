@@ -19,6 +19,7 @@ from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe, Bytes, WordPiece
 from jaxdl.errors import Diverged, Preempted, UserError
 from jaxdl.models.rnn import RnnLM
+from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.run import loop as trainer
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.language_model import LanguageModel
@@ -243,19 +244,22 @@ def test_skip_stops_after_too_many(tmp_path):
     assert not (tmp_path / 'run' / 'checkpoints').exists() or all_finite(tmp_path / 'run')
 
 
-def rolled_back(bad: int, *, steps: int, every: int) -> tuple[dict[int, list[int]], int]:
-    """The samples of each step, and the roll-backs, by the words of the policy."""
-    used, step, offset, rollbacks = {}, 0, 0, 0
+def rolled_back(
+    bad: int, *, steps: int, every: int
+) -> tuple[dict[int, list[int]], list[list[int]]]:
+    """The samples of each step, and those of each bad step, by the words of the policy."""
+    used, step, offset, found = {}, 0, 0, []
     while step < steps:
         ids = ORDER.batch(step + offset).tolist()
         step += 1
         used[step] = ids
         if bad in ids:
             saved = (step - 1) // every * every
-            offset, rollbacks = offset + step - saved, rollbacks + 1
+            offset += step - saved
+            found.append(ids)
             used = {s: kept for s, kept in used.items() if s <= saved}
             step = saved
-    return used, rollbacks
+    return used, found
 
 
 def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
@@ -265,9 +269,11 @@ def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
     said = capfd.readouterr().err
     assert 'back to step 2, data moved on by 2 batches (roll-back 1 of 3)' in said
     used = small.samples(folder / 'samples.jsonl')
-    expected, rollbacks = rolled_back(first_id(3), steps=8, every=2)
+    expected, found = rolled_back(first_id(3), steps=8, every=2)
     assert used == expected and all_finite(folder)
-    assert result.metrics['train/rollbacks'] == said.count('back to step') == rollbacks > 1
+    assert result.metrics['train/rollbacks'] == said.count('back to step') == len(found) > 1
+    for ids in found:  # of the step itself, also after the data moved on
+        assert f'sample ids {", ".join(map(str, ids[:8]))}, ' in said
     # Killed and resumed, the moved order is what it was.
     shutil.rmtree(folder / 'checkpoints' / '8')
     trainer.train(fragile(3, policy='rollback'), str(folder))
@@ -277,6 +283,22 @@ def test_rollback_moves_past_the_bad_stretch(tmp_path, capfd):
 def test_rollbacks_are_used_up(tmp_path):
     with pytest.raises(Diverged, match='1 roll-backs were used up'):
         trainer.train(fragile(3, policy='rollback', max_rollbacks=1), str(tmp_path / 'run'))
+
+
+def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_step(tmp_path, monkeypatch):
+    given = {}
+    save = Checkpoints.save
+
+    def noted(self, step, state, *, extra, best=None):
+        given[step] = best
+        return save(self, step, state, extra=extra, best=best)
+
+    monkeypatch.setattr(Checkpoints, 'save', noted)
+    checkpoint = Checkpoint(every=2, best='eval/test/accuracy')
+    trainer.train(faulty.config(eval_every=4, checkpoint=checkpoint), str(tmp_path / 'run'))
+    rows = {row['step']: row.get('eval/test/accuracy') for row in chaos.lines(tmp_path / 'run')}
+    assert given == {step: rows.get(step) for step in (2, 4, 6, 8, 10, 12)}
+    assert [step for step, best in given.items() if best is not None] == [4, 8, 12]
 
 
 # ---- data sources ----
