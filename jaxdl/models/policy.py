@@ -231,8 +231,9 @@ class ActorCritic(Model, nn.Module):
             if first is not None:
                 memory = jnp.where(first[:, :1], 0, memory)
                 segments = jnp.cumsum(first.astype(jnp.int32), 1)
-            features, memory = self.cell(features, memory.astype(self.dtype), segments=segments)
-            memory = memory.astype(jnp.float32)
+            carry = memory.astype(self.dtype)
+            features, carry = self.cell(features, carry, segments=segments)
+            memory = jnp.asarray(carry, jnp.float32)
         other = features if self.shared or self.memory else self.critic_torso(x)
         outputs = self.actor(features).astype(jnp.float32)
         policy = Gaussian(outputs, self.deviation) if self.continuous else Categorical(outputs)

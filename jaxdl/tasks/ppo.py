@@ -201,7 +201,6 @@ class Ppo(Reinforcement):
         # An episode that is cut off lasted `limit` steps, so that each environment has at most
         # `most` of those in a rollout. Only their last observations are kept for bootstrapping.
         most = -(-self.rollout // environment.limit)
-
         model = bound(learner.model, variables)
 
         def apply(observation, first, memory):
@@ -237,6 +236,8 @@ class Ppo(Reinforcement):
         values = jax.vmap(apply)(observations, first, memories).value[..., 0]
         cut = values[0] if most == 1 else jnp.take_along_axis(values, kept.cuts, 0)
         following = jnp.concatenate([kept.value[1:], values[-1:]])
+        # An environment that cuts episodes off earlier still: the value one step before stands in.
+        cut = jnp.where(kept.cuts < most, cut, kept.value)
         following = jnp.where(seen.truncated, cut, following)
         return arena, memory, seen, kept, following
 
