@@ -18,8 +18,9 @@ ALLOWED = {
     'files': {'errors'},
     'api': {'metrics', 'errors'},
     'models': {'api', 'errors'},
+    'environments': {'api', 'errors'},
     'data': BASE - {'metrics'},
-    'tasks': BASE | {'models'},  # decoding is a function of any model
+    'tasks': BASE | {'models', 'environments'},  # decoding is a function of any model
     'core': BASE | {'models'},  # of models only what OF_MODELS names
     'compiled': {'errors'},
     'account': BASE | {'core', 'compiled'},
@@ -38,6 +39,7 @@ ALLOWED = {
 OF_MODELS = {f'jaxdl.models.{name}' for name in ('layers', 'layout', 'float8', 'ops')}
 OUTSIDE = {
     'models': {'jax', 'jaxlib', 'flax', 'numpy', 'qwix'},
+    'environments': {'jax', 'flax', 'numpy', 'gymnax', 'gymnasium', 'PIL'},
     'data': {
         'numpy', 'grain', 'tensorflow_datasets', 'etils', 'PIL', 'requests', 'absl', 'sklearn',
         'tokenizers', 'array_record', 'importlib_resources', 'scipy', 'pyarrow',
