@@ -15,7 +15,7 @@ def get_config() -> Config:
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=0.05), weight_decay=0.01),
         batch_size=128,
         eval_batch_size=359,
-        steps=3000,
+        steps=2000,
         ema=0.1,
         log_every=100,
         eval_every=1000,

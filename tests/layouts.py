@@ -1,4 +1,4 @@
-"""Four small models, the layouts they can be trained in, and how one is trained for some steps."""
+"""Small models, the layouts they can be trained in, and how one is trained for some steps."""
 
 import dataclasses
 import math
@@ -17,12 +17,17 @@ from jaxdl.core.program import Program
 from jaxdl.data.arrays import ArraySource
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.models.cnn import Cnn
+from jaxdl.models.dit import DiT
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.seq2seq import Seq2Seq
 from jaxdl.models.transformer import TransformerLM
+from jaxdl.models.unet import UNet
+from jaxdl.models.vae import Vae
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.diffusion import Diffusion
 from jaxdl.tasks.language_model import LanguageModel
 from jaxdl.tasks.translation import Translation
+from jaxdl.tasks.vae import VariationalAutoencoder
 
 VOCAB = 37  # no axis divides it
 STEPS = 10
@@ -69,7 +74,19 @@ class Tokens(DataSet):
 def families() -> dict[str, tuple[Any, Any, Any]]:
     """{name: (model, task, data)}."""
     shape = dict(width=16, heads=4, layers=2, vocab=VOCAB, max_length=16, scan_layers=True)
+    images = SyntheticImages(num_examples=64, shape=(8, 8, 1), num_classes=4)
     return {
+        'vae': (
+            Vae(shape=(8, 8, 1), channels=(8, 8), convs=1, latent=4),
+            VariationalAutoencoder(),
+            images,
+        ),
+        'unet': (UNet(channels=(8, 8), blocks=1, num_classes=4), Diffusion(), images),
+        'dit': (
+            DiT(width=16, heads=4, layers=2, patch=2, num_classes=4, scan_layers=True),
+            Diffusion(parametrisation='flow'),
+            images,
+        ),
         'cnn': (
             Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
             Classification(num_classes=4),

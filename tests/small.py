@@ -9,13 +9,17 @@ import numpy as np
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Checkpoint, Config, Mesh
 from jaxdl.core.feed import Feed
-from jaxdl.core.optim import Constant, Sgd
+from jaxdl.core.optim import AdamW, Constant, Sgd
 from jaxdl.core.pipeline import Order
 from jaxdl.core.program import Program
 from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.cnn import Cnn
+from jaxdl.models.unet import UNet
+from jaxdl.models.vae import Vae
 from jaxdl.tasks.augment import RandomCrop
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.diffusion import Diffusion, Sampling
+from jaxdl.tasks.vae import VariationalAutoencoder
 
 
 def config(**changes) -> Config:
@@ -34,6 +38,26 @@ def config(**changes) -> Config:
         mesh=Mesh(data=-1),
     )
     return Config(**{**values, **changes})
+
+
+def diffusion(**changes) -> Config:
+    """A U-Net that removes noise from digits, with dropped labels, dropout and averaged weights."""
+    values = dict(
+        model=UNet(channels=(8,), blocks=1, num_classes=10, dropout=0.1),
+        task=Diffusion(sampling=Sampling(steps=2), shown=1),
+        optimizer=AdamW(1e-3, eps=1e-4, schedule=Constant()),
+    )
+    return config(**{**values, **changes})
+
+
+def vae(**changes) -> Config:
+    """A convolutional VAE of the digits, with an importance-weighted estimate."""
+    values = dict(
+        model=Vae(shape=(8, 8, 1), channels=(8,), convs=1, latent=4),
+        task=VariationalAutoencoder(levels=17, importance=2, shown=2),
+        optimizer=AdamW(1e-3, eps=1e-4, schedule=Constant()),
+    )
+    return config(**{**values, **changes})
 
 
 def program(run: Config, devices: int = 1) -> tuple[Program, Feed, Order]:

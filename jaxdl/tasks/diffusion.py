@@ -182,7 +182,7 @@ class Diffusion(Task):
         """The batch after all augmentations, with its noise levels, and some labels dropped."""
         keys = jax.random.split(rng, 3)
         for index, augmentation in enumerate(self.augmentations):
-            batch = augmentation(batch, jax.random.fold_in(rng, index))
+            batch = augmentation(batch, jax.random.fold_in(rng, index + len(keys)))
         batch = pictures.with_draws(batch, keys[0])
         count = len(batch['image'])
         # Evenly spread over a batch, so that its mean varies less (arXiv:2107.00630, appendix I.1).
