@@ -2,6 +2,7 @@
 
 :cnn           convolutions, BatchNorm, dropout, augmentation, averaged weights, on the digits
 :rnn           an LSTM with its state carried over rows, on a file of the standard library
+:gan           two players with optimizers of their own, spectral norms, the task's own state
 :transformer   accumulation over two parts, dropout, on the same text
 """
 
@@ -17,7 +18,7 @@ from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
 from tests import small
 
-VARIANTS = ('cnn', 'rnn', 'transformer')
+VARIANTS = ('cnn', 'gan', 'rnn', 'transformer')
 
 
 def get_config(variant: str = 'cnn') -> Config:
@@ -28,8 +29,9 @@ def get_config(variant: str = 'cnn') -> Config:
         eval_every=15,
         checkpoint=Checkpoint(every=10),
     )
-    if variant == 'cnn':
-        return small.config(**{**common, 'batch_size': 48})
+    if variant in ('cnn', 'gan'):
+        make = {'cnn': small.config, 'gan': small.gan}[variant]
+        return make(**{**common, 'batch_size': 48})
     file = str(argparse.__file__)
     rnn = variant == 'rnn'
     data = Documents(

@@ -47,8 +47,8 @@ def test_a_cnn_survives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['rnn', 'transformer'])
-def test_language_models_survive(variant, tmp_path):
+@pytest.mark.parametrize('variant', ['gan', 'rnn', 'transformer'])
+def test_other_families_survive(variant, tmp_path):
     assert chaos(variant, 4, tmp_path).rstrip().endswith('equal')
 
 

@@ -72,7 +72,10 @@ SHRUNK = {
     'dtype': 'float32',
 }
 # The same parts are in the others, or train in tests of their own.
-BIG = ('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit')
+BIG = (
+    *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit', 'fashion_gan:hinge'),
+    *(f'fashion_pgd:{variant}' for variant in ('pgd', 'fgsm', 'trades', 'plain')),
+)
 IMAGE_CONFIGS = [
     name
     for name in golden.names()
