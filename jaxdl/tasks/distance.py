@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdl.api import DataSet, Features, Generated, Source
 from jaxdl.errors import UserError, at_least
+from jaxdl.tasks.pictures import tiled
 
 BLOCK = 512  # rows of a matrix of pairs that are held at a time
 
@@ -213,8 +214,8 @@ def measure(
             scores['novelty'] = float(apart.mean() / max(nearest(real, shown)[1].mean(), 1e-12))
             first = np.argsort(apart)[:16]
             originals = train.fetch(np.asarray(index[first], np.int64))['image']
-            pair = np.concatenate([images[first], originals], 1)
-            found.pictures[f'{key}/nearest_training'] = np.concatenate(list(pair), 1)
+            pairs = np.concatenate([images[first], originals])
+            found.pictures[f'{key}/nearest_training'] = tiled(pairs, len(first))
             beat()
         found.scores |= {f'{key}/{metric}_{name}': value for metric, value in scores.items()}
     return found

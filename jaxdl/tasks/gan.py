@@ -12,14 +12,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxdl.api import Batch, DataSet, Drawn, Generated, Learner, Task, Tree
 from jaxdl.errors import UserError, at_least
 from jaxdl.metrics import Mean
 from jaxdl.tasks.distance import Distance, measure
-
-DRAWN = 500  # images that one call of the generator draws
+from jaxdl.tasks.pictures import as_bytes, in_parts, normals, scaled, starts, tiled
 
 
 @dataclasses.dataclass
@@ -66,7 +64,7 @@ class GanTask(Task):
         key = jax.random.key(0) if key is None else key
         ids = batch['id'] if 'id' in batch else jnp.arange(len(batch['image']))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-        return jax.vmap(lambda k: jax.random.normal(k, (self.latent,)))(keys)
+        return normals(keys, (self.latent,))
 
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Mean]:
         """loss (the critic's, without penalties), generator_loss, accuracy, and the mean scores.
@@ -176,20 +174,9 @@ class GanTask(Task):
         seed: int = 0,
         interpolate: int = 0,
     ) -> Drawn:
-        """See Task.draw. A walk between two latent vectors goes along a circle, which keeps their length."""
-        key = jax.random.key(seed)
-        latents = jax.random.normal(key, (n, self.latent))
-        if interpolate:
-            ends = jax.random.normal(key, (2, n // interpolate, 1, self.latent))
-            share = jnp.linspace(0, jnp.pi / 2, interpolate)[:, None]
-            walks = jnp.cos(share) * ends[0] + jnp.sin(share) * ends[1]
-            latents = walks.reshape(n, self.latent)
-        found = []
-        for start in range(0, n, DRAWN):
-            part = latents[start : start + DRAWN]
-            filled = jnp.pad(part, ((0, min(DRAWN, n) - len(part)), (0, 0)))
-            found.append(jax.device_get(_generate(model, variables, filled))[: len(part)])
-        return Drawn(as_bytes(np.concatenate(found)))
+        """See Task.draw."""
+        latents = starts(n, (self.latent,), seed=seed, interpolate=interpolate)
+        return Drawn(as_bytes(in_parts(lambda part: _generate(model, variables, part), latents)))
 
     def generate(
         self,
@@ -236,23 +223,6 @@ class HingeGan(GanTask):
     def generator_loss(self, real, fake):
         del real
         return -fake
-
-
-def scaled(images: jax.Array) -> jax.Array:
-    """uint8 images in [-1, 1]; floats as they are."""
-    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
-
-
-def as_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as uint8."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def tiled(images: np.ndarray, columns: int) -> np.ndarray:
-    """[n, height, width, channels] as one picture of that many columns; they divide n."""
-    _, height, width, channels = images.shape
-    grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
-    return grid.reshape(-1, columns * width, channels)
 
 
 def _call(model, rng, params, model_state, method, x):

@@ -14,6 +14,7 @@ from jaxdl.metrics import Mean
 from jaxdl.tasks.attack import Attack
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.intervals import bounds
+from jaxdl.tasks.pictures import as_bytes, tiled
 
 Batch = dict[str, jax.Array]
 SHOWN = 16  # images in the picture of adversarial examples
@@ -72,8 +73,8 @@ class Robust(Classification):
             clean = np.asarray(pixels(batch))
             apart = attacked - clean
             shade = 0.5 + apart / (2 * max(float(np.abs(apart).max()), 1e-6))
-            rows = [np.concatenate(list(row), 1) for row in (clean, attacked, shade)]
-            found.pictures[f'{name}/attacked'] = (255 * np.concatenate(rows) + 0.5).astype(np.uint8)
+            rows = np.concatenate([clean, attacked, shade])
+            found.pictures[f'{name}/attacked'] = tiled(as_bytes(2 * rows - 1), len(clean))
             beat()
         return found
 
