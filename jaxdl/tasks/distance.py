@@ -189,6 +189,7 @@ def measure(
     """
     found = Generated()
     if not distance.features.ready():
+        found.notes['distance'] = 'not measured: distance.features names no classifier'
         return found
     name = distance.features.name()
     for key, source in data.eval_sources().items():
