@@ -5,6 +5,7 @@ parameters in the groups 'generator' and 'critic', each of which has an optimize
 (jaxdl.core.optim.Players). The averaged weights of config.ema are those that generate.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -48,13 +49,13 @@ class GanTask(Task):
     def check(self):
         at_least(self, latent=1, critic_steps=1, gamma=0, shown=0)
 
+    @abc.abstractmethod
     def critic_loss(self, real: jax.Array, fake: jax.Array) -> jax.Array:
         """The critic's loss of each pair of scores, [batch]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def generator_loss(self, real: jax.Array, fake: jax.Array) -> jax.Array:
         """The generator's loss of each pair of scores, [batch]."""
-        raise NotImplementedError
 
     def inputs(self, batch: Batch) -> dict[str, jax.Array]:
         return {'images': scaled(batch['image']), 'latents': self.latents(batch)}
