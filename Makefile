@@ -41,7 +41,7 @@ unit: setup-dev
 	XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -n 2 --dist=worksteal
 
 slow: setup-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist=worksteal
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

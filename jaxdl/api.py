@@ -106,6 +106,26 @@ class DataSet(abc.ABC):
         """Loads the files that `keep` saved in a run's folder."""
 
 
+class Features(abc.ABC):
+    """What images are to a trained network: vectors, by which sets of images are compared."""
+
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether a network is named; without one nothing is measured."""
+
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The network's name, for the names of metrics: letters, digits and '_'."""
+
+    @abc.abstractmethod
+    def about(self) -> str:
+        """Which network and which of its vectors, in words."""
+
+    @abc.abstractmethod
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """float32 [n, size] of images uint8 [n, height, width, channels]."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """The largest inputs of a model; None: not limited, or not known.

@@ -3,6 +3,7 @@
 :cnn           convolutions, BatchNorm, dropout, augmentation, averaged weights, on the digits
 :diffusion     a U-Net, noise drawn in each step, averaged weights, pictures, on the digits
 :rnn           an LSTM with its state carried over rows, on a file of the standard library
+:gan           two players with optimizers of their own, spectral norms, the task's own state
 :transformer   accumulation over two parts, dropout, on the same text
 """
 
@@ -18,7 +19,7 @@ from jaxdl.models.transformer import modern
 from jaxdl.tasks.language_model import LanguageModel
 from tests import small
 
-VARIANTS = ('cnn', 'diffusion', 'rnn', 'transformer')
+VARIANTS = ('cnn', 'diffusion', 'gan', 'rnn', 'transformer')
 
 
 def get_config(variant: str = 'cnn') -> Config:
@@ -29,8 +30,8 @@ def get_config(variant: str = 'cnn') -> Config:
         eval_every=15,
         checkpoint=Checkpoint(every=10),
     )
-    if variant in ('cnn', 'diffusion'):
-        make = {'cnn': small.config, 'diffusion': small.diffusion}[variant]
+    if variant in ('cnn', 'diffusion', 'gan'):
+        make = {'cnn': small.config, 'diffusion': small.diffusion, 'gan': small.gan}[variant]
         return make(**{**common, 'batch_size': 48})
     file = str(argparse.__file__)
     rnn = variant == 'rnn'

@@ -47,7 +47,7 @@ def test_a_cnn_survives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['diffusion', 'rnn', 'transformer'])
+@pytest.mark.parametrize('variant', ['diffusion', 'gan', 'rnn', 'transformer'])
 def test_other_families_survive(variant, tmp_path):
     assert chaos(variant, 4, tmp_path).rstrip().endswith('equal')
 

@@ -73,7 +73,8 @@ SHRUNK = {
 }
 # The same parts are in the others, or train in tests of their own.
 BIG = (
-    *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit'),
+    *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit', 'fashion_gan', 'fashion_gan:hinge'),
+    *(f'fashion_pgd:{variant}' for variant in ('pgd', 'fgsm', 'trades', 'plain')),
     *('cifar_edm', 'cifar_dit', 'fashion_vae:grid', 'fashion_diffusion'),
 )
 IMAGE_CONFIGS = [

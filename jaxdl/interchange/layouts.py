@@ -166,6 +166,11 @@ class Format:
                 raise ValueError(f'{key}={reprlib.repr(value)}: this field is not known here')
             here = ours[key] if key in ours else fixed[key]
             if not _same(key, value, here, self.config):
+                if key == 'id2label' and isinstance(value, dict):
+                    raise ValueError(
+                        f'it has {len(value)} labels (id2label), here are {len(here)}; '
+                        "--new_head keeps the config's fresh head"
+                    )
                 missing = '' if key in found else ' (its default, the file does not say)'
                 raise ValueError(f'{key}={reprlib.repr(value)}{missing}: here it is {here!r}')
 

@@ -142,6 +142,15 @@ def test_energy_goes_on_where_the_last_line_was(now):
     assert second.metrics()['energy/gpu_joules'] == 75.0
 
 
+def test_energy_goes_on_where_the_checkpoint_is_newer_than_the_last_line(now):
+    made = Account(
+        Clock(), FakeMeter(), batch_size=8, run={'started': ''},
+        last_row={'energy/gpu_joules': 30.0},
+    )  # fmt: skip
+    made.begin({'seconds': {}, 'time': 0.0, 'joules': {'gpu': 50.0}})
+    assert made.metrics()['energy/gpu_joules'] == 50.0
+
+
 def test_energy_that_was_not_measured_before_has_no_total(now):
     made = Account(Clock(), FakeMeter(), batch_size=8, run={'started': ''})
     made.begin({'seconds': {}, 'time': 0.0, 'joules': {}})

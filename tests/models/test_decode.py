@@ -301,11 +301,13 @@ def test_unfinished_sequences_stand_only_where_none_ended():
     def step(cache, token):
         return jnp.broadcast_to(table, (token.shape[0], 4)), cache
 
-    tokens, scores = decode.beam_loop(
-        step, table[None], Nothing(), beams=2, length=3, end_token=3, length_penalty=0.0
-    )
-    np.testing.assert_array_equal(tokens[0, 0], [0, 0, 0])
-    np.testing.assert_allclose(scores[0, 0], 3 * np.log(0.6), rtol=1e-5)
+    for strength in (0.0, 1.0):
+        tokens, scores = decode.beam_loop(
+            step, table[None], Nothing(), beams=2, length=3, end_token=3, length_penalty=strength
+        )
+        np.testing.assert_array_equal(tokens[0, 0], [0, 0, 0])
+        expected = 3 * np.log(0.6) / ((5 + 3) / 6) ** strength
+        np.testing.assert_allclose(scores[0, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('temperature', [0.0, 1e-45, 1e-38, 1e-6])

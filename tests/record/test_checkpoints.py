@@ -23,7 +23,8 @@ def saved(tmp_path_factory):
     place = mesh_lib.replicated(mesh)
     rng = np.random.default_rng(0)
     state = {
-        'kernel': rng.normal(size=(37, 11)).astype(np.float32),
+        # So large that the store writes it by itself, without a checksum of its own.
+        'kernel': rng.normal(size=(370, 111)).astype(np.float32),
         'half': rng.normal(size=(5, 3)).astype(jnp.bfloat16),
         'step': np.int32(7),
         'flag': np.array([True, False]),
@@ -97,6 +98,31 @@ def test_no_flipped_byte_changes_a_value_unseen(flips, saved, tmp_path, capsys):
         path.write_bytes(good)
     assert caught > flips // 4
     assert 'is damaged' in capsys.readouterr().err
+
+
+def test_the_arrays_of_another_state_are_found_by_their_digests(saved, tmp_path, capsys):
+    """Whole files, each of them undamaged: the state of another run's step 2."""
+    folder, abstract, state = saved
+    place = abstract['kernel'].sharding
+    other = {**state, 'kernel': state['kernel'] + 1e-3, 'step': np.int32(2)}
+    store = checkpoints.Checkpoints(tmp_path / 'other', config.Checkpoint())
+    assert store.save(2, jax.device_put(other, place), extra={}) and store.wait()
+    store.close()
+    shutil.copytree(folder, tmp_path / 'copy')
+    shutil.rmtree(tmp_path / 'copy' / '2' / 'state')
+    shutil.copytree(tmp_path / 'other' / '2' / 'state', tmp_path / 'copy' / '2' / 'state')
+    step, found, _ = restore(tmp_path / 'copy', abstract)
+    assert step == 1 and same(found, state, 1)
+    assert 'the bytes of kernel do not match their digest' in capsys.readouterr().err
+
+
+def test_a_step_under_another_number_is_none_of_this_run(saved, tmp_path):
+    folder, *_ = saved
+    shutil.copytree(folder, tmp_path / 'copy')
+    shutil.copytree(folder / '2', tmp_path / 'copy' / '9')
+    store = checkpoints.Checkpoints(tmp_path / 'copy', config.Checkpoint(), read_only=True)
+    assert store.check()['step'] == 2 and store.check(9) == {}
+    store.close()
 
 
 def test_missing_and_cut_files(saved, tmp_path):

@@ -25,13 +25,7 @@ from tests import faulty, small
 from tests.record.test_tensorboard import foreign_events
 from tests.test_language_configs import files, shrunk  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    make = mesh_lib.make_mesh
-    monkeypatch.setattr(
-        mesh_lib, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1])
-    )
+pytestmark = pytest.mark.usefixtures('one_device')
 
 
 def runs(scale=1.0, **changes):
@@ -232,7 +226,12 @@ def tags(folder):
     }
 
 
-SMALL = {'diffusion': small.diffusion, 'vae': small.vae}
+SMALL = {
+    'diffusion': small.diffusion,
+    'gan': small.gan,
+    'robust': small.robust,
+    'vae': small.vae,
+}
 
 
 def both_ways(configs, tmp_path):

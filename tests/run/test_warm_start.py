@@ -130,6 +130,17 @@ def test_a_chosen_step_and_a_new_head(saved):
         np.testing.assert_allclose(leaf, expected, rtol=1e-6)
 
 
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path):
+    _, other = saved
+    bad = other.replace(ema=jax.tree.map(lambda x: np.full_like(x, np.nan), other.ema))
+    store = Checkpoints(tmp_path / 'run' / 'checkpoints', Checkpoint())
+    placed = jax.device_put(bad, small.program(faulty.config())[0].shardings)
+    assert store.save(5, placed, extra={}) and store.wait()
+    store.close()
+    with pytest.raises(UserError, match='of step 5 is not finite; give an earlier step'):
+        load(tmp_path / 'run', faulty.config())
+
+
 def test_no_such_step_or_nothing_to_load(saved):
     folder, _ = saved
     with pytest.raises(UserError, match=r'no checkpoint of step 4 in .*; its checkpoints are 3, 5'):

@@ -92,6 +92,9 @@ class Fake:
         if kind == 'say':
             with open(log_path(self.folder, job.trials[0]), 'a') as file:
                 file.write(what + '\n')
+        if kind == 'measured':  # it wrote the metric before it ended
+            finish(place, what)
+            write_json(place / 'run.json', {'status': 'failed', 'step': 5})
         if kind == 'exit':
             write_json(place / 'run.json', {'status': 'failed', 'exit': what})
             return code
@@ -618,6 +621,13 @@ def test_a_search_takes_failures(tmp_path):
     assert found['counts'] == {'finished': 9, 'diverged': 1, 'failed': 1, 'out_of_memory': 1}
     states = [t.state.name for t in pool.study._study.get_trials()]
     assert states.count('PRUNED') == 3 and states.count('COMPLETE') == 9
+
+
+def test_a_search_takes_no_value_of_a_trial_that_diverged(tmp_path):
+    pool, _ = search(tmp_path, script={'0001': [('measured', 0.9, 3)]}, points=3)
+    assert pool.run()['counts'] == {'finished': 2, 'diverged': 1}
+    states = [t.state.name for t in pool.study._study.get_trials()]
+    assert states == ['COMPLETE', 'PRUNED', 'COMPLETE']
 
 
 def test_a_search_with_seeds_takes_their_mean(tmp_path):
