@@ -4,7 +4,9 @@ from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Cosine
 from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.unet import UNet
+from jaxdl.run.features import RunFeatures
 from jaxdl.tasks.diffusion import Diffusion, LogNormal, Sampling
+from jaxdl.tasks.distance import Distance
 
 
 def get_config() -> Config:
@@ -15,6 +17,7 @@ def get_config() -> Config:
             noise=LogNormal(mean=0.0, std=1.0),
             sampling=Sampling(sampler='heun', steps=12, schedule='time', guidance=1.5),
             shown=8,
+            distance=Distance(RunFeatures()),
         ),
         data=Tfds('digits'),
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=0.05), weight_decay=0.01),

@@ -6,13 +6,17 @@ is 1 / latent_std of that run.
 Original files at hand? python -m jaxdl prepare fashion_mnist --from=DIR
 """
 
+import dataclasses
+
 from jaxdl.core.config import Checkpoint, Config, InitFrom
 from jaxdl.core.optim import NORMS_AND_BIASES, AdamW, Cosine
 from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.denoiser import Latent
 from jaxdl.models.unet import UNet
 from jaxdl.models.vae import Vae
+from jaxdl.run.features import RunFeatures
 from jaxdl.tasks.diffusion import Diffusion, Sampling
+from jaxdl.tasks.distance import Distance
 
 VARIANTS = ('', 'latent')
 EPOCH = 60_000 // 128
@@ -21,7 +25,10 @@ EPOCH = 60_000 // 128
 def get_config(variant: str = '') -> Config:
     config = Config(
         model=UNet(channels=(32, 64, 64), blocks=1, num_classes=10),
-        task=Diffusion(sampling=Sampling(sampler='heun', steps=18)),
+        task=Diffusion(
+            sampling=Sampling(sampler='heun', steps=18),
+            distance=Distance(RunFeatures(), samples=1000),
+        ),
         data=Tfds('fashion_mnist'),
         optimizer=AdamW(
             learning_rate=2e-3,
@@ -42,7 +49,7 @@ def get_config(variant: str = '') -> Config:
             autoencoder=Vae(shape=(28, 28, 1), channels=(32, 64), mixtures=3, latent=4, grid=True),
             denoiser=UNet(channels=(64,), blocks=3, attention=(0,), num_classes=10),
         )
-        config.task = Diffusion(sigma_data=1.0, sampling=Sampling(sampler='heun', steps=18))
+        config.task = dataclasses.replace(config.task, sigma_data=1.0)
         config.init_from = InitFrom(
             path='runs/fashion_vae', rename=(('^', 'autoencoder/'),), skip=('^denoiser/',)
         )

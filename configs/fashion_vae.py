@@ -7,6 +7,8 @@ from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Cosine
 from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.vae import Vae
+from jaxdl.run.features import RunFeatures
+from jaxdl.tasks.distance import Distance
 from jaxdl.tasks.vae import VariationalAutoencoder
 
 VARIANTS = ('', 'grid')
@@ -17,7 +19,7 @@ def get_config(variant: str = '') -> Config:
     latent = {'': dict(latent=24), 'grid': dict(latent=4, grid=True)}[variant]
     return Config(
         model=Vae(shape=(28, 28, 1), channels=(32, 64), mixtures=3, **latent),
-        task=VariationalAutoencoder(importance=16),
+        task=VariationalAutoencoder(importance=16, distance=Distance(RunFeatures())),
         data=Tfds('fashion_mnist'),
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=0.05), weight_decay=0.01),
         batch_size=256,

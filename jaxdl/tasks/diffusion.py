@@ -20,6 +20,7 @@ from jaxdl.api import Apply, Batch, DataSet, Drawn, Generated, Limits, Task, Tre
 from jaxdl.errors import UserError, above_zero, at_least, below_one, nearest, one_of
 from jaxdl.metrics import Mean
 from jaxdl.tasks import pictures, samplers
+from jaxdl.tasks.distance import Distance, measure
 
 PARAMETRISATIONS = ('edm', 'epsilon', 'v', 'flow')
 
@@ -150,6 +151,7 @@ class Diffusion(Task):
         sampling: how images are drawn.
         shown: images of each class, or rows of images, in the picture of an evaluation; 0: no pictures.
         likelihood: images of the first evaluation set whose likelihood is estimated in the final evaluation; 0: none.
+        distance: what is measured of drawn images in every evaluation; None: nothing.
         augmentations: applied in order to every training batch, on the device.
     """
 
@@ -167,6 +169,7 @@ class Diffusion(Task):
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     shown: int = 4
     likelihood: int = 0
+    distance: Distance | None = None
     augmentations: tuple = ()
 
     def check(self):
@@ -337,8 +340,16 @@ class Diffusion(Task):
         final: bool,
         beat: Callable[[], None],
     ) -> Generated:
-        """Samples, a row for each class; at the end also how samples come about, walks, likelihood."""
+        """Samples, a row for each class, and distances; at the end also how samples come about."""
         found = Generated()
+        if self.distance is not None:
+            found = measure(
+                self.distance,
+                lambda n: self.draw(model, variables, data, n, seed=1).images,
+                data,
+                final=final,
+                beat=beat,
+            )
         classes = facts_of(model).limits().classes or 0
         if self.shown:
             rows = min(classes, 20) or self.shown

@@ -15,6 +15,7 @@ from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
 from jaxdl.models.vae import mean_of, mixture
 from jaxdl.tasks import pictures
+from jaxdl.tasks.distance import Distance, measure
 
 
 @dataclasses.dataclass
@@ -33,6 +34,7 @@ class VariationalAutoencoder(Task):
         beta: weight of the KL divergence in the loss; 1 is the bound (arXiv:1804.03599).
         importance: samples of the importance-weighted estimate in every evaluation; 0: none.
         shown: pictures in a row of the pictures of an evaluation; 0: no pictures.
+        distance: what is measured of samples in every evaluation; None: nothing.
         augmentations: applied in order to every training batch, on the device.
     """
 
@@ -43,6 +45,7 @@ class VariationalAutoencoder(Task):
     beta: float = 1.0
     importance: int = 0
     shown: int = 8
+    distance: Distance | None = None
     augmentations: tuple = ()
 
     def check(self):
@@ -159,6 +162,14 @@ class VariationalAutoencoder(Task):
     ) -> Generated:
         """Test images above their reconstructions, samples, walks between two test images."""
         found = Generated()
+        if self.distance is not None:
+            found = measure(
+                self.distance,
+                lambda n: self.draw(model, variables, data, n, seed=1).images,
+                data,
+                final=final,
+                beat=beat,
+            )
         if not self.shown:
             return found
         real = pictures.real_images(data, 4 * self.shown)
