@@ -75,7 +75,8 @@ SHRUNK = {
 BIG = (
     *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit', 'fashion_gan', 'fashion_gan:hinge'),
     *(f'fashion_pgd:{variant}' for variant in ('pgd', 'fgsm', 'trades', 'plain')),
-    *('cifar_edm', 'cifar_dit', 'fashion_vae:grid', 'fashion_diffusion'),
+    *('cifar_edm', 'cifar_dit', 'digits_flow', 'digits_vae'),
+    *('fashion_vae', 'fashion_vae:grid', 'fashion_diffusion'),
 )
 IMAGE_CONFIGS = [
     name

@@ -24,7 +24,7 @@ def moved(tree):
     return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), tree)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', [pytest.param('unet', marks=pytest.mark.slow), 'dit'])
 def test_a_denoiser_begins_as_zero_and_sees_all_its_inputs(name):
     model = MODELS[name]
     model.check()

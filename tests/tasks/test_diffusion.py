@@ -132,6 +132,7 @@ def small():
     return model, noisy, data
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_its_options(small):
     model, variables, data = small
     task = Diffusion(sampling=Sampling(sampler='euler', steps=3))
