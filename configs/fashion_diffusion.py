@@ -23,12 +23,14 @@ EPOCH = 60_000 // 128
 
 
 def get_config(variant: str = '') -> Config:
+    latent = {'': False, 'latent': True}[variant]
+    task = Diffusion(
+        sampling=Sampling(sampler='heun', steps=18),
+        distance=Distance(RunFeatures(), samples=1000),
+    )
     config = Config(
         model=UNet(channels=(32, 64, 64), blocks=1, num_classes=10),
-        task=Diffusion(
-            sampling=Sampling(sampler='heun', steps=18),
-            distance=Distance(RunFeatures(), samples=1000),
-        ),
+        task=task,
         data=Tfds('fashion_mnist'),
         optimizer=AdamW(
             learning_rate=2e-3,
@@ -44,15 +46,13 @@ def get_config(variant: str = '') -> Config:
         eval_every=2 * EPOCH,
         checkpoint=Checkpoint(every=EPOCH),
     )
-    if variant == 'latent':
+    if latent:
         config.model = Latent(
             autoencoder=Vae(shape=(28, 28, 1), channels=(32, 64), mixtures=3, latent=4, grid=True),
             denoiser=UNet(channels=(64,), blocks=3, attention=(0,), num_classes=10),
         )
-        config.task = dataclasses.replace(config.task, sigma_data=1.0)
+        config.task = dataclasses.replace(task, sigma_data=1.0)
         config.init_from = InitFrom(
             path='runs/fashion_vae', rename=(('^', 'autoencoder/'),), skip=('^denoiser/',)
         )
-    else:
-        assert not variant
     return config

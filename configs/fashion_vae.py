@@ -16,9 +16,11 @@ EPOCH = 60_000 // 256
 
 
 def get_config(variant: str = '') -> Config:
-    latent = {'': dict(latent=24), 'grid': dict(latent=4, grid=True)}[variant]
+    grid = {'': False, 'grid': True}[variant]
     return Config(
-        model=Vae(shape=(28, 28, 1), channels=(32, 64), mixtures=3, **latent),
+        model=Vae(
+            shape=(28, 28, 1), channels=(32, 64), mixtures=3, latent=4 if grid else 24, grid=grid
+        ),
         task=VariationalAutoencoder(importance=16, distance=Distance(RunFeatures())),
         data=Tfds('fashion_mnist'),
         optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=0.05), weight_decay=0.01),

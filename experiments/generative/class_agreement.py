@@ -35,7 +35,8 @@ def main():
         **options,
     )
     judge = open_run(given.classifier, data=False)
-    model, task, variables = judge.config.model, judge.config.task, readable_variables(judge.state)
+    model, task = judge.config.model, judge.config.task
+    variables = readable_variables(judge.state) or {}
     logits = jax.jit(
         lambda images: model.apply(variables, **task.inputs({'image': images}), train=False)
     )(drawn.images)

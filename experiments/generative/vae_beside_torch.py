@@ -49,11 +49,13 @@ class Vae(nn.Module):
             for name in sorted(n for n in params if n.startswith(kind)):
                 first = name.endswith('_0')
                 kernel = params[name]['conv']['kernel']
-                stages[name] = Block(*kernel.shape[2:], 2 if kind == 'down' and first else 1)
+                inputs, outputs = kernel.shape[2:]
+                stages[name] = Block(inputs, outputs, 2 if kind == 'down' and first else 1)
                 copy(stages[name].conv, params[name]['conv'])
         self.to_latent = nn.Linear(*params['to_latent']['kernel'].shape)
         self.from_latent = nn.Linear(*params['from_latent']['kernel'].shape)
-        self.last = nn.Conv2d(*params['last']['kernel'].shape[2:], 3, padding=1)
+        inputs, outputs = params['last']['kernel'].shape[2:]
+        self.last = nn.Conv2d(inputs, outputs, 3, padding=1)
         for name in ('to_latent', 'from_latent', 'last'):
             copy(getattr(self, name), params[name])
 

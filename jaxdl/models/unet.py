@@ -126,17 +126,17 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, told: jax.Array, *, train: bool) -> jax.Array:
         """x [batch, height, width, channels], told [batch, width]."""
-        make = {'dtype': self.dtype}
-        y = nn.silu(GroupNorm(name='first_norm', **make)(x))
-        y = Conv(self.features, name='first', **make)(y)
-        moved = Dense(2 * self.features, name='told', **make)(told)[:, None, None]
+        dtype = self.dtype
+        y = nn.silu(GroupNorm(name='first_norm', dtype=dtype)(x))
+        y = Conv(self.features, name='first', dtype=dtype)(y)
+        moved = Dense(2 * self.features, name='told', dtype=dtype)(told)[:, None, None]
         scale, shift = jnp.split(moved, 2, axis=-1)
-        y = nn.silu(GroupNorm(name='second_norm', **make)(y) * (1 + scale) + shift)
+        y = nn.silu(GroupNorm(name='second_norm', dtype=dtype)(y) * (1 + scale) + shift)
         y = Dropout(self.dropout)(y, train=train)
         zeros = nn.initializers.zeros
-        y = Conv(self.features, kernel_init=zeros, name='second', **make)(y)
+        y = Conv(self.features, kernel_init=zeros, name='second', dtype=dtype)(y)
         if x.shape[-1] != self.features:
-            x = Conv(self.features, kernel_size=(1, 1), name='shortcut', **make)(x)
+            x = Conv(self.features, kernel_size=(1, 1), name='shortcut', dtype=dtype)(x)
         return x + y
 
 

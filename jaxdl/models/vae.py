@@ -104,15 +104,15 @@ class Vae(Model, nn.Module):
         factor = 2 ** len(self.channels)
         self.bottom = (height // factor, width // factor, self.channels[-1])
         size = self.bottom[0] * self.bottom[1] * self.bottom[2]
-        make = {'dtype': self.dtype}
+        dtype = self.dtype
         if self.grid:
-            self.to_latent = Conv(2 * self.latent, kernel_size=(1, 1), **make)
-            self.from_latent = Conv(self.bottom[2], kernel_size=(1, 1), **make)
+            self.to_latent = Conv(2 * self.latent, kernel_size=(1, 1), dtype=dtype)
+            self.from_latent = Conv(self.bottom[2], kernel_size=(1, 1), dtype=dtype)
         else:
-            self.to_latent = Dense(2 * self.latent, **make)
-            self.from_latent = Dense(size, **make)
+            self.to_latent = Dense(2 * self.latent, dtype=dtype)
+            self.from_latent = Dense(size, dtype=dtype)
         self.last = Conv(
-            colours * NUMBERS * self.mixtures, kernel_init=nn.initializers.normal(0.02), **make
+            colours * NUMBERS * self.mixtures, kernel_init=nn.initializers.normal(0.02), dtype=dtype
         )
 
     def encode(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:

@@ -16,9 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.api import Apply, Batch, DataSet, Drawn, Generated, Limits, Task, Tree, facts_of
+from jaxdl.api import (
+    Apply,
+    Batch,
+    DataSet,
+    Drawn,
+    Generated,
+    Learner,
+    Limits,
+    Task,
+    Tree,
+    facts_of,
+)
 from jaxdl.errors import UserError, above_zero, at_least, below_one, nearest, one_of
 from jaxdl.metrics import Mean
+from jaxdl.models.denoiser import Latent
 from jaxdl.tasks import pictures, samplers
 from jaxdl.tasks.distance import Distance, measure
 
@@ -205,6 +217,14 @@ class Diffusion(Task):
             'noise': jnp.zeros(len(images)),
             'labels': batch.get('label', jnp.full(len(images), -1, jnp.int32)),
         }
+
+    def start(self, learner: Learner, params: Tree, model_state: Tree, rng: jax.Array) -> None:
+        """No state; refuses an autoencoder that nobody has trained."""
+        if isinstance(learner.model, Latent) and not learner.config.init_from.path:
+            raise UserError(
+                '--config.init_from.path: a latent model needs the weights of its autoencoder; give '
+                'the folder of its run, and rename as in configs/fashion_diffusion.py'
+            )
 
     def metrics(self, outputs: jax.Array, batch: Batch) -> dict[str, Mean]:
         """The mean square of an output; training and evaluation have the loss."""
