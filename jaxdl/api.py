@@ -140,6 +140,26 @@ class DataSet(abc.ABC):
         """Loads the files that `keep` saved in a run's folder."""
 
 
+class Features(abc.ABC):
+    """What images are to a trained network: vectors, by which sets of images are compared."""
+
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether a network is named; without one nothing is measured."""
+
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The network's name, for the names of metrics: letters, digits and '_'."""
+
+    @abc.abstractmethod
+    def about(self) -> str:
+        """Which network and which of its vectors, in words."""
+
+    @abc.abstractmethod
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """float32 [n, size] of images uint8 [n, height, width, channels]."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """The largest inputs of a model; None: not limited, or not known.
@@ -244,6 +264,19 @@ class Generated:
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass
+class Drawn:
+    """Pictures that a model drew for `jaxdl sample`.
+
+    Attributes:
+        images: uint8 [n, height, width, 1 or 3].
+        note: how they were drawn, in a few words.
+    """
+
+    images: np.ndarray
+    note: str = ''
+
+
 class Apply(Protocol):
     """The model with the weights of the moment, as a task's `losses` and `evaluate` call it.
 
@@ -307,9 +340,11 @@ class Task(abc.ABC):
     Attributes:
         sharding: pairs (pattern of a path, mesh axes), as `config.rules` has them, that place the
             task's own state; its paths begin with 'task_state/'.
+        draw_options: names of the options that `draw` takes besides 'seed'.
     """
 
     sharding: ClassVar[tuple] = ()
+    draw_options: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -435,6 +470,27 @@ class Task(abc.ABC):
     ) -> list[str]:
         """Translations of `sentences`, for `jaxdl sample --translate`."""
         raise UserError(f'a model trained for {type(self).__name__} translates no text')
+
+    def draw(
+        self, model: 'nn.Module', variables: Tree, data: DataSet, n: int, **options: Any
+    ) -> Drawn:
+        """`n` pictures, for `jaxdl sample` and for distances between sets of pictures.
+
+        The options are `seed` (int, another seed, other pictures) and those that `draw_options`
+        names; only those that were given are there:
+
+            label: int, the class of all pictures; without it the classes take turns.
+            guidance: float, the strength of classifier-free guidance.
+            steps: int, steps of the sampler.
+            sampler: str, its name.
+            interpolate: int, pictures of a walk from one picture to another; it divides n.
+            inpaint, mask: uint8 [height, width, channels] and bool [height, width], which is True
+                where the picture is to be filled in.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        raise UserError(f'a model trained for {type(self).__name__} draws no pictures')
 
     def defines(self, method: str) -> bool:
         """Whether this task's class overrides an optional method."""

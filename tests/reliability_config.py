@@ -1,7 +1,9 @@
 """Small runs for tests/chaos.py and the tests of processes: one of each family.
 
 :cnn           convolutions, BatchNorm, dropout, augmentation, averaged weights, on the digits
+:diffusion     a U-Net, noise drawn in each step, averaged weights, pictures, on the digits
 :rnn           an LSTM with its state carried over rows, on a file of the standard library
+:gan           two players with optimizers of their own, spectral norms, the task's own state
 :transformer   accumulation over two parts, dropout, on the same text
 :ppo           PPO on Pendulum, whose episodes are cut off, with running moments and scaled rewards
 :rnn_ppo       PPO with a memory on CartPole without its velocities
@@ -34,7 +36,11 @@ from jaxdl.tasks.replay import Replay
 from jaxdl.tasks.sac import Sac
 from tests import small
 
+<<<<<<< HEAD
 VARIANTS = ('cnn', 'rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium', 'dqn', 'pqn', 'sac')
+=======
+VARIANTS = ('cnn', 'diffusion', 'gan', 'rnn', 'transformer')
+>>>>>>> diffusion
 
 
 def get_config(variant: str = 'cnn') -> Config:
@@ -45,12 +51,18 @@ def get_config(variant: str = 'cnn') -> Config:
         eval_every=15,
         checkpoint=Checkpoint(every=10),
     )
+<<<<<<< HEAD
     if variant == 'cnn':
         return small.config(**{**common, 'batch_size': 48})
     if variant in ('ppo', 'rnn_ppo', 'gymnasium'):
         return reinforcement(variant, {**common, 'batch_size': 16})
     if variant in ('dqn', 'pqn', 'sac'):
         return value_based(variant, {**common, 'batch_size': 8})
+=======
+    if variant in ('cnn', 'diffusion', 'gan'):
+        make = {'cnn': small.config, 'diffusion': small.diffusion, 'gan': small.gan}[variant]
+        return make(**{**common, 'batch_size': 48})
+>>>>>>> diffusion
     file = str(argparse.__file__)
     rnn = variant == 'rnn'
     data = Documents(

@@ -365,6 +365,7 @@ class Groups:
 
 
 @dataclasses.dataclass
+<<<<<<< HEAD
 class SacGroups(Groups):
     """The optimizers of soft actor-critic (jaxdl.tasks.sac).
 
@@ -377,6 +378,18 @@ class SacGroups(Groups):
     actor: Optimizer
     critic: Optimizer
     temperature: Optimizer
+=======
+class Players(Groups):
+    """Optimizers of a generator and of the critic that it is trained against.
+
+    Attributes:
+        generator: of params['generator'].
+        critic: of params['critic'].
+    """
+
+    generator: Optimizer
+    critic: Optimizer
+>>>>>>> diffusion
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:

@@ -71,8 +71,11 @@ class Tfds(DataSet):
 
     def example(self) -> dict[str, np.ndarray] | None:
         """One example of zeros, known without the files; None: the set itself has to be read."""
-        if self._image_set() is not None:
-            return None
+        spec = self._image_set()
+        if spec is not None:
+            zeros = {'image': np.zeros(spec.shape, np.uint8)}
+            zeros |= {name: np.zeros((), np.int32) for name in spec.classes}
+            return {name: zeros[name] for name in zeros if name in (self.features or zeros)}
         from jaxdl.data import records
 
         features = self._declared()
