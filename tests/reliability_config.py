@@ -36,11 +36,9 @@ from jaxdl.tasks.replay import Replay
 from jaxdl.tasks.sac import Sac
 from tests import small
 
-<<<<<<< HEAD
-VARIANTS = ('cnn', 'rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium', 'dqn', 'pqn', 'sac')
-=======
-VARIANTS = ('cnn', 'diffusion', 'gan', 'rnn', 'transformer')
->>>>>>> diffusion
+VARIANTS = (
+    'cnn', 'diffusion', 'gan', 'rnn', 'transformer', 'ppo', 'rnn_ppo', 'gymnasium', 'dqn', 'pqn', 'sac',
+)  # fmt: skip
 
 
 def get_config(variant: str = 'cnn') -> Config:
@@ -51,18 +49,13 @@ def get_config(variant: str = 'cnn') -> Config:
         eval_every=15,
         checkpoint=Checkpoint(every=10),
     )
-<<<<<<< HEAD
-    if variant == 'cnn':
-        return small.config(**{**common, 'batch_size': 48})
     if variant in ('ppo', 'rnn_ppo', 'gymnasium'):
         return reinforcement(variant, {**common, 'batch_size': 16})
     if variant in ('dqn', 'pqn', 'sac'):
         return value_based(variant, {**common, 'batch_size': 8})
-=======
     if variant in ('cnn', 'diffusion', 'gan'):
         make = {'cnn': small.config, 'diffusion': small.diffusion, 'gan': small.gan}[variant]
         return make(**{**common, 'batch_size': 48})
->>>>>>> diffusion
     file = str(argparse.__file__)
     rnn = variant == 'rnn'
     data = Documents(

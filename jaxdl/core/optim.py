@@ -365,7 +365,6 @@ class Groups:
 
 
 @dataclasses.dataclass
-<<<<<<< HEAD
 class SacGroups(Groups):
     """The optimizers of soft actor-critic (jaxdl.tasks.sac).
 
@@ -378,7 +377,9 @@ class SacGroups(Groups):
     actor: Optimizer
     critic: Optimizer
     temperature: Optimizer
-=======
+
+
+@dataclasses.dataclass
 class Players(Groups):
     """Optimizers of a generator and of the critic that it is trained against.
 
@@ -389,7 +390,6 @@ class Players(Groups):
 
     generator: Optimizer
     critic: Optimizer
->>>>>>> diffusion
 
 
 def orthogonal(matrix: jax.Array) -> jax.Array:

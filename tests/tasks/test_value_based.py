@@ -203,9 +203,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize(
-    'name', ['dqn', 'pqn', pytest.param('sac', marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('name', ['dqn', 'pqn', pytest.param('sac', marks=pytest.mark.slow)])
 def test_devices(name):
     one, _, first = trained(RUNS[name](), 10, 1)
     many, made, last = trained(RUNS[name](), 10, 8)
