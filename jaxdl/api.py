@@ -50,6 +50,21 @@ class Source(abc.ABC):
         return iter(())
 
 
+@dataclasses.dataclass
+class Inputs:
+    """What somebody brings to a trained model, as rows like those it was trained on.
+
+    Attributes:
+        source: the rows; arrays that only training needs, such as labels, may be missing.
+        names: what each input is called beside its prediction, such as its file; (): by number.
+        owner: int64 [rows], the input that each row is a part of; None: row i is input i.
+    """
+
+    source: Source
+    names: Sequence[str] = ()
+    owner: np.ndarray | None = None
+
+
 class DataSet(abc.ABC):
     """The `data` of a config: where examples come from.
 
@@ -81,6 +96,25 @@ class DataSet(abc.ABC):
         """The names of the labels in order; () if they have none."""
         return ()
 
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """What a user gives a trained model to predict, as rows; no file of the training is read.
+
+        `given` is a path, a list of paths, or a list of texts or of pairs; arrays by the names of a
+        row never come here. `row` is one row of the training set; only shapes and dtypes count.
+        """
+        del given
+        raise UserError(
+            f'{type(self).__name__} takes arrays only: a .npz file with {", ".join(row)}, or a dict '
+            'of arrays; what a file or folder means to it, its method inputs_from would say'
+        )
+
+    def shown(self, row: Rows) -> 'str | np.ndarray':
+        """One example for a reader: a text, or a picture uint8 [height, width, channels]."""
+        image = row.get('image')
+        if image is not None and image.ndim == 3 and image.dtype == np.uint8:
+            return image
+        return ', '.join(f'{name} {np.array2string(v, threshold=8)}' for name, v in row.items())
+
     def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples.
 
@@ -104,6 +138,26 @@ class DataSet(abc.ABC):
 
     def recall(self, folder: str | os.PathLike) -> None:
         """Loads the files that `keep` saved in a run's folder."""
+
+
+class Features(abc.ABC):
+    """What images are to a trained network: vectors, by which sets of images are compared."""
+
+    @abc.abstractmethod
+    def ready(self) -> bool:
+        """Whether a network is named; without one nothing is measured."""
+
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The network's name, for the names of metrics: letters, digits and '_'."""
+
+    @abc.abstractmethod
+    def about(self) -> str:
+        """Which network and which of its vectors, in words."""
+
+    @abc.abstractmethod
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """float32 [n, size] of images uint8 [n, height, width, channels]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +264,19 @@ class Generated:
     notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass
+class Drawn:
+    """Pictures that a model drew for `jaxdl sample`.
+
+    Attributes:
+        images: uint8 [n, height, width, 1 or 3].
+        note: how they were drawn, in a few words.
+    """
+
+    images: np.ndarray
+    note: str = ''
+
+
 class Apply(Protocol):
     """The model with the weights of the moment, as a task's `losses` and `evaluate` call it.
 
@@ -273,9 +340,11 @@ class Task(abc.ABC):
     Attributes:
         sharding: pairs (pattern of a path, mesh axes), as `config.rules` has them, that place the
             task's own state; its paths begin with 'task_state/'.
+        draw_options: names of the options that `draw` takes besides 'seed'.
     """
 
     sharding: ClassVar[tuple] = ()
+    draw_options: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -306,6 +375,18 @@ class Task(abc.ABC):
         What is random in it must follow from the rows, such as from batch['id'].
         """
         return self.eval_metrics(apply(**self.inputs(batch), train=False), batch)
+
+    def predictions(self, outputs: Any, batch: Batch) -> 'dict[str, jax.Array | Mean]':
+        """What the model says of each row, {name: [batch, …]}, for `jaxdl predict` and `jaxdl.load`.
+
+        The batch may lack what only a loss needs. An integer 'label' is written as the name of its
+        class. If an input takes several rows, arrays are added up over them, and Means (total and
+        weight [batch]) merged.
+        """
+        raise UserError(
+            f'a model trained for {type(self).__name__} predicts nothing: its class does not define '
+            'predictions(outputs, batch)'
+        )
 
     def start(self, learner: Learner, params: Tree, model_state: Tree, rng: 'jax.Array') -> Tree:
         """The task's own state before the first step, a tree of arrays (no typed keys); None: none.
@@ -389,6 +470,27 @@ class Task(abc.ABC):
     ) -> list[str]:
         """Translations of `sentences`, for `jaxdl sample --translate`."""
         raise UserError(f'a model trained for {type(self).__name__} translates no text')
+
+    def draw(
+        self, model: 'nn.Module', variables: Tree, data: DataSet, n: int, **options: Any
+    ) -> Drawn:
+        """`n` pictures, for `jaxdl sample` and for distances between sets of pictures.
+
+        The options are `seed` (int, another seed, other pictures) and those that `draw_options`
+        names; only those that were given are there:
+
+            label: int, the class of all pictures; without it the classes take turns.
+            guidance: float, the strength of classifier-free guidance.
+            steps: int, steps of the sampler.
+            sampler: str, its name.
+            interpolate: int, pictures of a walk from one picture to another; it divides n.
+            inpaint, mask: uint8 [height, width, channels] and bool [height, width], which is True
+                where the picture is to be filled in.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        raise UserError(f'a model trained for {type(self).__name__} draws no pictures')
 
     def defines(self, method: str) -> bool:
         """Whether this task's class overrides an optional method."""

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 flags = os.environ.get('XLA_FLAGS', '')
@@ -15,3 +17,16 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 # A run measures the machine's peak for its MFU once; tests need no true one.
 os.environ.setdefault('JAXDL_PEAK_FLOPS', '1e11')
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs have the first of the simulated devices alone, which compiles faster."""
+    import jax
+
+    from jaxdl.core import mesh as mesh_lib
+
+    make = mesh_lib.make_mesh
+    monkeypatch.setattr(
+        mesh_lib, 'make_mesh', lambda sizes, devices=None: make(sizes, jax.devices()[:1])
+    )

@@ -1,4 +1,4 @@
-"""Four small models, the layouts they can be trained in, and how one is trained for some steps."""
+"""Small models, the layouts they can be trained in, and how one is trained for some steps."""
 
 import dataclasses
 import math
@@ -11,18 +11,29 @@ from jaxdl.api import DataSet
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.config import Config, Mesh
 from jaxdl.core.feed import Feed
-from jaxdl.core.optim import AdamW, Constant
+from jaxdl.core.optim import AdamW, Constant, Players
 from jaxdl.core.pipeline import Order
 from jaxdl.core.program import Program
 from jaxdl.data.arrays import ArraySource
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.models.cnn import Cnn
+from jaxdl.models.dit import DiT
+from jaxdl.models.gan import Critic, Gan, Generator
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.seq2seq import Seq2Seq
 from jaxdl.models.transformer import TransformerLM
+from jaxdl.models.unet import UNet
+from jaxdl.models.vae import Vae
+from jaxdl.run.features import RunFeatures
+from jaxdl.tasks.attack import Attack
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.diffusion import Diffusion
+from jaxdl.tasks.distance import Distance
+from jaxdl.tasks.gan import R3Gan
 from jaxdl.tasks.language_model import LanguageModel
+from jaxdl.tasks.robust import Adversarial
 from jaxdl.tasks.translation import Translation
+from jaxdl.tasks.vae import VariationalAutoencoder
 
 VOCAB = 37  # no axis divides it
 STEPS = 10
@@ -69,11 +80,36 @@ class Tokens(DataSet):
 def families() -> dict[str, tuple[Any, Any, Any]]:
     """{name: (model, task, data)}."""
     shape = dict(width=16, heads=4, layers=2, vocab=VOCAB, max_length=16, scan_layers=True)
+    images = SyntheticImages(num_examples=64, shape=(8, 8, 1), num_classes=4)
+    # From the image itself: under pmap each device has random starts of its own. A step of the L2
+    # attack is a smooth function of the gradient, the sign of a gradient near 0 is rounding.
+    attack = Attack('l2', 0.5, steps=2, step_size=0.3, random_start=False)
     return {
+        'vae': (
+            Vae(shape=(8, 8, 1), channels=(8, 8), convs=1, latent=4),
+            VariationalAutoencoder(),
+            images,
+        ),
+        'unet': (UNet(channels=(8, 8), blocks=1, num_classes=4), Diffusion(), images),
+        'dit': (
+            DiT(width=16, heads=4, layers=2, patch=2, num_classes=4, scan_layers=True),
+            Diffusion(parametrisation='flow'),
+            images,
+        ),
         'cnn': (
             Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
             Classification(num_classes=4),
-            SyntheticImages(num_examples=64, shape=(8, 8, 1), num_classes=4),
+            images,
+        ),
+        'robust': (
+            Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
+            Adversarial(num_classes=4, training=attack),
+            images,
+        ),
+        'gan': (
+            Gan(Generator(8, 1, (8,)), Critic((8,), blocks=1, spectral=True)),
+            R3Gan(Distance(RunFeatures()), latent=8, critic_steps=2),
+            images,
         ),
         'lstm': (RnnLM(vocab=VOCAB, width=16, layers=1), LanguageModel(), Tokens()),
         'decoder': (
@@ -119,11 +155,12 @@ def devices_of(run: Config) -> int:
 def config(family: str, **changes) -> Config:
     """The run of a family; it uses Adam, in which every gradient counts from the first step."""
     model, task, data = families()[family]
+    adam = AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, eps=1e-4)
     values = dict(
         model=model,
         task=task,
         data=data,
-        optimizer=AdamW(learning_rate=3e-3, schedule=Constant(), weight_decay=0.1, eps=1e-4),
+        optimizer=Players(adam, adam) if family == 'gan' else adam,
         steps=STEPS,
         batch_size=16,
         mesh=Mesh(data=8),

@@ -19,10 +19,11 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def image_grid(images: np.ndarray) -> np.ndarray:
+def image_grid(images: np.ndarray, columns: int = 0) -> np.ndarray:
     """Arranges images uint8 [n, height, width, channels] in rows, with thin gaps between them.
 
-    Returns uint8 [height, width, 3]; about a square; channels may be 1 or 3.
+    Returns uint8 [height, width, 3], with `columns` pictures in a row, by default about a square;
+    channels may be 1 or 3.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
@@ -30,7 +31,7 @@ def image_grid(images: np.ndarray) -> np.ndarray:
             f'images must be uint8 [n, height, width, 1 or 3], not {images.dtype} {images.shape}'
         )
     count, height, width, _ = images.shape
-    columns = max(1, int(np.ceil(np.sqrt(count))))
+    columns = columns or max(1, int(np.ceil(np.sqrt(count))))
     rows = -(-count // columns)
     gap = 2
     grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 127, np.uint8)

@@ -83,7 +83,7 @@ def test_help_of_each_command_is_true(name, call, monkeypatch):
     assert code == 0 and f'usage: jaxdl {name}' in out
     flags_part, example = out.split('\nexample:\n  ')
     rows = [line.split()[0] for line in flags_part.partition('\nflags:\n')[2].splitlines()]
-    assert name == 'demo' or [word for word in rows if word.startswith('--')], out
+    assert name in ('demo', 'doctor') or [word for word in rows if word.startswith('--')], out
     for word in rows:  # each that is listed is known, and only with a value where one is shown
         if word.startswith('--') and '.FIELD' not in word:
             flag = word.partition('=')[0].replace('[no]', '')
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_named(words, said, call, monkeypatch):
 NAMES = [path for path, *_ in config_lib.describe(flags.load_config('digits_cnn'))]
 FLAGS = (
     'workdir step batch_size json prompt tokens num temperature top_k top_p seed translate beams '
-    'output dry_run gpus per_gpu slots vectorize fork launcher hours memory_gb devices network '
+    'n out class guidance interpolate inpaint mask output dry_run gpus per_gpu slots vectorize fork launcher hours memory_gb devices network '
     'search largest rows estimate from data_dir seconds from_hf to_hf new_head profile plan '
     'coordinator processes process config help undefok flagfile'
 ).split()
@@ -152,7 +152,7 @@ CONFIG, RUN = '--config=digits_cnn', '--workdir=run'
 GOOD = {
     'train': ([CONFIG], [CONFIG, RUN, '--config.seed=3'], []),
     'evaluate': ([RUN], [RUN, '--json'], []),
-    'sample': ([RUN, '--prompt=x'], [RUN, '--translate'], []),
+    'sample': ([RUN, '--prompt=x'], [RUN, '--n=4', '--out=x.png'], []),
     'report': (['run'], ['a', 'b', '--output=c'], []),
     'sweep': ([str(ROOT / 'experiments/sweeps/digits_lr_width.py'), RUN], ['x.py'], []),
     'plan': ([CONFIG, '--devices=h100x8'], [CONFIG, '--devices=v100', '--largest'], []),
