@@ -8,6 +8,7 @@ What is meant to come out, on one recent GPU (targets: none of these has been ru
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Linear, Sgd
 from jaxdl.data.images.tfds import Tfds
+from jaxdl.data.valid import Valid
 from jaxdl.models.airbench import Airbench
 from jaxdl.models.resnet import ResNet
 from jaxdl.tasks.augment import Cutout, HorizontalFlip, RandomCrop
@@ -41,7 +42,7 @@ def get_config(variant: str = '') -> Config:
             if variant == '96'
             else augmentations,
         ),
-        data=Tfds('cifar10'),
+        data=Tfds('cifar10', valid=Valid(share=0.04)),
         optimizer=Sgd(
             learning_rate=rate, schedule=Linear(warmup=0.2), weight_decay=decay, momentum=0.9
         ),
@@ -51,5 +52,5 @@ def get_config(variant: str = '') -> Config:
         ema=0.02,
         log_every=epoch // 4,
         eval_every=epoch * max(1, epochs // 10),
-        checkpoint=Checkpoint(every=epoch * max(1, epochs // 10), best='eval/test/accuracy'),
+        checkpoint=Checkpoint(every=epoch * max(1, epochs // 10), best='eval/valid/accuracy'),
     )

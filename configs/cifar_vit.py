@@ -3,6 +3,7 @@
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import AdamW, Cosine
 from jaxdl.data.images.tfds import Tfds
+from jaxdl.data.valid import Valid
 from jaxdl.models.vit import ViT
 from jaxdl.tasks.augment import Cutout, HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
@@ -33,7 +34,7 @@ def get_config() -> Config:
                 Cutout(size=12, fill=(125, 123, 114)),
             ),
         ),
-        data=Tfds('cifar10'),
+        data=Tfds('cifar10', valid=Valid(share=0.04)),
         optimizer=AdamW(
             learning_rate=1e-3,
             schedule=Cosine(warmup=0.05),
@@ -47,5 +48,5 @@ def get_config() -> Config:
         ema=0.02,
         log_every=EPOCH,
         eval_every=10 * EPOCH,
-        checkpoint=Checkpoint(every=10 * EPOCH, best='eval/test/accuracy'),
+        checkpoint=Checkpoint(every=10 * EPOCH, best='eval/valid/accuracy'),
     )

@@ -8,6 +8,7 @@ than the random resized crop with which the published 76 % were reached.
 from jaxdl.core.config import Checkpoint, Config
 from jaxdl.core.optim import Cosine, Sgd
 from jaxdl.data.images.tfds import Tfds
+from jaxdl.data.valid import Valid
 from jaxdl.models.resnet import ResNet
 from jaxdl.tasks.augment import HorizontalFlip, RandomCrop
 from jaxdl.tasks.classification import Classification
@@ -25,11 +26,17 @@ def get_config() -> Config:
             label_smoothing=0.1,
             augmentations=(HorizontalFlip(), RandomCrop(padding=28)),
         ),
-        data=Tfds('imagenet2012', evals=('validation',), image_size=224, in_memory_bytes=0),
+        data=Tfds(
+            'imagenet2012',
+            evals=('validation',),
+            image_size=224,
+            in_memory_bytes=0,
+            valid=Valid(share=0.01),  # the best checkpoint is chosen by it
+        ),
         optimizer=Sgd(learning_rate=0.4, schedule=Cosine(warmup=0.055), weight_decay=5e-5),
         batch_size=1024,
         steps=90 * EPOCH,
         log_every=100,
         eval_every=5 * EPOCH,
-        checkpoint=Checkpoint(every=EPOCH, best='eval/validation/accuracy'),
+        checkpoint=Checkpoint(every=EPOCH, best='eval/valid/accuracy'),
     )

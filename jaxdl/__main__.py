@@ -12,13 +12,18 @@ from collections.abc import Sequence
 COMMANDS = (
     'train',
     'evaluate',
+    'predict',
     'sample',
+    'export',
+    'runs',
     'report',
+    'track',
     'sweep',
     'plan',
     'prepare',
     'benchmark',
     'interchange',
+    'doctor',
     'demo',
 )
 

@@ -50,6 +50,21 @@ class Source(abc.ABC):
         return iter(())
 
 
+@dataclasses.dataclass
+class Inputs:
+    """What somebody brings to a trained model, as rows like those it was trained on.
+
+    Attributes:
+        source: the rows; arrays that only training needs, such as labels, may be missing.
+        names: what each input is called beside its prediction, such as its file; (): by number.
+        owner: int64 [rows], the input that each row is a part of; None: row i is input i.
+    """
+
+    source: Source
+    names: Sequence[str] = ()
+    owner: np.ndarray | None = None
+
+
 class DataSet(abc.ABC):
     """The `data` of a config: where examples come from.
 
@@ -80,6 +95,25 @@ class DataSet(abc.ABC):
     def class_names(self) -> tuple[str, ...]:
         """The names of the labels in order; () if they have none."""
         return ()
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """What a user gives a trained model to predict, as rows; no file of the training is read.
+
+        `given` is a path, a list of paths, or a list of texts or of pairs; arrays by the names of a
+        row never come here. `row` is one row of the training set; only shapes and dtypes count.
+        """
+        del given
+        raise UserError(
+            f'{type(self).__name__} takes arrays only: a .npz file with {", ".join(row)}, or a dict '
+            'of arrays; what a file or folder means to it, its method inputs_from would say'
+        )
+
+    def shown(self, row: Rows) -> 'str | np.ndarray':
+        """One example for a reader: a text, or a picture uint8 [height, width, channels]."""
+        image = row.get('image')
+        if image is not None and image.ndim == 3 and image.dtype == np.uint8:
+            return image
+        return ', '.join(f'{name} {np.array2string(v, threshold=8)}' for name, v in row.items())
 
     def check_with(self, model: 'nn.Module', task: 'Task') -> None:
         """Raises UserError where model or task cannot take these examples.
@@ -341,6 +375,18 @@ class Task(abc.ABC):
         What is random in it must follow from the rows, such as from batch['id'].
         """
         return self.eval_metrics(apply(**self.inputs(batch), train=False), batch)
+
+    def predictions(self, outputs: Any, batch: Batch) -> 'dict[str, jax.Array | Mean]':
+        """What the model says of each row, {name: [batch, …]}, for `jaxdl predict` and `jaxdl.load`.
+
+        The batch may lack what only a loss needs. An integer 'label' is written as the name of its
+        class. If an input takes several rows, arrays are added up over them, and Means (total and
+        weight [batch]) merged.
+        """
+        raise UserError(
+            f'a model trained for {type(self).__name__} predicts nothing: its class does not define '
+            'predictions(outputs, batch)'
+        )
 
     def start(self, learner: Learner, params: Tree, model_state: Tree, rng: 'jax.Array') -> Tree:
         """The task's own state before the first step, a tree of arrays (no typed keys); None: none.

@@ -17,18 +17,23 @@ from jaxdl.core.program import Program
 from jaxdl.data.arrays import ArraySource
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.models.cnn import Cnn
+from jaxdl.models.dit import DiT
 from jaxdl.models.gan import Critic, Gan, Generator
 from jaxdl.models.rnn import RnnLM
 from jaxdl.models.seq2seq import Seq2Seq
 from jaxdl.models.transformer import TransformerLM
+from jaxdl.models.unet import UNet
+from jaxdl.models.vae import Vae
 from jaxdl.run.features import RunFeatures
 from jaxdl.tasks.attack import Attack
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.diffusion import Diffusion
 from jaxdl.tasks.distance import Distance
 from jaxdl.tasks.gan import R3Gan
 from jaxdl.tasks.language_model import LanguageModel
 from jaxdl.tasks.robust import Adversarial
 from jaxdl.tasks.translation import Translation
+from jaxdl.tasks.vae import VariationalAutoencoder
 
 VOCAB = 37  # no axis divides it
 STEPS = 10
@@ -80,6 +85,17 @@ def families() -> dict[str, tuple[Any, Any, Any]]:
     # attack is a smooth function of the gradient, the sign of a gradient near 0 is rounding.
     attack = Attack('l2', 0.5, steps=2, step_size=0.3, random_start=False)
     return {
+        'vae': (
+            Vae(shape=(8, 8, 1), channels=(8, 8), convs=1, latent=4),
+            VariationalAutoencoder(),
+            images,
+        ),
+        'unet': (UNet(channels=(8, 8), blocks=1, num_classes=4), Diffusion(), images),
+        'dit': (
+            DiT(width=16, heads=4, layers=2, patch=2, num_classes=4, scan_layers=True),
+            Diffusion(parametrisation='flow'),
+            images,
+        ),
         'cnn': (
             Cnn(channels=(8, 8), pools=1, dense=16, num_classes=4),
             Classification(num_classes=4),

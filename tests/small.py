@@ -15,13 +15,17 @@ from jaxdl.core.program import Program
 from jaxdl.data.images.tfds import Tfds
 from jaxdl.models.cnn import Cnn
 from jaxdl.models.gan import Critic, Gan, Generator
+from jaxdl.models.unet import UNet
+from jaxdl.models.vae import Vae
 from jaxdl.run.features import RunFeatures
 from jaxdl.tasks.attack import Attack
 from jaxdl.tasks.augment import RandomCrop
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.diffusion import Diffusion, Sampling
 from jaxdl.tasks.distance import Distance
 from jaxdl.tasks.gan import HingeGan
 from jaxdl.tasks.robust import Adversarial
+from jaxdl.tasks.vae import VariationalAutoencoder
 
 
 def config(**changes) -> Config:
@@ -42,6 +46,16 @@ def config(**changes) -> Config:
     return Config(**{**values, **changes})
 
 
+def diffusion(**changes) -> Config:
+    """A U-Net that removes noise from digits, with dropped labels, dropout and averaged weights."""
+    values = dict(
+        model=UNet(channels=(8,), blocks=1, num_classes=10, dropout=0.1),
+        task=Diffusion(sampling=Sampling(steps=2), shown=1),
+        optimizer=AdamW(1e-3, eps=1e-4, schedule=Constant()),
+    )
+    return config(**{**values, **changes})
+
+
 def gan(**changes) -> Config:
     """Two players on the digits: spectral norm, two updates of the critic, averaged weights."""
     values = dict(
@@ -51,6 +65,16 @@ def gan(**changes) -> Config:
         steps=8,
         log_every=4,
         eval_every=4,
+    )
+    return config(**{**values, **changes})
+
+
+def vae(**changes) -> Config:
+    """A convolutional VAE of the digits, with an importance-weighted estimate."""
+    values = dict(
+        model=Vae(shape=(8, 8, 1), channels=(8,), convs=1, latent=4),
+        task=VariationalAutoencoder(levels=17, importance=2, shown=2),
+        optimizer=AdamW(1e-3, eps=1e-4, schedule=Constant()),
     )
     return config(**{**values, **changes})
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests import chaos as chaos_lib
 from tests.chaos import ROOT
+from tests.reliability_config import VARIANTS
 from tests.run.test_cluster import free_port
 
 
@@ -47,8 +48,8 @@ def test_a_cnn_survives(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', ['gan', 'rnn', 'transformer'])
-def test_other_families_survive(variant, tmp_path):
+@pytest.mark.parametrize('variant', [name for name in VARIANTS if name != 'cnn'])
+def test_every_family_survives(variant, tmp_path):
     assert chaos(variant, 4, tmp_path).rstrip().endswith('equal')
 
 

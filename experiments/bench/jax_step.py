@@ -117,7 +117,9 @@ def build(case, batch: int, words: list[str], group: int):
     plain = program.steps.train_metrics
     count = flops.count(plain, program.abstract, abstract, {}, program.hyper)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0].params))
-    return step, {'gflop': count.model / 1e9, 'parameters': parameters}
+    cost = compiled.cost_analysis() or {}
+    moved = cost.get('bytes accessed', 0.0)  # a loop's body counts once
+    return step, {'gflop': count.model / 1e9, 'parameters': parameters, 'bytes': moved}
 
 
 def peak_mib() -> float | None:

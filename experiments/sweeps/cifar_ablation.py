@@ -25,7 +25,7 @@ def get_config(variant: str = ''):
 def get_sweep() -> Sweep:
     return Sweep(
         config='configs/cifar_cnn.py',
-        metric='eval/test/accuracy',
+        metric='eval/valid/accuracy',
         points=chain(
             [{}],  # the whole recipe
             [{'config': f'experiments/sweeps/cifar_ablation.py:{name}'} for name in VARIANTS],

@@ -161,6 +161,10 @@ def _equation(eqn: Any, around: _Around) -> Flops:
         for flops in inner:
             total = total.plus(flops)
         return total
+    if name == 'ffi_call' and 'conv_flops' in dict(params['attributes']):
+        out = eqn.outvars[0].aval.shape  # what stands before the last four axes came by vmap
+        count = dict(params['attributes'])['conv_flops'] * math.prod(out[:-4])
+        return _product('conv', float(count), str(eqn.invars[0].aval.dtype), around.remat)
     if name == 'ffi_call' or name == 'pure_callback':
         target = params.get('target_name', name)
         return Flops(notes=(f'the custom call {target} is not counted',))

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the commands that a user would run, and prints the accuracy and the paths of results."""
     CommandLine(__doc__ or '', example='').parse(argv)
     train = ['train', '--config=digits_cnn', f'--workdir={WORKDIR}']
-    for words in (train, ['report', WORKDIR]):
+    for words in (train, ['report', WORKDIR, '--mistakes']):
         code = subprocess.run([sys.executable, '-m', 'jaxdl', *words]).returncode
         if code:
             return code

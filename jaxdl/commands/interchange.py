@@ -1,4 +1,4 @@
-"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT.
+"""Weights to and from Hugging Face's layout: BERT, GPT-2, Llama, Mistral, Qwen3 and ViT.
 
 With --from_hf the folder of --workdir becomes a run at step 0 with these weights: training it
 fine-tunes them, and other runs can start from it. With --to_hf the newest good checkpoint of the

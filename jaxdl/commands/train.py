@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> None:
     line.config()
     line.string('workdir', 'DIR', 'the folder of the run')
     line.string('profile', 'START:STOP', 'trace these steps; prints the operations that take long')
+    line.boolean('find_lr', 'train nothing; find a learning rate to begin with in a short test')
     line.boolean('plan', 'start only if the step fits the memory of the devices')
     cluster.define_flags(line)
     given = line.parse(argv)
@@ -40,6 +41,11 @@ def main(argv: Sequence[str]) -> None:
     )
     cluster.join(processes)
     runtime.open_devices()
+    if given.find_lr:
+        from jaxdl.run import find_rate
+
+        print(find_rate.report(given.config), flush=True)
+        return
     from jaxdl.run import loop  # slow to import, so only after the flags are read
 
     if given.plan:

@@ -34,6 +34,7 @@ FREE = (
     'config.eval_every',
     'config.eval_batch_size',
     'config.checkpoint',
+    'config.early_stop',
     'config.divergence',
     'config.mesh',
     'config.rules',
@@ -117,6 +118,41 @@ class Checkpoint:
 
 
 @dataclasses.dataclass
+class EarlyStop:
+    """Ends a run before its last step when a metric of the evaluations gets no better.
+
+    The schedule of the learning rate stays that of config.steps. With checkpoint.best the best
+    checkpoint is kept too; the averages, samples and results of the end are those of the last step.
+
+    Attributes:
+        metric: such as 'eval/valid/loss'; empty: the run goes on to its last step.
+        mode: whether a better value is larger ('max') or smaller ('min').
+        patience: evaluations in a row without a better value after which the run ends.
+        least: a value counts as better only if it is so by more than this.
+    """
+
+    metric: str = ''
+    mode: str = 'min'
+    patience: int = 5
+    least: float = 0.0
+
+    def check(self):
+        at_least(self, patience=1, least=0)
+        one_of(self, mode=('max', 'min'))
+        if self.metric and not self.metric.startswith('eval/'):
+            raise ValueError(
+                f"metric={self.metric!r}: must be an evaluation metric, 'eval/<set>/<metric>'"
+            )
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` is better than the best so far; NaN is not."""
+        if best is None:
+            return not math.isnan(value)
+        gain = value - best if self.mode == 'max' else best - value
+        return gain > self.least
+
+
+@dataclasses.dataclass
 class Divergence:
     """What happens when a loss, a gradient or a new parameter is not finite.
 
@@ -181,6 +217,7 @@ class Config:
         float8: the model's matrix products in float8 while training (GPUs; needs qwix).
         loss_scale: factor on the loss of a float16 model to begin with (65536 is usual); 0: none.
         checkpoint: when checkpoints are written and which are kept.
+        early_stop: whether the run ends when a metric gets no better.
         divergence: what follows a value that is not finite.
         init_from: parameters to start from.
         mesh: how the devices are arranged.
@@ -210,6 +247,7 @@ class Config:
     float8: bool = False
     loss_scale: float = 0.0
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    early_stop: EarlyStop = dataclasses.field(default_factory=EarlyStop)
     divergence: Divergence = dataclasses.field(default_factory=Divergence)
     init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -299,6 +337,11 @@ class Config:
                 'checkpoint.best is unused when eval_every=0 (evaluated only at the end); '
                 'set eval_every'
             )
+        if self.early_stop.metric and not self.eval_every:
+            raise ValueError(
+                'early_stop.metric is unused when eval_every=0 (evaluated only at the end); set '
+                'eval_every'
+            )
         every = self.checkpoint.every
         if best and (not every or (every % self.eval_every and self.eval_every % every)):
             raise ValueError(
@@ -338,18 +381,43 @@ def check(config: Config) -> None:
     for path, node in nodes(config):
         for field in fields(node):
             _check_type(f'{path}.{field.name}', field.type, getattr(node, field.name))
-    for path, node in nodes(config):
+    _check_nodes(config, 'config')
+    try:
+        config.optimizer.for_model(config.model)
+    except ValueError as error:
+        raise UserError(f'--config.optimizer: {error}') from None
+
+
+def _check_nodes(tree: Any, path: str) -> None:
+    for place, node in nodes(tree, path):
         if callable(getattr(node, 'check', None)):
             try:
                 node.check()
             except ValueError as error:
                 named = re.match(r'(\w+)=', str(error))
                 own = named is not None and hasattr(node, named.group(1))
-                raise UserError(f'--{path}{"." if own else ": "}{error}') from None
-    try:
-        config.optimizer.for_model(config.model)
-    except ValueError as error:
-        raise UserError(f'--config.optimizer: {error}') from None
+                raise UserError(f'--{place}{"." if own else ": "}{error}') from None
+
+
+def completed(config: Config) -> Config:
+    """`config` with each num_classes=0 of model and task set to the number of the data's classes.
+
+    Called once, when the config has been read and its fields were set.
+    """
+    parts = ('model', 'task')
+    if all(getattr(getattr(config, part), 'num_classes', 1) for part in parts):
+        return config
+    if not isinstance(config.data, DataSet):
+        return config  # `check` says what is wrong
+    _check_nodes(config.data, 'config.data')
+    count = len(config.data.class_names())
+    if not count:
+        raise UserError(
+            'num_classes=0 stands for the number of classes of the data, which names none; give '
+            '--config.model.num_classes and --config.task.num_classes'
+        )
+    values = {f'config.{part}.num_classes': count for part in parts}
+    return rebuild(config, lambda path, leaf: leaf or values.get(path, leaf))
 
 
 def _check_type(path: str, kind: Any, value: Any) -> None:

@@ -113,12 +113,12 @@ class Evaluator:
         )
 
 
-def check_best(best: str, names: list[str]) -> None:
-    """Raises UserError unless `best` (config.checkpoint.best) is empty or one of `names`."""
-    if best and best not in names:
+def check_metric(field: str, metric: str, names: list[str]) -> None:
+    """Raises UserError unless `metric`, the value of a field, is empty or one of `names`."""
+    if metric and metric not in names:
         raise UserError(
-            f'--config.checkpoint.best={best!r} is no metric of an evaluation'
-            f'{nearest(best, names)}; allowed: {", ".join(names) or "none"}'
+            f'--config.{field}={metric!r} is no metric of an evaluation'
+            f'{nearest(metric, names)}; allowed: {", ".join(names) or "none"}'
         )
 
 
@@ -127,8 +127,7 @@ def readable_variables(state: TrainState) -> dict | None:
 
     None where they are split over several processes: `jaxdl evaluate` can then generate later.
     """
-    weights = {'params': state.params, 'model_state': state.model_state}
-    weights = weights if state.ema is None else state.ema
+    weights = state.evaluated()
     variables = {'params': weights['params'], **weights['model_state']}
     leaves = jax.tree.leaves(variables)
     if all(leaf.is_fully_replicated for leaf in leaves):

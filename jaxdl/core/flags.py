@@ -173,7 +173,8 @@ class CommandLine:
         given = self._read(command, rest, overrides)
         before_config(given)
         if self._takes_config and given.config:
-            given.config = apply_overrides(load_config(given.config), overrides)
+            config = apply_overrides(load_config(given.config), overrides)
+            given.config = config_lib.completed(config)
             config_lib.check(given.config)
         return given
 
@@ -187,7 +188,7 @@ class CommandLine:
             raise UserError(self._unknown(error.flagname, words)) from None
         except flags.IllegalFlagValueError as error:
             raise UserError(self._refused(str(error))) from None
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE
             raise UserError(' '.join(str(error).split())) from None
         if left and not self.words:
             example = '--config.FIELD=VALUE' if self._takes_config else '--FLAG=VALUE'

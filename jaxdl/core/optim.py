@@ -365,6 +365,21 @@ class Groups:
 
 
 @dataclasses.dataclass
+class SacGroups(Groups):
+    """The optimizers of soft actor-critic (jaxdl.tasks.sac).
+
+    Attributes:
+        actor: of the policy.
+        critic: of the two critics.
+        temperature: of the temperature.
+    """
+
+    actor: Optimizer
+    critic: Optimizer
+    temperature: Optimizer
+
+
+@dataclasses.dataclass
 class Players(Groups):
     """Optimizers of a generator and of the critic that it is trained against.
 

@@ -97,6 +97,11 @@ class TrainState(flax.struct.PyTreeNode):
     loss_scale: LossScale | None = None
     task_state: Tree = None
 
+    def evaluated(self) -> dict[str, Tree]:
+        """The 'params' and 'model_state' that evaluation uses: the averages, if there are any."""
+        weights = {'params': self.params, 'model_state': self.model_state}
+        return weights if self.ema is None else self.ema
+
 
 class Traced:
     """Finds the packing of the metrics while the step is traced, which saves a second trace."""
@@ -336,8 +341,7 @@ class Steps:
         """The metrics of one evaluation batch under its mask, with the averaged weights if any."""
         config = self._config(hyper)
         batch = gather(batch, resident)
-        weights = {'params': state.params, 'model_state': state.model_state}
-        weights = weights if state.ema is None else state.ema
+        weights = state.evaluated()
         apply = Applied(config.model, weights['params'], weights['model_state'], None)
         counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
         return self._sum({**config.task.evaluate(apply, batch), COUNT: counted})

@@ -1,4 +1,6 @@
-"""A data source that is a dictionary of arrays in memory."""
+"""A data source that is a dictionary of arrays in memory; parts of sources."""
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -47,3 +49,25 @@ def slices(
     if len(parts) == 1:
         return ArraySource(parts[0])
     return ArraySource({n: np.concatenate([part[n] for part in parts]) for n in parts[0]})
+
+
+def subset(source: Source, ids: np.ndarray) -> Source:
+    """The examples `ids` (int64) of a source, in that order; in memory if the source is."""
+    arrays = source.in_memory()
+    if arrays is not None:
+        return ArraySource({name: array[ids] for name, array in arrays.items()})
+    return _Subset(source, ids)
+
+
+class _Subset(Source):
+    def __init__(self, source: Source, ids: np.ndarray):
+        self._source, self._ids = source, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def fetch(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        return self._source.fetch(self._ids[ids])
+
+    def stages(self, ids: np.ndarray) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
+        return self._source.stages(self._ids[ids])

@@ -1,10 +1,7 @@
 """Examples in ArrayRecord shards, decoded when they are asked for or once into memory."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,9 +14,8 @@ from jaxdl.data import store
 from jaxdl.data.arrays import ArraySource, slices
 from jaxdl.data.images.pictures import TARGETS, NotUnderstoodError, open_picture, picture_array
 from jaxdl.data.splits import resolve
+from jaxdl.data.threads import in_chunks, pool
 from jaxdl.errors import UserError, nearest
-
-_CHUNK = 256  # rows a thread decodes at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +164,9 @@ class RecordSource(Source):
         Raises UserError that names the file where a row cannot be read.
         """
         out = self._layout.empty(len(ids))
-        chunk = max(1, min(_CHUNK, -(-len(ids) // _threads())))
-        starts = range(0, len(ids), chunk)
 
-        def decode(start: int) -> None:
-            wanted = [int(i) for i in ids[start : start + chunk]]
+        def decode(start: int, stop: int) -> None:
+            wanted = [int(i) for i in ids[start:stop]]
             try:
                 examples = (
                     self._records.__getitems__(wanted)
@@ -184,11 +178,7 @@ class RecordSource(Source):
             except Exception as error:
                 raise self._failure(wanted, error) from error
 
-        if len(starts) < 2:
-            for start in starts:
-                decode(start)
-        else:
-            list(_pool().map(decode, starts))
+        in_chunks(len(ids), decode)
         return out
 
     def stages(self, ids: np.ndarray) -> Iterator[tuple[str, Callable[[], tuple[int, int]]]]:
@@ -276,7 +266,7 @@ def check_shards(records: Any, *, dataset: str, command: str) -> None:
             return f'{path} has {found} records, not {instruction.examples_in_shard}'
         return ''
 
-    for problem in _pool().map(check, instructions(records)):
+    for problem in pool().map(check, instructions(records)):
         if problem:
             raise UserError(f'{dataset}: {problem}\nremove its folder, then: {command}')
 
@@ -350,14 +340,3 @@ def stored_or_decoded(
     with contextlib.suppress(OSError):  # a folder that only others may write to
         store.write_split(folder, split, arrays, shard_lengths, key=key)
     return arrays
-
-
-def _threads() -> int:
-    # Decoders of images let go of Python's lock; past some threads the rest of the work does not.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return min(32, cores or 1)
-
-
-@functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(_threads(), thread_name_prefix='decode')

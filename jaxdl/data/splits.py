@@ -19,6 +19,19 @@ def split_name(expression: str) -> tuple[str, str]:
     return (name.strip(), rest.strip()) if equals else (expression, expression)
 
 
+def named_paths(evals: Sequence[str]) -> dict[str, str]:
+    """{name: path} of evaluation sets written as 'name=path'; raises ValueError for others."""
+    found: dict[str, str] = {}
+    for pair in evals:
+        name, equals, path = pair.partition('=')
+        if not (equals and path and re.fullmatch(r'[\w.-]+', name)):
+            raise ValueError(f"evals: {pair!r} is not of the form 'name=path', as 'test=FILE'")
+        if name in found:
+            raise ValueError(f'evals: {name!r} is there twice; give each set a name of its own')
+        found[name] = path
+    return found
+
+
 def resolve(
     expression: str, shards: Mapping[str, Sequence[int]], *, dataset: str
 ) -> list[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""Which tensor of Hugging Face's BERT, GPT-2 and ViT holds which parameter of ours."""
+"""Which tensor of Hugging Face's BERT, GPT-2, Llama, Mistral, Qwen3 and ViT is which parameter of ours."""
 
 import dataclasses
 import reprlib
@@ -24,6 +24,8 @@ ACTIVATIONS = {
     ),
     'relu': ('relu',),
 }
+
+GATED = {'swiglu': ('silu', 'swish')}  # those of gated MLPs
 
 # Fields that do not change what a model computes from its inputs: names, rates of dropout and
 # initialisation (the config of the run has its own), what else is returned, how text is generated.
@@ -62,7 +64,8 @@ class Entry:
         here: paths of our parameters, side by side on the last axis if several.
         kind: 'copy', 'linear' (transposed), 'patches' (OIHW there, HWIO here), 'token' (two more
             first axes there), 'places' (the class token's position and the grid of the patches', one
-            below the other there) or 'vocab' (rows past the vocabulary are ours only).
+            below the other there), 'vocab' (rows past the vocabulary are ours only), or 'head' (that,
+            and transposed).
         head: part of a head that a fine-tuned model may lack.
     """
 
@@ -84,6 +87,8 @@ class Entry:
             return (shape[3], shape[2], shape[0], shape[1])
         if self.kind == 'vocab':
             return (vocab, *shape[1:])
+        if self.kind == 'head':
+            return (vocab, shape[0])
         return (1, 1, *shape) if self.kind == 'token' else tuple(shape)
 
     def to_here(self, value: np.ndarray, ours: list[Any]) -> list[np.ndarray]:
@@ -96,9 +101,10 @@ class Entry:
             value = value.transpose(2, 3, 1, 0)
         elif self.kind == 'token':
             value = value[0, 0]
-        elif self.kind == 'vocab':
-            rows = ours[0].shape[0]
+        elif self.kind in ('vocab', 'head'):
+            rows = ours[0].shape[-1 if self.kind == 'head' else 0]
             value = np.pad(value, [(0, rows - len(value))] + [(0, 0)] * (value.ndim - 1))
+            value = value.T if self.kind == 'head' else value
         return [np.ascontiguousarray(part) for part in np.split(value, len(self.here), axis=-1)]
 
     def to_there(self, values: list[np.ndarray], vocab: int) -> np.ndarray:
@@ -116,6 +122,8 @@ class Entry:
             value = value[None, None]
         elif self.kind == 'vocab':
             value = value[:vocab]
+        elif self.kind == 'head':
+            value = value.T[:vocab]
         return np.ascontiguousarray(value, np.float32)
 
 
@@ -132,6 +140,7 @@ class Format:
         prefix: what all names of the body begin with; checkpoints of the bare body lack it.
         ignored: pattern of names that hold nothing of this model: buffers and heads for other tasks.
         tied: {name: name of the tensor that it repeats}.
+        same: {another model_type of the same function: its defaults, where they are others}.
     """
 
     entries: list[Entry]
@@ -142,6 +151,7 @@ class Format:
     prefix: str
     ignored: str
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
+    same: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def check(self, found: dict[str, Any], *, new_head: bool = False) -> None:
         """Raises ValueError where the fields of a config.json, or their defaults, ask for another model.
@@ -155,11 +165,11 @@ class Format:
         ours = {key: value for key, value in self.config.items() if key not in harmless}
         fixed = {**FIXED, **self.fixed}
         kind = found.get('model_type')
-        if kind != ours['model_type']:
-            raise ValueError(
-                f'it describes a model of type {kind!r}, here is {ours["model_type"]!r}'
-            )
-        for key, value in {**self.defaults, **found}.items():
+        if kind != ours['model_type'] and kind not in self.same:
+            here = ' or '.join(map(repr, (ours['model_type'], *self.same)))
+            raise ValueError(f'it describes a model of type {kind!r}, here is {here}')
+        found = _flat({**found, 'model_type': ours['model_type']})
+        for key, value in {**self.defaults, **self.same.get(kind, {}), **found}.items():
             if key in harmless:
                 continue
             if key not in ours and key not in fixed:
@@ -175,10 +185,25 @@ class Format:
                 raise ValueError(f'{key}={reprlib.repr(value)}{missing}: here it is {here!r}')
 
 
+def _flat(found: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions as the one field that files had before they were a group of fields."""
+    rope = found.get('rope_parameters')
+    if not isinstance(rope, dict) or set(rope) - {'rope_theta', 'rope_type'}:
+        return found
+    if rope.get('rope_type', 'default') != 'default':
+        return found
+    rest = {key: value for key, value in found.items() if key != 'rope_parameters'}
+    return {**rest, 'rope_theta': rope.get('rope_theta', rest.get('rope_theta', 10000.0))}
+
+
 def _same(key: str, there: Any, here: Any, config: dict[str, Any]) -> bool:
     """Whether two values of a field mean the same."""
     if key in ('hidden_act', 'activation_function'):
-        return any(there in names and here in names for names in ACTIVATIONS.values())
+        kinds = (*ACTIVATIONS.values(), *GATED.values())
+        return any(there in names and here in names for names in kinds)
+    if there is None and key in ('head_dim', 'num_key_value_heads') and 'rope_theta' in config:
+        heads = config['num_attention_heads']
+        return here == (heads if key == 'num_key_value_heads' else config['hidden_size'] // heads)
     if key == 'n_inner' and there is None:
         return here == 4 * config['n_embd']
     if key == 'id2label':
@@ -201,12 +226,12 @@ def layout(model: Any, params: dict[str, Any] | None = None) -> Format:
     if isinstance(model, (Bert, BertClassifier)):
         return _bert(model)
     if isinstance(model, TransformerLM):
-        return _gpt2(model)
+        return _llama(model) if model.norm == 'rms' else _gpt2(model)
     if isinstance(model, ViT):
         return _vit(model, params or {})
     raise UserError(
         f'{type(model).__name__} has no layout at Hugging Face; allowed: Bert, BertClassifier, '
-        "TransformerLM of GPT-2's shape, ViT"
+        'TransformerLM of the shape of GPT-2, Llama or Qwen3, ViT'
     )
 
 
@@ -407,6 +432,98 @@ def _gpt2(model: TransformerLM) -> Format:
         prefix='transformer.',
         ignored=r'.*\.attn\.(masked_)?bias$',
         tied={'lm_head.weight': 'transformer.wte.weight'},
+    )
+
+
+def _llama(model: TransformerLM) -> Format:
+    """Llama (arXiv:2302.13971), or with norms of queries and keys Qwen3 (arXiv:2505.09388).
+
+    Mistral (arXiv:2310.06825) without its window is the same function as Llama.
+    """
+    name = 'Qwen3' if model.qk_norm else 'Llama'
+    own = {'kv_heads': model.kv_heads, 'head_dim': model.head_dim, 'qk_norm': model.qk_norm}
+    shape = {'norm': 'rms', 'positions': 'rotary', 'activation': 'swiglu', 'bias': False}
+    _require(model, name, pre_norm=True, softcap=0.0, **own, **shape)
+    entries = [Entry('model.embed_tokens.weight', ('embed/tokens/embedding',), 'vocab')]
+    for i in range(model.layers):
+        there, here = f'model.layers.{i}', f'decoder/layer_{i}'
+        for theirs, ours in (
+            ('self_attn.q_proj', 'attention/query'),
+            ('self_attn.k_proj', 'attention/key'),
+            ('self_attn.v_proj', 'attention/value'),
+            ('self_attn.o_proj', 'attention/out'),
+            ('mlp.gate_proj', 'mlp/gate'),
+            ('mlp.up_proj', 'mlp/up'),
+            ('mlp.down_proj', 'mlp/down'),
+        ):
+            entries.append(Entry(f'{there}.{theirs}.weight', (f'{here}/{ours}/kernel',), 'linear'))
+        norms = [('input_layernorm', 'attention_norm'), ('post_attention_layernorm', 'mlp_norm')]
+        if model.qk_norm:
+            norms.append(('self_attn.q_norm', 'attention/query_norm'))
+            norms.append(('self_attn.k_norm', 'attention/key_norm'))
+        for theirs, ours in norms:
+            entries.append(Entry(f'{there}.{theirs}.weight', (f'{here}/{ours}/scale',)))
+    entries.append(Entry('model.norm.weight', ('decoder/final_norm/scale',)))
+    tied = {'lm_head.weight': 'model.embed_tokens.weight'}
+    if not model.tied:
+        entries.append(Entry('lm_head.weight', ('head/kernel',), 'head', head=True))
+        tied = {}
+    config = {
+        'architectures': [f'{name}ForCausalLM'],
+        'model_type': name.lower(),
+        'vocab_size': model.vocab,
+        'hidden_size': model.width,
+        'intermediate_size': model.hidden,
+        'num_hidden_layers': model.layers,
+        'num_attention_heads': model.heads,
+        'num_key_value_heads': model.key_heads,
+        'head_dim': model.channels,
+        'hidden_act': GATED['swiglu'][0],
+        'max_position_embeddings': model.max_length,
+        'rms_norm_eps': model.norm_epsilon,
+        'rope_theta': model.rotary_base,
+        'attention_bias': False,
+        'attention_dropout': 0.0,
+        'initializer_range': model.init_std or 0.02,
+        'tie_word_embeddings': model.tied,
+        'bos_token_id': None,
+        'eos_token_id': None,
+    }
+    defaults = {
+        'vocab_size': 32000,
+        'hidden_size': 4096,
+        'intermediate_size': 11008,
+        'num_hidden_layers': 32,
+        'num_attention_heads': 32,
+        'num_key_value_heads': None,
+        'head_dim': None,
+        'hidden_act': 'silu',
+        'rms_norm_eps': 1e-6,
+        'rope_theta': 10000.0,
+        'tie_word_embeddings': False,
+    }
+    if model.qk_norm:
+        defaults |= {'vocab_size': 151936, 'intermediate_size': 22016}
+        defaults |= {'num_key_value_heads': 32, 'head_dim': 128}
+    mistral = {'intermediate_size': 14336, 'num_key_value_heads': 8, 'sliding_window': 4096}
+    return Format(
+        entries,
+        config,
+        defaults,
+        fixed={
+            'mlp_bias': False,
+            'pretraining_tp': 1,
+            'rope_scaling': None,
+            'sliding_window': None,
+            'use_sliding_window': False,
+            'layer_types': ['full_attention'] * model.layers,
+        },
+        # Rotary positions have no end; the windows of Qwen3 are refused by the fields above.
+        harmless=frozenset(('max_position_embeddings', 'max_window_layers', 'attention_dropout')),
+        prefix='model.',
+        ignored=r'.*rotary_emb\.inv_freq$',
+        tied=tied,
+        same={} if model.qk_norm else {'mistral': mistral},
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights to and from Hugging Face's layout: BERT, GPT-2 and ViT as config.json + model.safetensors."""
+"""Weights to and from Hugging Face's layout: BERT, GPT-2, Llama, Qwen3 and ViT as config.json + model.safetensors."""
 
 import os
 import re
@@ -193,6 +193,7 @@ def import_run(config: Any, workdir: str, source: str, *, new_head: bool) -> Non
     from jaxdl.core.program import Program
     from jaxdl.record.checkpoints import Checkpoints
     from jaxdl.record.folder import Workdir
+    from jaxdl.record.run_info import row_facts
 
     place = Workdir(workdir)
     if place.holds_run():
@@ -212,7 +213,7 @@ def import_run(config: Any, workdir: str, source: str, *, new_head: bool) -> Non
         state = state.replace(ema={**state.ema, 'params': average})
     place.create()
     try:
-        info = place.begin(config)
+        info = place.begin(config, row=row_facts(example), classes=[*config.data.class_names()])
         checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
         extra = {'sums': [], 'counted': 0, 'metrics': {}}
         saved = checkpoints.save(0, state, extra=extra) and checkpoints.wait()

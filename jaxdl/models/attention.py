@@ -125,6 +125,7 @@ class Routing(flax.struct.PyTreeNode):
         slot: index of the first cache slot to write, with a cache only.
         context: [batch, source time, width] what cross attention reads; None reads its cache.
         context_segments: [batch, source time] segment ids of the context.
+        told: [batch, width] what modulated blocks are told about each row.
     """
 
     positions: jax.Array | None = None
@@ -133,6 +134,7 @@ class Routing(flax.struct.PyTreeNode):
     slot: jax.Array | None = None
     context: jax.Array | None = None
     context_segments: jax.Array | None = None
+    told: jax.Array | None = None
 
 
 class Attention(nn.Module):

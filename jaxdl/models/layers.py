@@ -189,6 +189,39 @@ class BatchNorm(nn.Module):
         return (y if bias is None else y + bias).astype(self.dtype)
 
 
+class GroupNorm(nn.Module):
+    """Normalises each example over the pixels and each group of channels (arXiv:1803.08494).
+
+    Attributes:
+        groups: the most groups; the largest number up to it that divides the channels is taken.
+        epsilon: added to the variance.
+        dtype: precision of the result, float32 or bfloat16.
+    """
+
+    groups: int = 16
+    epsilon: float = 1e-5
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        groups = next(n for n in range(min(self.groups, channels), 0, -1) if channels % n == 0)
+        x = x.astype(jnp.float32)
+        # First over the pixels, which lie a whole row of channels apart, then over the channels.
+        pixels = tuple(range(1, x.ndim - 1))
+
+        def mean(values: jax.Array) -> jax.Array:
+            parts = values.mean(pixels).reshape(len(x), groups, -1).mean(-1, keepdims=True)
+            parts = jnp.broadcast_to(parts, (len(x), groups, channels // groups))
+            return parts.reshape(len(x), *(1 for _ in pixels), channels)
+
+        centred = x - mean(x)
+        factor = jax.lax.rsqrt(mean(jnp.square(centred)) + self.epsilon) * scale
+        return (centred * factor + bias).astype(self.dtype)
+
+
 class Dropout(nn.Module):
     """Zeroes each element with probability `rate` and divides the others by 1 - rate.
 
@@ -231,6 +264,13 @@ def avg_pool(
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """The mean over height and width: [batch, height, width, channels] to [batch, channels]."""
     return x.mean((1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """Each pixel of x [batch, height, width, channels] as a square of 2×2 pixels."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def mark_images(x: jax.Array) -> jax.Array:

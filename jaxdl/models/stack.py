@@ -14,7 +14,7 @@ from jaxdl.api import Model
 from jaxdl.errors import at_least, below_one, one_of
 from jaxdl.models import attention, layout, lm_head, pipeline
 from jaxdl.models.attention import Attention, KeyValues, Mlp, Routing, make_norm
-from jaxdl.models.layers import DTYPES, Dropout
+from jaxdl.models.layers import DTYPES, Dense, Dropout
 
 REMAT = {
     # Keeps the products with weights, which are dear, and recomputes attention and the rest.
@@ -55,6 +55,7 @@ BLOCK = (
     (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),
     (r'((attention|cross)/out|mlp/down)/kernel$', ('tensor', 'fsdp')),
     (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+    (r'_modulation/kernel$', ('fsdp', None)),
     (r'(bias|scale)$', (None,)),
 )
 SHARDING = (
@@ -185,10 +186,14 @@ class TransformerBlock(Transformer):
     Attributes:
         causal: tokens see only themselves and earlier ones.
         cross: also attend to `routing.context`.
+        modulated: scale and shift what each norm gives, and scale what is added to the residual
+            stream, by linear functions of `routing.told` that begin as zeros (adaLN-zero,
+            arXiv:2212.09748).
     """
 
     causal: bool = False
     cross: bool = False
+    modulated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Optional['LayerCache'], routing: Routing):
@@ -226,7 +231,12 @@ class TransformerBlock(Transformer):
 
         def residual(x: jax.Array, name: str, layer):
             norm = self.make_norm(f'{name}_norm')
-            update, past = layer(norm(x) if self.pre_norm else x)
+            if self.modulated:
+                shift, scale, gate = modulation(routing, 3, self.dtype, f'{name}_modulation')
+                update, past = layer(norm(x) * (1 + scale) + shift)
+                update = gate * update
+            else:
+                update, past = layer(norm(x) if self.pre_norm else x)
             x = x + Dropout(self.dropout)(update, train=True)
             x = x if self.pre_norm else norm(x)
             return with_logical_constraint(x, ('batch', 'length', 'embed')), past
@@ -239,6 +249,14 @@ class TransformerBlock(Transformer):
             x, other = residual(x, 'cross', attend('cross', True, other))
         x, _ = residual(x, 'mlp', mlp)
         return x, None if own is None else LayerCache(own, other)
+
+
+def modulation(routing: Routing, count: int, dtype: str, name: str) -> list[jax.Array]:
+    """`count` linear functions [batch, 1, width] of `routing.told` that begin as zeros."""
+    assert routing.told is not None
+    zeros = nn.initializers.zeros
+    dense = Dense(count * routing.told.shape[-1], kernel_init=zeros, dtype=dtype, name=name)
+    return jnp.split(dense(routing.told)[:, None], count, axis=-1)
 
 
 class LayerCache(flax.struct.PyTreeNode):
@@ -333,17 +351,24 @@ class Stack(Transformer):
     Attributes:
         causal: tokens see only themselves and earlier ones.
         cross: blocks also attend to `routing.context`.
+        modulated: blocks are told `routing.told`.
     """
 
     causal: bool = False
     cross: bool = False
+    modulated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, routing: Routing, cache: Cache | None = None):
         """Returns (x [batch, time, width], `cache` with the keys and values of these tokens)."""
         block, options = (
             TransformerBlock,
-            {**self.shape(), 'causal': self.causal, 'cross': self.cross},
+            {
+                **self.shape(),
+                'causal': self.causal,
+                'cross': self.cross,
+                'modulated': self.modulated,
+            },
         )
         split = layout.ways(layout.axes('heads')[0])
         if self.heads % split:

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxdl.api import Rows
 from jaxdl.files import read_object, write_json
 from jaxdl.record.identity import IN_RUN, identity
 from jaxdl.record.terminal import DiskGuard, warn
@@ -94,6 +97,24 @@ class RunInfo:
             write_json(self.path, self.data)
 
 
+def row_facts(example: Rows) -> dict[str, list]:
+    """The arrays of a row, {name: [dtype, shape]}, as run.json keeps them for `example_row`."""
+    rows = {name: np.asarray(value) for name, value in example.items() if name != 'id'}
+    return {name: [value.dtype.name, list(value.shape)] for name, value in rows.items()}
+
+
+def example_row(facts: Any) -> Rows | None:
+    """A row of zeros of the kind that `row_facts` described; None where `facts` are no such thing."""
+    try:
+        return {
+            name: np.broadcast_to(np.zeros((), dtype), shape)
+            for name, (dtype, shape) in facts.items()
+            if np.dtype(dtype).kind in 'biuf'
+        } or None
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and 0 <= value < 2**53 else 0.0
 
@@ -144,6 +165,7 @@ def package_versions() -> dict[str, str]:
 
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
     names += ('tensorflow-datasets', 'ml_collections', 'jax-cuda12-plugin', 'jax-cuda13-plugin')
+    names += ('onednn-cpu-gomp',)
     found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -175,7 +175,7 @@ def _thinned(line: Line) -> Line:
     low = line.y if line.low is None else line.low
     high = line.y if line.high is None else line.high
     line.low, line.high = np.minimum.reduceat(low, edges), np.maximum.reduceat(high, edges)
-    line.x = np.add.reduceat(line.x.astype(np.float64), edges) / counts
+    line.x = np.rint(np.add.reduceat(line.x.astype(np.float64), edges) / counts)  # a step is whole
     line.y = np.add.reduceat(line.y, edges) / counts
     return line
 
@@ -305,8 +305,11 @@ def legend_above(axes: Any, columns: int, **options: Any) -> None:
 
 def plot(axes: Any, panel: Panel) -> None:
     """Draws a panel's curves into matplotlib axes."""
-    width = 1.8 if len(panel.lines) <= 8 else 1.3
-    for line in panel.lines:
+    # The first is the widest, so that it can be seen under a later one of the same values.
+    widths = np.linspace(2.6, 1.4, len(panel.lines)) if len(panel.lines) > 1 else [1.8]
+    if len(panel.lines) > 8:
+        widths = np.full(len(panel.lines), 1.3)
+    for line, width in zip(panel.lines, widths, strict=True):
         if line.low is not None and line.high is not None:
             axes.fill_between(
                 line.x, line.low, line.high, color=colour(line.style), alpha=0.16, linewidth=0,
@@ -395,6 +398,24 @@ def time_figure(shares: Sequence[tuple[str, dict[str, float]]]) -> Figure:
         )  # fmt: skip
     axes.set_xlim(0, 1)
     legend_above(axes, 8, handlelength=1, columnspacing=1.4)
+    return figure
+
+
+def calibration(bins: Sequence[tuple[float, float, int]]) -> Figure:
+    """What is right against what the model says: [(mean probability, share right, examples)]."""
+    figure = Figure((4.6, 3.3))
+    axes = place(figure, left=0.8, bottom=0.55, right=1.3, top=0.2)
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    sizes = np.array([count for *_, count in bins], float)
+    sure, right = ([100 * one[i] for one in bins] for i in range(2))
+    axes.plot(sure, right, color=COLOURS[0], linewidth=1.4, alpha=0.6)
+    axes.scatter(sure, right, 12 + 90 * sizes / sizes.sum(), color=COLOURS[0], zorder=4)
+    axes.set_xlabel('probability that the model gives')
+    axes.set_ylabel('share that is right', color=MUTED)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.0f} %'))
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 104)
     return figure
 
 

@@ -3,7 +3,7 @@
 import base64
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from jaxdl.errors import UserError
 from jaxdl.record.gallery import newest
+from jaxdl.record.pictures import encode_png
 from jaxdl.record.terminal import duration, number, warn
 from jaxdl.report import page, plots, sweep
 from jaxdl.report.data import Group, Run, differing, group_by_seed, main_metric, shown
@@ -23,9 +24,14 @@ _SAMPLE_RUNS, _SAMPLES, _MAX_PNG, _MAX_TEXT = 6, 12, 3_000_000, 4000
 
 
 def contents(
-    runs: Sequence[Run], folders: Sequence[str | os.PathLike]
+    runs: Sequence[Run],
+    folders: Sequence[str | os.PathLike],
+    judged: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[page.Sections, dict[str, Any]]:
-    """(the sections of the page, {name of a PNG file: figure})."""
+    """(the sections of the page, {name of a PNG file: figure}).
+
+    `judged` is {name of a run: the result of jaxdl.predict.mistakes.judge}.
+    """
     groups = group_by_seed(runs)
     chosen = _chosen(groups)
     sections, figures = _sweeps(folders, runs)
@@ -52,6 +58,12 @@ def contents(
     if shares := [(item.name, times) for item in runs if (times := _times(item))][:40]:
         figures['wall_time'] = plots.time_figure(shares)
         sections.append(('Time', parts.bars(page.svg(figures['wall_time'], 'time'))))
+    for index, (run, sets) in enumerate((judged or {}).items()):
+        for name, found in sets.items():
+            body, figure = _mistakes(found, f'm{index}{name}')
+            figures[f'calibration_{plots.file_name(run)}_{plots.file_name(name)}'] = figure
+            of = f' of {run}' * (len(runs) > 1)
+            sections.append((f'Mistakes{of}, {name}', body))
     if samples := _samples(runs):
         sections.append(('Samples', samples))
     sections.append(('Reproduce', page.joined(*map(_reproduce, runs))))
@@ -243,6 +255,28 @@ def _samples(runs: Sequence[Run]) -> Markup:
                 body.append(parts.heading(item.name))
             body.append(parts.samples(pictures[:_SAMPLES], texts[:_SAMPLES]))
     return page.joined(*body)
+
+
+def _mistakes(found: Any, prefix: str) -> tuple[Markup, Any]:
+    """The worst examples of an evaluation set, and how far the probabilities can be believed."""
+    figure = plots.calibration(found.bins)
+    pictures, texts = [], []
+    for one in found.worst:
+        caption = (
+            f'{one.label}, predicted {one.predicted} ({100 * one.sure:.0f} %; '
+            f'{one.label}: {100 * one.of_label:.1f} %)'
+        )
+        if isinstance(one.shown, str):
+            texts.append((one.shown[:_MAX_TEXT], caption))
+        else:
+            png = base64.b64encode(encode_png(one.shown)).decode()
+            pictures.append((png, one.shown.shape[1] <= 300, caption))
+    text = (
+        f'{found.wrong:,} of {found.examples:,} are wrong at step {found.step:,}'
+        f'{f"; the worst {len(found.worst)} follow" if found.worst else ""}. '
+        f'Expected calibration error: {100 * found.error:.1f} %.'
+    )
+    return parts.mistakes(text, pictures, texts, page.svg(figure, prefix)), figure
 
 
 def _reproduce(item: Run) -> Markup:

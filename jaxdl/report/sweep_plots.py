@@ -117,7 +117,7 @@ def curves(data: Data, trials: Sequence[dict[str, Any]], axis: Axis) -> Figure:
     """The metric over the steps of every trial, coloured by one hyper-parameter."""
     # As much room in each of these plots, so that their axes are of one size.
     legends = [[*other.labels(), other.name] for other in data.axes if other.named]
-    extra = max([1.2, *map(plots.legend_width, legends)])
+    extra = max([1.5, *map(plots.legend_width, legends)])  # 1.5: a scale with its name
     figure = Figure((_WIDTH + extra, _HEIGHT))
     axes = plots.place(figure, left=0.62, bottom=0.55, right=0.13 + extra, top=0.35)
     lines = []

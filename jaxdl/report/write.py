@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,16 @@ def terminal_table(runs: Sequence[Run]) -> str:
     return '\n'.join(columns(rows))
 
 
-def write(runs: Sequence[Run], folders: Sequence[str | os.PathLike], output: Path) -> Path:
-    """Writes index.html and the PNG files into `output`; returns the page's path."""
+def write(
+    runs: Sequence[Run],
+    folders: Sequence[str | os.PathLike],
+    output: Path,
+    judged: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Writes index.html and the PNG files into `output`; returns the page's path.
+
+    `judged` is that of jaxdl.report.sections.contents.
+    """
     # matplotlib takes a second to import: not before the folders are known to hold something.
     import matplotlib
 
@@ -67,7 +75,7 @@ def write(runs: Sequence[Run], folders: Sequence[str | os.PathLike], output: Pat
 
     # What a user calls his runs and metrics is no formula.
     with matplotlib.rc_context({'text.parse_math': False}):
-        sections, figures = contents(runs, folders)
+        sections, figures = contents(runs, folders, judged)
         names = sorted(f'{name}.png' for name in figures)
         places = ', '.join(str(Path(folder)) for folder in folders)
         subtitle = f'{count(len(runs))} · {places} · {time.strftime("%Y-%m-%d %H:%M")}'

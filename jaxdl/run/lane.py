@@ -44,6 +44,7 @@ class Lane:
         diverged: the reason, if the run diverged.
         rollback: set by a non-finite step after which the run must return to its last checkpoint.
         saved_step: the step that was saved or restored last.
+        steps: the last step: that of the config, or an earlier one at which config.early_stop ended the run.
         unevaluated: whether a signal interrupted the evaluation of the newest step.
         sums: float64 [size], sum of the packed metrics of finite steps since the last logged line.
         counted: the number of these steps.
@@ -72,6 +73,8 @@ class Lane:
         self.saved_step: int | None = None
         self.unevaluated = False
         self.evaluated = -1  # the newest evaluated step
+        self.steps = config.steps
+        self.early: dict[str, Any] = {}  # of early_stop: metric, best, evaluations since
         self.sums, self.counted = np.zeros(0, np.float64), 0
 
     def last_row(self) -> dict[str, Any]:
@@ -95,6 +98,8 @@ class Lane:
         self.recalled = extra or {}
         self.unevaluated = bool(self.recalled.get('unevaluated'))
         self.metrics = dict(self.recalled.get('metrics', self.metrics))
+        self.early, self.steps = dict(self.recalled.get('early') or {}), self.config.steps
+        self._decide()
 
     def begin(self, **facts: Any) -> None:
         """Writes config.json and run.json: from here on the folder holds this run."""
@@ -181,6 +186,35 @@ class Lane:
         self._begin_interval(step)
         return row
 
+    def judge(self) -> str:
+        """Counts the evaluation of this step for early_stop; says why the run ends here, or ''."""
+        rule = self.config.early_stop
+        if not rule.metric:
+            return ''
+        if self.early.get('metric') != rule.metric:
+            self.early = {'metric': rule.metric, 'best': None, 'since': 0}
+        value, best = self.metrics[rule.metric], self.early['best']
+        better = rule.better(value, best)
+        self.early |= {'best': value, 'since': 0} if better else {'since': self.early['since'] + 1}
+        self._decide()
+        return f'ends at step {self.step}: {self.reason}' if self.step == self.steps else ''
+
+    def _decide(self) -> None:
+        """Makes this step the last one if early_stop says so."""
+        rule = self.config.early_stop
+        if self.early.get('metric') == rule.metric and self.early.get('since', 0) >= rule.patience:
+            self.steps = min(self.step, self.steps)
+
+    @property
+    def reason(self) -> str:
+        """Why the run ends at its last step."""
+        if self.steps == self.config.steps:
+            return f'step {self.step}'
+        best, since = self.early['best'], self.early['since']
+        found = 'was no number' if best is None else f'was not better than {best:.6g}'
+        more = f'{since} evaluations' if since > 1 else '1 evaluation'
+        return f'{self.early["metric"]} {found} in {more}'
+
     def write(self, step: int, row: dict[str, float]) -> None:
         self.metrics |= row
         with self.clock('log'):
@@ -190,7 +224,7 @@ class Lane:
 
     def due(self, every: int) -> bool:
         """Whether `step` is a multiple of `every` (0: never) before the last step."""
-        return bool(every) and self.step % every == 0 and self.step < self.config.steps
+        return bool(every) and self.step % every == 0 and self.step < self.steps
 
     def save(self, state: TrainState) -> bool:
         """Starts saving `state`; the metrics of all its steps must have been counted and finite."""
@@ -202,9 +236,10 @@ class Lane:
             'counted': self.counted,
             'metrics': self.metrics,
             'unevaluated': self.unevaluated,
+            'early': self.early,
             'account': self.account.extra(),
         }
-        if step < self.config.steps:
+        if step < self.steps:
             self.write(step, self.account.metrics())
         with self.clock('log'):
             self.record.flush()
@@ -232,7 +267,7 @@ class Lane:
             raise NotSaved(f'the run reached step {self.step}, but {self.checkpoints.failed}')
         self.record.note(step=self.step, saved=self.step)
         self.write(self.step, self.account.metrics())
-        self.record.end('finished', f'step {self.step}')
+        self.record.end('finished', self.reason)
         self.over = 'finished'
 
     def close(self) -> None:

@@ -22,16 +22,18 @@ from jaxdl.core import config as config_lib
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.compiled_step import CompiledStep
 from jaxdl.core.config import Config
-from jaxdl.core.evaluation import Evaluator, check_best
+from jaxdl.core.evaluation import Evaluator, check_metric
 from jaxdl.core.feed import Feed
 from jaxdl.core.pipeline import CallIds
 from jaxdl.core.program import Program, known_program
 from jaxdl.core.ranges import bounds_of
 from jaxdl.core.step import STOP, TrainState
 from jaxdl.errors import Diverged, Preempted, UserError
+from jaxdl.models import ops
 from jaxdl.record.folder import Workdir
 from jaxdl.record.parameters import count_parameters, parameter_table
 from jaxdl.record.pictures import image_grid
+from jaxdl.record.run_info import row_facts
 from jaxdl.record.terminal import Progress
 from jaxdl.record.writer import Result
 from jaxdl.run import runtime
@@ -160,7 +162,10 @@ class Loop:
             self.program.check_example(self.feed.example)
             self.evaluator = Evaluator(self.program, sources)
             for one in configs:
-                check_best(one.checkpoint.best, self.evaluator.names())
+                for field in ('checkpoint.best', 'early_stop.metric'):
+                    part, name = field.split('.')
+                    metric = getattr(getattr(one, part), name)
+                    check_metric(field, metric, self.evaluator.names())
             self.suspects = self.program.steps.suspects(self.program.abstract)
             for place in places if self.chief else ():
                 place.create()
@@ -238,13 +243,13 @@ class Loop:
                 f'step {lane.step}; give at least that many, or another --workdir'
             )
         row = lane.last_row()
-        if lane.step == steps == row.get('step') and not lane.unevaluated:
+        if lane.step == lane.steps == row.get('step') and not lane.unevaluated:
             lane.over, lane.metrics = 'finished', row
             if self.chief:
                 print(f'already finished at step {lane.step} in {lane.place.path}', flush=True)
                 if lane.place.status() != 'finished':  # it was killed after its last save
                     self._begin(lane)
-                    lane.record.end('finished', f'step {lane.step}')
+                    lane.record.end('finished', lane.reason)
 
     def _begin(self, lane: Lane) -> None:
         lane.begin(
@@ -253,6 +258,8 @@ class Loop:
             processes=jax.process_count(),
             mesh={axis: size for axis, size in self.mesh.shape.items() if size > 1},
             placement=self.feed.placement,
+            row=row_facts(self.program.example),
+            classes=list(self.config.data.class_names()),
             **({'together': len(self.lanes)} if self.together else {}),
             **self.context,
         )
@@ -307,7 +314,7 @@ class Loop:
         """Trains until a lane must be rolled back, or all are over."""
         calls = self.config.steps_per_call
         starts = [(lane.order, lane.step + lane.offset) for lane in self.lanes]
-        most = max(-(-(lane.config.steps - lane.step) // calls) for lane in self.active)
+        most = max(-(-(lane.steps - lane.step) // calls) for lane in self.active)
         self.ids = CallIds(starts, calls, self.together)
         stream = self.feed.training(
             self.ids, most, ahead=self.config.prefetch * calls, workers=self.config.workers
@@ -353,7 +360,7 @@ class Loop:
             self._after_first_step()
         evaluate = [lane for lane in self.active if lane.due(lane.config.eval_every)]
         save = [lane for lane in self.active if lane.due(lane.config.checkpoint.every)]
-        ended = any(lane.step >= lane.config.steps for lane in self.active)
+        ended = any(lane.step >= lane.steps for lane in self.active)
         if not (evaluate or save or ended):
             return
         self._read_metrics(0)
@@ -420,7 +427,7 @@ class Loop:
         """Adds the metrics of one step of every lane, [lanes, size]."""
         rows: dict[Lane, tuple[int, dict[str, float]]] = {}
         for lane, step, vector in zip(self.lanes, steps, vectors, strict=True):
-            if not lane.sound or step > lane.config.steps:
+            if not lane.sound or step > lane.steps:
                 continue
             lane.account.first_step()
             # Every process reads the same value in the same step, so all stop at the same step.
@@ -461,6 +468,7 @@ class Loop:
             work = Work.of(flops.count_jaxpr(jaxpr), self.mesh.devices.flat, steps)
         for lane in self.lanes:
             lane.account.work = work
+            lane.record.note(formulations=ops.used())
             fresh = lane.step == self.config.steps_per_call
             if not fresh or not self.config.task.defines('preview') or jax.process_count() > 1:
                 continue
@@ -502,6 +510,10 @@ class Loop:
                 rows[lane] = lane.step, row
                 lane.record.results(lane.step, values, written, self.config.data.class_names())
         self._write(rows)
+        for lane in () if final else rows:
+            if why := lane.judge():
+                name = f'{lane.place.path.name}: ' if self.together else ''
+                self._message(f'{name}{why}')
 
     def _on_evaluation_progress(self) -> None:
         """Called during an evaluation; a signal interrupts it if the run has a single process."""
@@ -547,13 +559,19 @@ class Loop:
 
     def _finish(self) -> None:
         """Evaluates, saves and closes the lanes that have completed their last step."""
-        ended = [lane for lane in self._sound(self.lanes) if lane.step >= lane.config.steps]
+        ended = [lane for lane in self._sound(self.lanes) if lane.step >= lane.steps]
         if not ended:
             return
         if self.profiler.tracing:
             self._profile()
-        if self.evaluator.feeds:
-            self._evaluate(ended, final=True)
+        # A run that was stopped by this evaluation is evaluated again only for what it generates.
+        again = [
+            lane
+            for lane in ended
+            if lane.evaluated != lane.step or self.config.task.defines('generate')
+        ]
+        if self.evaluator.feeds and again:
+            self._evaluate(again, final=True)
         for lane, one in zip(self.lanes, self.program.split(self.state), strict=True):
             if lane in ended:
                 lane.finish(one)

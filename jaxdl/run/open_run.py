@@ -15,6 +15,7 @@ from jaxdl.errors import UserError
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.folder import Workdir
 from jaxdl.record.identity import hash_of
+from jaxdl.record.run_info import example_row
 
 
 @dataclasses.dataclass
@@ -28,6 +29,7 @@ class Restored:
         program: for evaluation and sampling.
         eval_sources: the evaluation sets, {name: source}.
         workdir: the run's folder.
+        class_names: the names of the labels in order; () if they have none.
     """
 
     config: Config
@@ -36,6 +38,7 @@ class Restored:
     program: Program
     eval_sources: dict[str, Source]
     workdir: Workdir
+    class_names: tuple[str, ...]
 
 
 def open_run(
@@ -46,9 +49,9 @@ def open_run(
     The config comes from config.json, so the folder is enough. The run's mesh is used if it fits
     the devices of this machine, and pure data parallelism otherwise.
 
-    With data=False the evaluation sets are not opened, and a data set that knows its shapes without
-    its files (`example`) is not read at all. The training set is read only if neither an evaluation
-    set nor `example` gives the shapes.
+    With data=False the evaluation sets are not opened: the shapes of a row stand in run.json. Only
+    for a run of an earlier version, and a data set that does not know them either (`example`), are
+    the sets read for them.
 
     Args:
         config_file: 'FILE[:variant]'; the file is run, and config.json may name its classes besides
@@ -84,7 +87,8 @@ def open_run(
         workdir.check_data(known, config.data.fingerprint(train=False))
     if data:
         sources = config.data.eval_sources()
-    example = None if data else config.data.example()
+    run = workdir.read_run()
+    example = None if data else example_row(run.get('row')) or config.data.example()
     if example is None:
         source = next(iter((sources or config.data.eval_sources()).values()), None)
         source = source or config.data.train_source()
@@ -92,7 +96,9 @@ def open_run(
     program = Program(config, mesh, {k: v for k, v in example.items() if k != 'id'})
     found, state, _ = checkpoints.restore(program.abstract, step=step)
     checkpoints.close()
-    return Restored(config, found, state, program, sources, workdir)
+    classes = run.get('classes')
+    names = tuple(map(str, classes)) if isinstance(classes, list) else config.data.class_names()
+    return Restored(config, found, state, program, sources, workdir, names)
 
 
 def _config(

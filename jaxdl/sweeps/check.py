@@ -26,6 +26,7 @@ LOOP_METRICS = (
 def read_config(path: str, words: list[str]) -> Config:
     """The checked config of a trial, with its overrides applied."""
     config = flags.apply_overrides(flags.load_config(path), flags.overrides_in(['sweep', *words]))
+    config = config_lib.completed(config)
     config_lib.check(config)
     return config
 

@@ -1,4 +1,4 @@
-"""Classification of images: cross entropy and accuracy."""
+"""Classification of images and of vectors of features: cross entropy and accuracy."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,58 +9,32 @@ import jax.numpy as jnp
 from jaxdl.api import Limits, Task
 from jaxdl.errors import at_least, below_one
 from jaxdl.metrics import Mean
-from jaxdl.tasks.losses import token_losses
+from jaxdl.tasks.losses import class_predictions, token_losses
 
 
 @dataclasses.dataclass
-class Classification(Task):
-    """Predicts one of `num_classes` labels for an image.
+class _Labelled(Task):
+    """Predicts one of `num_classes` labels; the batch holds 'label' int32 [batch].
 
-    The batch holds 'image' (uint8 [batch, height, width, channels], or floats) and 'label' int32
-    [batch]; an augmentation such as Mixup adds 'label_b' [batch] and 'mix' [batch].
+    An augmentation such as Mixup adds 'label_b' [batch] and 'mix' [batch].
 
     Attributes:
-        num_classes: number of labels.
-        mean: subtracted from the pixels, which are scaled to [0, 1]; one value, or one a channel.
-        std: the pixels are divided by it after that.
+        num_classes: number of labels; 0: as many as the data has.
         label_smoothing: share of the target spread evenly over all classes (arXiv:1512.00567), in training.
-        augmentations: applied in order to every training batch, on the device.
     """
 
     scalars: ClassVar[tuple[str, ...]] = ('label_smoothing',)
 
     num_classes: int = 10
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
     label_smoothing: float = 0.0
-    augmentations: tuple = ()
 
     def check(self):
         at_least(self, num_classes=2)
         below_one(self, 'label_smoothing')
-        if len(self.mean) != len(self.std) or not self.mean:
-            raise ValueError(
-                f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels'
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f'std={self.std}: must be above 0')
 
     def ranges(self, limits: Limits) -> dict[str, int]:
         del limits
         return {'label': self.num_classes}
-
-    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
-        """The batch after all augmentations, each with a random stream of its own."""
-        for index, augmentation in enumerate(self.augmentations):
-            batch = augmentation(batch, jax.random.fold_in(rng, index))
-        return batch
-
-    def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        images = batch['image']
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 255
-        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        return {'images': (images - mean) / std}
 
     def metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
         """loss of the smoothed labels, accuracy, and top5_accuracy from 20 classes on.
@@ -102,6 +76,59 @@ class Classification(Task):
             matrix = truth.T @ jax.nn.one_hot(outputs.argmax(-1), self.num_classes)
             metrics['confusion'] = Mean(matrix, mask.sum())
         return metrics
+
+    def predictions(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """'label', its 'probability' and the 'probabilities' of all classes."""
+        del batch
+        return class_predictions(outputs)
+
+
+@dataclasses.dataclass
+class FeatureClassification(_Labelled):
+    """Predicts a label for a vector: the batch holds 'features' float32 [batch, features]."""
+
+    def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {'features': batch['features']}
+
+
+@dataclasses.dataclass
+class Classification(_Labelled):
+    """Predicts one of `num_classes` labels for an image.
+
+    The batch holds 'image' (uint8 [batch, height, width, channels], or floats) and 'label' int32
+    [batch].
+
+    Attributes:
+        mean: subtracted from the pixels, which are scaled to [0, 1]; one value, or one a channel.
+        std: the pixels are divided by it after that.
+        augmentations: applied in order to every training batch, on the device.
+    """
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augmentations: tuple = ()
+
+    def check(self):
+        super().check()
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(
+                f'mean={self.mean}, std={self.std}: must have the same length, 1 or channels'
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f'std={self.std}: must be above 0')
+
+    def augment(self, batch: dict[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
+        """The batch after all augmentations, each with a random stream of its own."""
+        for index, augmentation in enumerate(self.augmentations):
+            batch = augmentation(batch, jax.random.fold_in(rng, index))
+        return batch
+
+    def inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = batch['image']
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        return {'images': (images - mean) / std}
 
     def preview(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
         """Pictures of a batch as the model sees it: {'images': uint8 [batch, …]}."""

@@ -10,7 +10,7 @@ from jaxdl.api import Generated, Limits, Task
 from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
 from jaxdl.tasks import generation
-from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
+from jaxdl.tasks.losses import perplexity, row_metrics, row_weights, token_metrics
 
 
 @dataclasses.dataclass
@@ -41,6 +41,11 @@ class LanguageModel(Task):
         weights = row_weights(batch, batch['target_mask'])
         size = row_weights(batch, batch['bytes']) if 'bytes' in batch else None
         return token_metrics(outputs, batch['targets'], weights, size=size)
+
+    def predictions(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """How well each text is predicted: 'loss', 'accuracy', 'token_count', 'bits_per_byte'."""
+        size = batch.get('bytes')
+        return row_metrics(outputs, batch['targets'], batch['target_mask'], size)
 
     def ranges(self, limits: Limits) -> dict[str, int]:
         return {n: limits.vocab for n in ('tokens', 'targets') if limits.vocab is not None}

@@ -83,6 +83,33 @@ def token_metrics(
     return metrics
 
 
+def row_metrics(
+    outputs: Any, labels: jax.Array, weights: jax.Array, size: jax.Array | None = None
+) -> 'dict[str, jax.Array | Mean]':
+    """The metrics of `token_metrics` of each row by itself, and the 'token_count' of its weights."""
+    weights = weights.astype(jnp.float32)
+    loss, predicted = token_losses(outputs, labels, 0.0, weights)
+    total, counted = loss.sum(-1), weights.sum(-1)
+    metrics: dict[str, jax.Array | Mean] = {
+        'loss': Mean(total, counted),
+        'accuracy': Mean(((predicted == labels) * weights).sum(-1), counted),
+        'token_count': counted.astype(jnp.int32),
+    }
+    if size is not None:
+        metrics['bits_per_byte'] = Mean(total / math.log(2), size.astype(jnp.float32))
+    return metrics
+
+
+def class_predictions(logits: jax.Array) -> 'dict[str, jax.Array | Mean]':
+    """The most likely 'label' of each row, its 'probability', and the 'probabilities' of all."""
+    shares = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return {
+        'label': ops.argmax(logits),
+        'probability': shares.max(-1),
+        'probabilities': shares,
+    }
+
+
 def row_weights(batch: dict[str, jax.Array], counted: jax.Array) -> jax.Array:
     """`counted` [batch, …] as float32, with zeros in the padding rows that batch['mask'] marks."""
     counted = counted.astype(jnp.float32)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from jaxdl.api import Limits, Predictions, Task
 from jaxdl.metrics import Mean
-from jaxdl.tasks.losses import perplexity, row_weights, token_losses, token_metrics
+from jaxdl.tasks.losses import (
+    class_predictions,
+    perplexity,
+    row_metrics,
+    row_weights,
+    token_losses,
+    token_metrics,
+)
 
 
 @dataclasses.dataclass
@@ -79,7 +86,7 @@ class MaskedLM(Task):
         random = (action >= self.masked) & (action < self.masked + self.random)
         shown = jnp.where(random, other, shown)
         shown = jnp.where(active, shown, labels)
-        rows = jnp.arange(len(labels))[:, None]
+        rows = jnp.arange(labels.shape[0])[:, None]  # may be symbolic, which len() refuses
         return {
             **batch,
             'tokens': batch['tokens'].at[rows, chosen].set(shown, unique_indices=True),
@@ -124,6 +131,26 @@ class MaskedLM(Task):
             total = found['loss'].total + (loss[:, None] * weights).sum()
             metrics['loss'] = Mean(total, found['loss'].weight)
         return metrics
+
+    def predictions(self, outputs: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """How well the hidden tokens of each row are found, and whether B follows A (0: yes).
+
+        The hidden tokens are those of an evaluation, which the number of the row decides.
+        """
+        batch = self._hidden(batch)
+        logits, second = split_outputs(outputs)
+        found = row_metrics(
+            at_places(logits, batch['places']), batch['labels'], batch['place_mask']
+        )
+        pair = {}
+        if second is not None and 'token_types' in batch:
+            pair = class_predictions(second)
+        return {
+            'masked_loss': found['loss'],
+            'masked_accuracy': found['accuracy'],
+            'token_count': found['token_count'],
+            **{f'next_sentence_{name}': value for name, value in pair.items()},
+        }
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """masked_perplexity: exp of the mean loss of a hidden token."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxdl.api import Limits, Task
 from jaxdl.errors import below_one
 from jaxdl.metrics import Mean
-from jaxdl.tasks.losses import token_losses
+from jaxdl.tasks.losses import class_predictions, token_losses
 
 
 @dataclasses.dataclass
@@ -47,6 +47,11 @@ class SequenceClassification(Task):
     def eval_metrics(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Mean]:
         """The same with the loss of the true labels."""
         return self._metrics(outputs, batch, 0.0)
+
+    def predictions(self, outputs: jax.Array, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """'label', its 'probability' and the 'probabilities' of all classes."""
+        del batch
+        return class_predictions(outputs)
 
     def _metrics(self, outputs: jax.Array, batch: dict[str, jax.Array], smoothing: Any):
         mask = batch.get('mask')

@@ -10,7 +10,7 @@ from jaxdl.api import Generated, Limits, Task
 from jaxdl.errors import at_least, below_one
 from jaxdl.metrics import Mean
 from jaxdl.tasks import bleu, generation
-from jaxdl.tasks.losses import perplexity, row_weights, token_metrics
+from jaxdl.tasks.losses import perplexity, row_metrics, row_weights, token_metrics
 
 INPUTS = (
     'source',
@@ -65,6 +65,11 @@ class Translation(Task):
         weights = row_weights(batch, batch['target_segments'] > 0)
         size = row_weights(batch, batch['bytes']) if 'bytes' in batch else None
         return token_metrics(outputs, batch['targets'], weights, size=size)
+
+    def predictions(self, outputs, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """How well each target is predicted: 'loss', 'accuracy', 'token_count', 'bits_per_byte'."""
+        counted, size = batch['target_segments'] > 0, batch.get('bytes')
+        return row_metrics(outputs, batch['targets'], counted, size)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """perplexity of a target token, where the loss is not smoothed."""

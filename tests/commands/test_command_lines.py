@@ -83,7 +83,7 @@ def test_help_of_each_command_is_true(name, call, monkeypatch):
     assert code == 0 and f'usage: jaxdl {name}' in out
     flags_part, example = out.split('\nexample:\n  ')
     rows = [line.split()[0] for line in flags_part.partition('\nflags:\n')[2].splitlines()]
-    assert name == 'demo' or [word for word in rows if word.startswith('--')], out
+    assert name in ('demo', 'doctor') or [word for word in rows if word.startswith('--')], out
     for word in rows:  # each that is listed is known, and only with a value where one is shown
         if word.startswith('--') and '.FIELD' not in word:
             flag = word.partition('=')[0].replace('[no]', '')

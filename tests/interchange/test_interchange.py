@@ -30,6 +30,12 @@ MODELS = {
     'classifier': BertClassifier(**TEXT, num_classes=3),
     'gpt2': TransformerLM(**TEXT),
     'gpt2_scanned': TransformerLM(**TEXT, vocab_multiple=64, scan_layers=True, head_chunks=2),
+    'llama': modern(**TEXT, kv_heads=2, qk_norm=False, norm_epsilon=1e-6),
+    'llama_padded': modern(
+        **TEXT, qk_norm=False, norm_epsilon=1e-6, vocab_multiple=64, scan_layers=True
+    ),
+    'mistral': modern(**TEXT, kv_heads=2, qk_norm=False, norm_epsilon=1e-6, rotary_base=5e5),
+    'qwen3': modern(**TEXT, kv_heads=2, head_dim=16, norm_epsilon=1e-6, tied=True),
     'vit': ViT(**SHAPE, num_classes=7, patch=4, norm_epsilon=1e-12),
     'vit_scanned': ViT(**SHAPE, num_classes=7, patch=4, scan_layers=True),
 }
@@ -51,6 +57,21 @@ def theirs(name, seed=0):
             if isinstance(model, Bert)
             else transformers.BertForSequenceClassification
         )
+    elif isinstance(model, TransformerLM) and model.norm == 'rms':
+        kinds = {'llama': 'Llama', 'llama_padded': 'Llama', 'mistral': 'Mistral', 'qwen3': 'Qwen3'}
+        more = {'sliding_window': None} if name == 'mistral' else {}
+        config = getattr(transformers, f'{kinds[name]}Config')(
+            **common,
+            **more,
+            vocab_size=60,
+            num_key_value_heads=model.key_heads,
+            head_dim=model.channels,
+            rope_parameters={'rope_theta': model.rotary_base, 'rope_type': 'default'},
+            tie_word_embeddings=model.tied,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        kind = getattr(transformers, f'{kinds[name]}ForCausalLM')
     elif isinstance(model, TransformerLM):
         config = transformers.GPT2Config(
             n_embd=32,
@@ -147,7 +168,7 @@ def test_our_weights_give_our_outputs_there(name, tmp_path):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
     interchange.save(tmp_path, params, MODELS[name])
-    kind = type(theirs(name))
+    kind = type(theirs('llama' if name == 'mistral' else name))  # written as the same function
     module, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
     compare(outputs(name, params, inputs), torch_outputs(name, module.eval(), inputs))
@@ -245,7 +266,8 @@ def test_an_untied_head_is_refused():
 
 def test_models_that_cannot_be_exchanged():
     for model in (
-        modern(**TEXT),
+        modern(**TEXT, bias=True),
+        modern(**TEXT, softcap=5.0),
         TransformerLM(**TEXT, tied=False),
         TransformerLM(**TEXT, bias=False),
     ):
@@ -276,11 +298,19 @@ OTHER = {
     'transformers_version': '4.0.0',
     'id2label': {'0': 'a', '1': 'b', '2': 'c', '3': 'd', '4': 'e', '5': 'f', '6': 'g'},
     'label2id': {'a': 0},
+    'rope_parameters': {'rope_theta': 50.0, 'rope_type': 'default'},
+    'layer_types': ['full_attention', 'sliding_attention'],
+    'sliding_window': 3,
+    'num_key_value_heads': 4,
+    'head_dim': 4,
 }
 FORMATS = {
     'bert': 'BertConfig',
     'classifier': 'BertConfig',
     'gpt2': 'GPT2Config',
+    'llama': 'LlamaConfig',
+    'mistral': 'MistralConfig',
+    'qwen3': 'Qwen3Config',
     'vit': 'ViTConfig',
 }
 
@@ -330,14 +360,16 @@ def test_a_field_is_refused_or_changes_no_output(name, field, change, bases, tmp
     config = json.loads((folder / 'config.json').read_text())
     before = config.pop(field, None)
     if change == 'changed':
-        config[field] = another(field, getattr(kind.config_class(), field, before))
+        usual = getattr(kind.config_class(), field, before)
+        config[field] = another(field, before if isinstance(before, bool) else usual)
         assert config[field] != before
     (tmp_path / 'config.json').write_text(json.dumps(config))
     os.link(folder / 'model.safetensors', tmp_path / 'model.safetensors')
     try:
         loaded = interchange.load(tmp_path, MODELS[name], params)
     except UserError as error:
-        assert field in str(error) or field == 'model_type', error
+        inner = {'model_type': 'type', 'rope_parameters': 'rope_theta'}.get(field, field)
+        assert inner in str(error), error
         return
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     module = kind.from_pretrained(tmp_path, dtype='float32', return_dict=True).eval()

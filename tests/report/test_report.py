@@ -1,5 +1,6 @@
 """The report: what it reads, what it says about it, and that the page works on its own."""
 
+import http.client
 import json
 import math
 import re
@@ -7,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -376,6 +378,40 @@ def test_the_page_works_in_a_browser(three, tmp_path):
     assert out['hidden'] >= 6
     assert out['worst'] != out['best'] == 'deep/sgd-seed1'
     assert out['colours'][0] != out['colours'][1]
+
+
+def test_a_served_report_follows_its_runs(tmp_path, monkeypatch):
+    from jaxdl.report import serve
+    from jaxdl.report.data import find_runs
+
+    monkeypatch.setattr(serve, 'EVERY', 0)
+    make_run(tmp_path / 'runs' / 'first', slim=True)
+    output = tmp_path / 'page'
+
+    def make():
+        report.write(find_runs([tmp_path / 'runs']), [tmp_path / 'runs'], output)
+
+    serving = serve.server(output, make, 0)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    host, port = serving.server_address[:2]
+    assert host == '127.0.0.1'
+
+    def get(name='127.0.0.1'):
+        call = http.client.HTTPConnection(host, port, timeout=30)
+        call.request('GET', '/', headers={'Host': f'{name}:{port}'})
+        answer = call.getresponse()
+        return answer.status, answer.getheader('Refresh'), answer.read().decode()
+
+    status, refresh, page = get()
+    assert status == 200 and refresh == '0' and 'first' in page and 'second' not in page
+    make_run(tmp_path / 'runs' / 'second', slim=True, seed=1)
+    assert 'second' in get()[2]
+    (tmp_path / 'runs' / 'second' / 'config.json').write_text('{')
+    shutil.rmtree(tmp_path / 'runs' / 'first')
+    assert 'second' in get()[2]  # nothing can be read now: the page stays
+    assert get('example.org')[0] == 403
+    serving.shutdown()
+    serving.server_close()
 
 
 # ---- mistakes -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from jaxdl.errors import Preempted, UserError
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.record.metrics_file import read_metrics
 from jaxdl.run import loop
-from tests import faulty, small
+from tests import faulty, reliability_config, small
 from tests.record.test_tensorboard import foreign_events
 from tests.test_language_configs import files, shrunk  # noqa: F401
 
@@ -226,7 +226,12 @@ def tags(folder):
     }
 
 
-SMALL = {'gan': small.gan, 'robust': small.robust}
+SMALL = {
+    'diffusion': small.diffusion,
+    'gan': small.gan,
+    'robust': small.robust,
+    'vae': small.vae,
+}
 
 
 def both_ways(configs, tmp_path):
@@ -264,6 +269,27 @@ def test_every_family(name, files, tmp_path):  # noqa: F811
     if name == 'stdlib_lm':
         config.task = dataclasses.replace(config.task, sample_tokens=4)
     both_ways([config, dataclasses.replace(config, seed=1)], tmp_path)
+
+
+@pytest.mark.parametrize(
+    'variant',
+    [
+        'rnn_ppo',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('ppo', 'dqn', 'pqn', 'sac')),
+    ],
+)
+def test_environments(variant, tmp_path):
+    # Pendulum is chaotic: differences in the last digit of an action grow with every step of it.
+    steps = 2 if variant in ('ppo', 'sac') else 4
+    config = dataclasses.replace(
+        reliability_config.get_config(variant),
+        steps=steps,
+        log_every=2,
+        eval_every=2,
+        checkpoint=Checkpoint(every=2),
+    )
+    other = config_lib.with_values(config, {'config.seed': 1, 'config.task.discount': 0.9})
+    both_ways([config, other], tmp_path)
 
 
 def test_init_from_best_sample_ids_and_several_steps_in_a_call(tmp_path):

@@ -285,6 +285,17 @@ def test_rollbacks_are_used_up(tmp_path):
         trainer.train(fragile(3, policy='rollback', max_rollbacks=1), str(tmp_path / 'run'))
 
 
+def test_a_line_of_metrics_is_the_mean_over_its_steps(tmp_path, unbroken):
+    trainer.train(faulty.config(log_every=1), str(tmp_path / 'run'))
+    each = {row['step']: row['train/loss'] for row in chaos.lines(tmp_path / 'run')}
+    assert sorted(each) == list(range(1, 13))
+    for row in chaos.lines(unbroken):  # one line for three steps
+        if 'train/loss' in row:
+            step = row['step']
+            mean = np.mean([each[s] for s in range(step - 2, step + 1)])
+            assert step % 3 == 0 and row['train/loss'] == pytest.approx(mean, rel=1e-6)
+
+
 def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_step(tmp_path, monkeypatch):
     given = {}
     save = Checkpoints.save

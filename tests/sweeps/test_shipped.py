@@ -17,6 +17,9 @@ SHIPPED = {
     'digits_lr_width': (32, 4, '(16, 32)'),
     'cifar_ablation': (45, 9, 'cifar_ablation:no_flip'),
     'lm_optimizers': (16, 4, 'lm_optimizers:sgd'),
+    'minatar_all': (40, 8, 'minatar_breakout_pqn'),
+    'rl_seeds': (25, 5, 'memory_rnn_ppo:forward'),
+    'value_seeds': (15, 3, 'pendulum_sac'),
 }
 
 

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 
 class NotUnderstoodError(ValueError):
@@ -32,18 +32,26 @@ _WAYS = {
 }
 
 
-def open_picture(data: bytes, channels: int) -> Image.Image:
+def open_picture(
+    data: bytes, channels: int, *, upright: bool = False, least: int = 0
+) -> Image.Image:
     """The picture in the mode of TARGETS with so many channels; an alpha channel without room falls.
 
     CMYK and LAB become sRGB, by the picture's own colour profile where it has one; 16-bit greys
-    become 8 bits. Only the first frame counts.
+    become 8 bits. Only the first frame counts. `upright` turns it as its EXIF entry says. With
+    `least` a JPEG file may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, as long as
+    each side keeps 2 * least pixels.
 
     Raises:
         NotUnderstoodError: its mode has no known range or meaning.
         OSError: it is damaged.
     """
     picture: Any = Image.open(io.BytesIO(data))
+    if least:
+        picture.draft(None, (2 * least, 2 * least))
     picture.load()
+    if upright:
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode in ('CMYK', 'LAB'):
         picture = _by_profile(picture)
     elif (grey := _grey16(picture)) is not None:

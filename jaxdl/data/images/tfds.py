@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.api import DataSet, Source, Task, facts_of
+from jaxdl.api import DataSet, Inputs, Rows, Source, Task, facts_of
 from jaxdl.data import store
 from jaxdl.data.arrays import slices
 from jaxdl.data.cached import entry_of
 from jaxdl.data.images import catalogue
 from jaxdl.data.images.originals import ImageSet
 from jaxdl.data.splits import resolve, split_name
+from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least, nearest
 
 
@@ -37,6 +38,7 @@ class Tfds(DataSet):
         features: features to keep; empty: all of fixed shape that are numbers.
         image_size: side in pixels for sets whose images vary in size: the shorter side is scaled to it and the middle cut out.
         in_memory_bytes: decoded size up to which a set is kept in memory.
+        valid: the part of the training examples that is held out as the set 'valid'.
     """
 
     name: str = 'digits'
@@ -47,6 +49,7 @@ class Tfds(DataSet):
     features: tuple[str, ...] = ()
     image_size: int = 0
     in_memory_bytes: int = 2 * 1024**3
+    valid: Valid = dataclasses.field(default_factory=Valid)
 
     def check(self):
         """Raises ValueError where a field cannot be right whatever the data set."""
@@ -59,21 +62,31 @@ class Tfds(DataSet):
 
     def train_source(self) -> Source:
         """Returns the training set; prepares the data set first if that was not done yet."""
-        return self._source(self.train)
+        return self.valid.train(self._source(self.train))
 
     def eval_sources(self) -> dict[str, Source]:
         """Returns the evaluation sets by name."""
-        return {name: self._source(expression) for name, expression in map(split_name, self.evals)}
+        sets = {name: self._source(expression) for name, expression in map(split_name, self.evals)}
+        return self.valid.evals(lambda: self._source(self.train), sets)
 
     def example(self) -> dict[str, np.ndarray] | None:
         """One example of zeros, known without the files; None: the set itself has to be read."""
-        if self._image_set() is not None:
-            return None
+        spec = self._image_set()
+        if spec is not None:
+            zeros = {'image': np.zeros(spec.shape, np.uint8)}
+            zeros |= {name: np.zeros((), np.int32) for name in spec.classes}
+            return {name: zeros[name] for name in zeros if name in (self.features or zeros)}
         from jaxdl.data import records
 
         features = self._declared()
         layout = records.layout_of(features, self.features, self.image_size, dataset=self.name)
         return {n: np.zeros(layout.shapes[n], layout.dtypes[n]) for n in layout.shapes}
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """Pictures: a file, a folder of them, or a list of paths."""
+        from jaxdl.data.images.given import picture_inputs
+
+        return picture_inputs(given, row)
 
     def fingerprint(self, *, train: bool = True) -> dict[str, str]:
         """{'<set> <split>': what is known of its bytes}; preparing a set again changes nothing."""

@@ -8,7 +8,7 @@ both the inputs and the targets of any stretch are plain slices of one array.
 import array
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +41,15 @@ class Corpus:
     sep: int
     size: int
 
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: Tokenizer) -> 'Corpus':
+        """Few texts, in memory alone."""
+        dtype = _dtype(tokenizer)
+        flat, lengths = _separated(texts, tokenizer, dtype)
+        ids = np.concatenate([np.array([tokenizer.sep], dtype), flat])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return cls(ids, offsets, tokenizer.sep, sum(len(text.encode()) for text in texts))
+
     @property
     def lengths(self) -> np.ndarray:
         """Predictions in each document, int64 [documents]: its tokens and the separator after it."""
@@ -49,6 +58,23 @@ class Corpus:
     def tokens(self, document: int) -> np.ndarray:
         """The ids of one document without separators."""
         return self.ids[self.offsets[document] + 1 : self.offsets[document + 1]]
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+def _separated(
+    texts: Sequence[str], tokenizer: Tokenizer, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the ids of all texts with a separator after each, the length of each with its separator)."""
+    ids, lengths = tokenizer.encode_many(texts)
+    ends = np.cumsum(lengths + 1)
+    flat = np.full(ends[-1], tokenizer.sep, dtype)
+    keep = np.ones(len(flat), bool)
+    keep[ends - 1] = False
+    flat[keep] = ids
+    return flat, lengths + 1
 
 
 def corpora(records: Records, tokenizer: Tokenizer, columns: int, folder: str = '') -> list[Corpus]:
@@ -120,7 +146,7 @@ class _IdsWriter:
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self.file, self.tokenizer = file, tokenizer
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        self.dtype = _dtype(tokenizer)
         self.lengths = array.array('q', [0])
         self.bytes, self.count = 0, 0
         self._header()
@@ -136,15 +162,10 @@ class _IdsWriter:
         self.count += len(ids)
 
     def add(self, texts: list[str]) -> None:
-        ids, lengths = self.tokenizer.encode_many(texts)
+        flat, lengths = _separated(texts, self.tokenizer, self.dtype)
         self.bytes += sum(len(text.encode()) for text in texts)
-        ends = np.cumsum(lengths + 1)
-        flat = np.full(ends[-1], self.tokenizer.sep, self.dtype)
-        keep = np.ones(len(flat), bool)
-        keep[ends - 1] = False
-        flat[keep] = ids
         self._write(flat)
-        self.lengths.extend((lengths + 1).tolist())
+        self.lengths.extend(lengths.tolist())
 
     def finish(self) -> None:
         self._header()

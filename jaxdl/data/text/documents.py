@@ -1,10 +1,12 @@
 """Documents for language models, as rows of tokens."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxdl.api import Source
+from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import DocumentPacking, Packed
 from jaxdl.data.text.sources import Records
 from jaxdl.data.text.text_set import TextSet
@@ -33,6 +35,13 @@ class Documents(TextSet):
 
     def example(self) -> dict[str, np.ndarray]:
         return self.packing.example(self.length, sized=self.tokenizer.sized)
+
+    def rows_of_texts(
+        self, corpora: Sequence[Corpus], records: Records
+    ) -> tuple[Source, np.ndarray]:
+        del records
+        (corpus,) = corpora
+        return self.packing.apart(corpus, self.tokenizer, length=self.length)
 
     def rows(self, records: Records, *, train: bool) -> Source:
         (corpus,) = self.corpora(records)

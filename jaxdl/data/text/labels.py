@@ -1,11 +1,12 @@
 """Texts with a label, for sequence classification."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import Source, Task, facts_of
+from jaxdl.api import Rows, Source, Task, facts_of
 from jaxdl.data.text.corpus import Corpus
 from jaxdl.data.text.packing import CorpusRows, lay_out
 from jaxdl.data.text.sources import Records
@@ -56,9 +57,21 @@ class LabelledTexts(TextSet):
                 f'give --config.model.num_classes={need}'
             )
 
+    def class_names(self) -> tuple[str, ...]:
+        return self.classes or tuple(map(str, range(self.num_classes)))
+
+    def shown(self, row: Rows) -> str:
+        return self.tokenizer.decode(row['tokens'][: row['lengths']])
+
+    def rows_of_texts(self, corpora: Sequence[Corpus], records: Records) -> tuple[Source, None]:
+        del records
+        (corpus,) = corpora
+        unknown = np.zeros(len(corpus.lengths), np.int32)
+        return LabelRows(corpus, self.tokenizer, self.length, unknown), None
+
     def rows(self, records: Records, *, train: bool) -> Source:
         del train  # every text is one row, in evaluation too
-        names = self.classes or tuple(map(str, range(self.num_classes)))
+        names = self.class_names()
         number = {name: i for i, name in enumerate(names)}
         labels = []
         for place, (_, label) in records.located():

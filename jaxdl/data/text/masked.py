@@ -58,6 +58,20 @@ class Masked(DocumentPacking):
             corpus, tokenizer, length, starts[keep], lengths[keep], owner[keep], self.seed
         )
 
+    def apart(
+        self, corpus: Corpus, tokenizer: Tokenizer, *, length: int
+    ) -> tuple[CorpusRows, np.ndarray]:
+        if self.next_sentence:
+            raise UserError(
+                'a model of pairs (packing.next_sentence) predicts rows of arrays only: a .npz file '
+                f'with {", ".join(self.example(length, sized=False))}'
+            )
+        begin = corpus.offsets[:-1] + 1
+        starts, lengths, _ = cut(begin, corpus.lengths - 1, length - 2)
+        one = np.ones(len(starts), np.int64)
+        rows = MaskedRows(corpus, tokenizer, length, starts, lengths, one)
+        return rows, np.searchsorted(begin, starts, side='right') - 1
+
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
         del sized
         names = ('tokens', 'segments', 'positions')

@@ -62,6 +62,12 @@ class DocumentPacking(abc.ABC):
     def rows(self, corpus: Corpus, tokenizer: Tokenizer, *, length: int, train: bool) -> CorpusRows:
         """A Source of rows of `length` tokens; `train` is False for an evaluation set."""
 
+    @abc.abstractmethod
+    def apart(
+        self, corpus: Corpus, tokenizer: Tokenizer, *, length: int
+    ) -> tuple[CorpusRows, np.ndarray]:
+        """Rows as of an evaluation, but none holds parts of two documents; the document of each."""
+
     def example(self, length: int, *, sized: bool) -> dict[str, np.ndarray]:
         """One row of zeros with the shapes and dtypes of all; `sized`: token sizes are known."""
         names = ('tokens', 'targets', 'segments', 'positions')
@@ -91,6 +97,15 @@ class ContextPacking(DocumentPacking):
         self.check_length(length)
         pieces = self.pieces(corpus, length, 0 if train else self.context)
         return PieceRows(corpus, tokenizer, length, *pieces)
+
+    def apart(
+        self, corpus: Corpus, tokenizer: Tokenizer, *, length: int
+    ) -> tuple[CorpusRows, np.ndarray]:
+        begin = corpus.offsets[:-1]
+        starts, lengths, skips = cut(begin, corpus.lengths, length, self.context)
+        one = np.ones(len(starts), np.int64)
+        rows = PieceRows(corpus, tokenizer, length, starts, lengths, skips, one)
+        return rows, np.searchsorted(begin, starts, side='right') - 1
 
     @abc.abstractmethod
     def pieces(self, corpus: Corpus, length: int, context: int) -> tuple[np.ndarray, ...]:

@@ -1,6 +1,7 @@
 """Pairs of sentences for translation, as rows of one fixed shape."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -56,8 +57,7 @@ class SentencePairs(TextSet):
         lengths = self.source_length, self.target_length
         pairs = self._fitting(records, sizes)
         if not train:
-            pairs = np.arange(len(sizes))
-            return PairRows(source, target, self.tokenizer, lengths, pairs, np.ones_like(pairs))
+            return self._apart(source, target)
         if not len(pairs):
             raise UserError(
                 f'no training pair fits source_length={self.source_length} and '
@@ -66,6 +66,17 @@ class SentencePairs(TextSet):
             )
         order, counts = pack(sizes[pairs], lengths)
         return PairRows(source, target, self.tokenizer, lengths, pairs[order], counts)
+
+    def rows_of_texts(self, corpora: Sequence[Corpus], records: Records) -> tuple[Source, None]:
+        source, target = corpora
+        self._fitting(records, np.stack([source.lengths, target.lengths], axis=1))
+        return self._apart(source, target), None
+
+    def _apart(self, source: Corpus, target: Corpus) -> 'PairRows':
+        """A pair a row."""
+        pairs = np.arange(len(source.lengths))
+        lengths = self.source_length, self.target_length
+        return PairRows(source, target, self.tokenizer, lengths, pairs, np.ones_like(pairs))
 
     def eval_names(self) -> list[str]:
         """The names of the evaluation sets."""

@@ -29,6 +29,7 @@ _MARK = '\ufeff'  # the byte-order mark, which is no part of a text
 _ENCODE = 'convert it to UTF-8: iconv -f {} -t utf-8'
 _UNPACK = 'unpack it, or pack the text with gzip instead'
 _EXPORT = 'export its text as .txt, .tsv or .jsonl'
+_NAME = 'name it so: {}'
 
 # (first bytes, what the file is, what to do); a longer beginning stands before a shorter one.
 _KINDS = (
@@ -46,8 +47,8 @@ _KINDS = (
     (b'PK\x05\x06', 'an empty zip archive', _UNPACK),
     (b'7z\xbc\xaf\x27\x1c', 'a 7-Zip archive', _UNPACK),
     (b'Rar!\x1a\x07', 'a RAR archive', _UNPACK),
-    (b'PAR1', 'a Parquet file', _EXPORT),
-    (b'ARROW1', 'an Arrow file', _EXPORT),
+    (b'PAR1', 'a Parquet file', _NAME.format('.parquet')),
+    (b'ARROW1', 'an Arrow file', _NAME.format('.arrow')),
     (b'Obj\x01', 'an Avro file', _EXPORT),
     (b'SQLite format 3\0', 'an SQLite database', _EXPORT),
     (b'\x89HDF\r\n', 'an HDF5 file', _EXPORT),
@@ -176,9 +177,11 @@ def is_packed(path: Path) -> bool:
 
 
 def format_of(path: Path) -> str:
-    """'jsonl', 'tsv' or 'text', by the ending of the name without .gz."""
+    """'jsonl', 'tsv', 'table' (Parquet or Arrow) or 'text', by the ending of the name without .gz."""
     name = path.stem if is_packed(path) else path.name
     kinds = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.tsv': 'tsv'}
+    if not is_packed(path):
+        kinds |= {'.parquet': 'table', '.arrow': 'table', '.feather': 'table'}
     return kinds.get(Path(name).suffix.lower(), 'text')
 
 

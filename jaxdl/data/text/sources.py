@@ -6,23 +6,24 @@ each part that the kind of data set asks for, such as ('text',) or ('source', 't
 
 import abc
 import dataclasses
+import glob
 import io
 import itertools
 import operator
 import os
 import pathlib
-import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from typing import Any
 
 from jaxdl.data import store
-from jaxdl.data.splits import resolve, split_name
+from jaxdl.data.splits import named_paths, resolve, split_name
 from jaxdl.data.text import reading
 from jaxdl.data.text.reading import LINE_LIMIT, digest
+from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least, nearest, one_of
-from jaxdl.files import parse_json
+from jaxdl.files import expanded, parse_json
 
 Parts = tuple[str, ...]
 
@@ -46,6 +47,31 @@ class Records(abc.ABC):
         return next(itertools.islice(self.located(), index, None))[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut(Records):
+    """The records that `valid` holds out, or those that stay."""
+
+    records: Records
+    valid: Valid
+    held: bool
+
+    def key(self) -> str:
+        return digest('held 1', self.records.key(), self.valid.share, self.valid.seed, self.held)
+
+    def located(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        found = False
+        # A side for each record without an end, so only the records say how many there are.
+        for held, item in zip(self.valid.sides(), self.records.located(), strict=False):
+            if held == self.held:
+                found = True
+                yield item
+        if not found:
+            raise UserError(
+                f'--config.data.valid.share={self.valid.share}: holds out '
+                f'{"no" if self.held else "every"} training text; give another share or seed, or 0'
+            )
+
+
 class TextSource(abc.ABC):
     """What a text data set reads. `parts` are the names of what makes a record."""
 
@@ -61,6 +87,10 @@ class TextSource(abc.ABC):
     def eval_records(self, parts: Parts) -> dict[str, Records]:
         """The records of each evaluation set by its name."""
 
+    def given_records(self, path: pathlib.Path, parts: Parts) -> Records:
+        """The records of a file that a user gives, one a line, or of a folder, one a file."""
+        return TextFiles(documents='line').given_records(path, parts)
+
 
 def _check_number(name: str, given: tuple, parts: Parts) -> None:
     if given and len(given) != len(parts):
@@ -75,13 +105,14 @@ class TextFiles(TextSource):
     """Local files, also packed with gzip.
 
     The ending decides the format: `.jsonl` (or .ndjson) has one JSON object a line, of which
-    `fields` are taken; `.tsv` has columns, of which `columns` are taken; all else is plain text
-    with one part. Blank lines are skipped.
+    `fields` are taken, and so are those of `.parquet`, `.arrow` and of a folder of Hugging Face's
+    `save_to_disk`; `.tsv` has columns, of which `columns` are taken; all else is plain text with one
+    part. Blank lines are skipped.
 
     Attributes:
         train: path or glob of the training files; `~` is the home folder; read in name order.
         evals: evaluation sets, each 'name=path'.
-        fields: fields of a JSON line that make a record, such as ('text',); empty: those named as the parts.
+        fields: fields of a JSON line, or columns of a Parquet or Arrow file, that make a record, such as ('text',); empty: those named as the parts.
         columns: columns of a TSV that make a record, from 0; empty: the first ones.
         documents: what is one record of plain text: 'file', 'line', or 'paragraph' (up to a blank line).
         line_limit: bytes of the longest line; not for documents='file'.
@@ -100,7 +131,7 @@ class TextFiles(TextSource):
                 "train='': give the text, --config.data.source.train=FILE (.txt, .jsonl or .tsv, "
                 'also .gz)'
             )
-        self._named_evals()
+        named_paths(self.evals)
         one_of(self, documents=('file', 'line', 'paragraph'))
         at_least(self, line_limit=1)
         if min(self.columns, default=0) < 0:
@@ -116,23 +147,21 @@ class TextFiles(TextSource):
     def eval_records(self, parts: Parts) -> dict[str, Records]:
         return {
             name: self._records(path, f'data.source.evals {name}', parts)
-            for name, path in self._named_evals().items()
+            for name, path in named_paths(self.evals).items()
         }
+
+    def given_records(self, path: pathlib.Path, parts: Parts) -> Records:
+        """As for any source, with this one's fields and columns, the label's left out."""
+        folder = path.is_dir()
+        pattern = glob.escape(str(path)) + '/*' * folder
+        fields = self.fields[: len(parts)] or parts
+        columns = self.columns[: len(parts)] or tuple(range(len(parts)))
+        documents = 'file' if folder else 'line'
+        return FileRecords(pattern, 'the input', fields, columns, documents, self.line_limit)
 
     def _records(self, pattern: str, role: str, parts: Parts) -> Records:
         fields, columns = self.fields or parts, self.columns or tuple(range(len(parts)))
         return FileRecords(pattern, role, fields, columns, self.documents, self.line_limit)
-
-    def _named_evals(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for pair in self.evals:
-            name, equals, path = pair.partition('=')
-            if not (equals and path and re.fullmatch(r'[\w.-]+', name)):
-                raise ValueError(f"evals: {pair!r} is not of the form 'name=path', as 'test=FILE'")
-            if name in found:
-                raise ValueError(f'evals: {name!r} is there twice; give each set a name of its own')
-            found[name] = path
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +177,10 @@ class FileRecords(Records):
 
     def paths(self) -> list[pathlib.Path]:
         """The files; raises UserError where there is none, or one is empty or of a wrong format."""
+        if os.path.isdir(expanded(self.pattern)):
+            from jaxdl.data.tables import files
+
+            return files.find(self.pattern, self.role)
         found = reading.find(self.pattern, self.role)
         for path in found:
             if len(self.columns) > 1 and reading.format_of(path) == 'text':
@@ -161,7 +194,7 @@ class FileRecords(Records):
         parts: list[Any] = ['files 2', self.documents]
         for path in self.paths():
             kind = reading.format_of(path)
-            taken = {'jsonl': self.fields, 'tsv': self.columns}.get(kind)
+            taken = {'jsonl': self.fields, 'table': self.fields, 'tsv': self.columns}.get(kind)
             parts += [kind, reading.content_hash(path), taken]
         return digest(*parts)
 
@@ -169,7 +202,9 @@ class FileRecords(Records):
         found = False
         for path in self.paths():
             kind = reading.format_of(path)
-            if kind != 'text':
+            if kind == 'table':
+                read = self._from_table(path)
+            elif kind != 'text':
                 read = self._parsed(path, self._from_json if kind == 'jsonl' else self._from_tsv)
             elif self.documents == 'file':
                 # Files put one behind the other have their byte-order marks inside.
@@ -216,18 +251,18 @@ class FileRecords(Records):
                     f'{place}: has no field {field!r}, only {", ".join(map(repr, row))}'
                     f'{nearest(field, row)}'
                 )
-            value = row[field]
-            if isinstance(value, int) and not isinstance(value, bool):
-                value = str(value)
-            if not isinstance(value, str):
-                shown = type(value).__name__ if isinstance(value, list | dict) else repr(value)
-                raise UserError(f'{place}: field {field!r} is {shown:.40}, not text')
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise UserError(f'{place}: field {field!r} holds half a UTF-16 character') from None
-            record.append(value)
+            record.append(_as_text(row[field], field, place))
         return tuple(record)
+
+    def _from_table(self, path: pathlib.Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+        from jaxdl.data.tables import files
+
+        table, row = files.read(path, self.fields), 0
+        for batch in table.to_batches(max_chunksize=1024):
+            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                place = f'{path} row {row}'
+                yield place, tuple(map(_as_text, values, self.fields, itertools.repeat(place)))
+                row += 1
 
     def _from_tsv(self, line: str, place: str) -> tuple[str, ...]:
         cells = line.split('\t')
@@ -238,6 +273,43 @@ class FileRecords(Records):
                 f'column {missing[0]} (counted from 0) is missing'
             )
         return tuple(cells[c] for c in self.columns)
+
+
+def _as_text(value: Any, field: str, place: str) -> str:
+    """Text or a whole number as text; UserError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        shown = type(value).__name__ if isinstance(value, list | dict) else repr(value)
+        raise UserError(f'{place}: field {field!r} is {shown:.40}, not text')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f'{place}: field {field!r} holds half a UTF-16 character') from None
+    return value
+
+
+# ---- in memory --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenTexts(Records):
+    """Texts of a program: strings, or one tuple of strings for each of several parts."""
+
+    texts: tuple
+    parts: Parts
+
+    def key(self) -> str:
+        return digest('given 1', *(part for record in self for part in record))
+
+    def located(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        for number, text in enumerate(self.texts, 1):
+            record = (text,) if isinstance(text, str) else tuple(text)
+            if len(record) != len(self.parts) or not all(isinstance(x, str) for x in record):
+                raise UserError(
+                    f'text {number}: {text!r:.60} is not {" and ".join(self.parts)} as text'
+                )
+            yield f'text {number}', record
 
 
 # ---- the standard library -------------------------------------------------------------------------

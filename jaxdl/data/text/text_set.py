@@ -3,15 +3,19 @@
 import abc
 import dataclasses
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxdl.api import DataSet, Source, Task, facts_of
+from jaxdl.api import DataSet, Inputs, Rows, Source, Task, facts_of
+from jaxdl.data import valid
 from jaxdl.data.text import tokenizers
 from jaxdl.data.text.corpus import Corpus, corpora
-from jaxdl.data.text.sources import Records, TextFiles, TextSource
+from jaxdl.data.text.sources import GivenTexts, HeldOut, Records, TextFiles, TextSource
 from jaxdl.data.text.tokenizers import Tokenizer
+from jaxdl.data.valid import Valid
 from jaxdl.errors import UserError, at_least
 from jaxdl.files import needed_cache_folder
 
@@ -24,6 +28,7 @@ class TextSet(DataSet, abc.ABC):
         source: where the texts come from: TextFiles(…), TfdsText(…) or StandardLibrary().
         tokenizer: Bytes(), Bpe(vocab_size=…) trained on the training texts, or WordPiece(vocab=…).
         cache: folder for tokenised text; empty: $JAXDL_CACHE or the user's cache folder.
+        valid: the part of the training texts that is held out as the set 'valid'.
     """
 
     places: ClassVar = ('source.train', 'source.evals', 'cache', 'tokenizer.vocab')
@@ -34,6 +39,7 @@ class TextSet(DataSet, abc.ABC):
     source: TextSource = dataclasses.field(default_factory=TextFiles)
     tokenizer: Tokenizer = dataclasses.field(default_factory=tokenizers.Bpe)
     cache: str = ''
+    valid: Valid = dataclasses.field(default_factory=Valid)
 
     def check(self):
         self.source.check_parts(self.parts)
@@ -51,6 +57,31 @@ class TextSet(DataSet, abc.ABC):
     def rows(self, records: Records, *, train: bool) -> Source:
         """The rows of some records, once the tokenizer is fitted."""
 
+    @abc.abstractmethod
+    def rows_of_texts(
+        self, corpora: Sequence[Corpus], records: Records
+    ) -> tuple[Source, np.ndarray | None]:
+        """(rows for predictions; the text that each is a part of, None: row i is text i)."""
+
+    def inputs_from(self, given: Any, row: Rows) -> Inputs:
+        """Rows of texts, in the order given: a list of them, or a file with one a line.
+
+        Of a folder each file is one text. Pairs are a list of pairs, or a .tsv or .jsonl file.
+        """
+        del row
+        parts = self.parts[: self.texts]
+        if isinstance(given, str | os.PathLike):
+            records = self.source.given_records(Path(given), parts)
+        else:
+            records = GivenTexts(tuple(given), parts)
+        located = list(records.located())
+        if not located:
+            raise UserError('no text is given; give at least one')
+        texts = [[record[part] for _, record in located] for part in range(len(parts))]
+        made = [Corpus.of(column, self.tokenizer) for column in texts]
+        source, owner = self.rows_of_texts(made, records)
+        return Inputs(source, [place for place, _ in located], owner)
+
     def train_source(self) -> Source:
         """Rows of the training texts."""
         self.fit()
@@ -65,11 +96,17 @@ class TextSet(DataSet, abc.ABC):
 
     def train_records(self) -> Records:
         """The training examples as tuples of texts."""
-        return self.source.train_records(self.parts)
+        records = self.source.train_records(self.parts)
+        return HeldOut(records, self.valid, held=False) if self.valid.share else records
 
     def eval_records(self) -> dict[str, Records]:
         """The evaluation examples by the name of their set."""
-        return self.source.eval_records(self.parts)
+        found = self.source.eval_records(self.parts)
+        if self.valid.share:
+            self.valid.check_names(found)
+            train = self.source.train_records(self.parts)
+            found = {**found, valid.NAME: HeldOut(train, self.valid, held=True)}
+        return found
 
     def corpora(self, records: Records) -> list[Corpus]:
         """The tokenised texts of some records, one corpus for each part that is text."""

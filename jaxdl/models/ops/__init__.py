@@ -6,6 +6,7 @@ for `jax.default_backend()`. `set_plain(True)`, or JAXDL_PLAIN=1 in the environm
 plain formulation everywhere, for comparison.
 """
 
+import collections
 import functools
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
-from jaxdl.models.ops import cpu, cpu_attention, cpu_rnn, cuda, loss, plain
+from jaxdl.models.ops import cpu, cpu_attention, cpu_rnn, cuda, loss, onednn, plain
 from jaxdl.models.ops.plain import counted as counted
 
 P = ParamSpec('P')
@@ -45,21 +46,39 @@ def platform() -> str:
     return 'cuda' if name in ('gpu', 'rocm') else name
 
 
-def _by_platform(plain: Callable[P, R], **others: Callable[..., R]) -> Callable[P, R]:
-    """The operation `plain`; `others` are its formulations for a platform, or for all that have none."""
+_used: dict[str, set[str]] = collections.defaultdict(set)
+
+
+def used() -> dict[str, str]:
+    """Which formulations the programs traced in this process have taken: {'conv': 'cpu, onednn', …}."""
+    return {name: ', '.join(sorted(forms)) for name, forms in sorted(_used.items())}
+
+
+def _by_platform(
+    plain: Callable[P, R], **others: Callable[..., R] | tuple[Callable[..., R], ...]
+) -> Callable[P, R]:
+    """The operation `plain`; `others` are its formulations for a platform, or for all that have none.
+
+    Of several the first is taken that does not return NotImplemented.
+    """
 
     @functools.wraps(plain)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
         where = platform()
-        form = plain if where == 'plain' else others.get(where, others.get('default', plain))
-        return form(*args, **kwargs)
+        forms = plain if where == 'plain' else others.get(where, others.get('default', plain))
+        for form in forms if isinstance(forms, tuple) else (forms,):
+            result = form(*args, **kwargs)
+            if result is not NotImplemented:
+                _used[plain.__name__].add(form.__module__.rpartition('.')[2])
+                return result
+        raise NotImplementedError(plain.__name__)
 
     return operation
 
 
 matmul = _by_platform(plain.matmul, cpu=cpu.matmul)
 add_bias = _by_platform(plain.add_bias, cpu=cpu.add_bias)
-conv = _by_platform(plain.conv, cpu=cpu.conv)
+conv = _by_platform(plain.conv, cpu=(onednn.conv, cpu.conv))
 max_pool = _by_platform(plain.max_pool, cpu=cpu.max_pool)
 avg_pool = _by_platform(plain.avg_pool, cpu=cpu.avg_pool)
 batch_norm_relu = plain.batch_norm_relu

@@ -45,13 +45,13 @@ def _matmul_forward(x, kernel):
 def _matmul_backward(saved, dy):
     x, kernel = saved
     gradient = kernel_gradient(x, dy)
-    return _after(gradient, product(dy, kernel, (dy.ndim - 1,), (1,))), gradient
+    return after(gradient, product(dy, kernel, (dy.ndim - 1,), (1,))), gradient
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _after(first: Array, x: Array) -> Array:
+def after(first: Array, x: Array) -> Array:
     """Returns `x`, which nothing can use before `first` is known.
 
     The order in which this backend executes a program leaves the weight gradients of all layers to

@@ -1,0 +1,1 @@
+"""Generative models of jaxdl beside the same networks in PyTorch."""

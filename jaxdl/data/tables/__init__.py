@@ -1,0 +1,1 @@
+"""Tables: Parquet, Arrow, CSV, JSON lines; rows of features. Only they import pyarrow."""
