@@ -24,7 +24,7 @@ CAPS = {
     'target_length': (64, 128), 'context': (16, 128), 'image_size': (64, 128),
     'width': (64, 256), 'embed_width': (64, 128), 'mlp_width': (128, 1024), 'widths': (32, 128),
     'layers': (1, 4), 'heads': (4, 8), 'kv_heads': (4, 8), 'depth': (8, 50), 'channels': (32, 128),
-    'views': (1, 2), 'sample_tokens': (0, 50), 'bleu_examples': (8, 200), 'episodes': (10, 50),
+    'views': (1, 2), 'sample_tokens': (0, 50), 'bleu_examples': (0, 200), 'episodes': (10, 50),
     'rollout': (16, 32), 'restarts': (1, 2),
 }  # fmt: skip
 STEPS = (12, 200)

@@ -175,7 +175,7 @@ def present(values: dict[str, Any]) -> Shown:
     )
     answer = (
         f'Of {run["wall"]:.1f} s of a short run {base.share(compute)} were compute, and the buckets add up '
-        f'to the wall time within {100 * off:.1f} %'
+        f'to the wall time within {100 * off:.2f} %'
     )
     if 'slow source' in done and len(done) > 1:
         slow = done['slow source']
