@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from jaxdl.report import plots
 
@@ -53,11 +54,14 @@ def curves(
             linestyle='none' if line.points else (0, (5, 2)) if line.predicted else 'solid',
             marker=None if line.predicted else 'o', markersize=4,
         )  # fmt: skip
+    low, high = axes.get_ylim()
+    if 'y' in log and high / low < 1000:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     if mark is not None:
         axes.axvline(mark[0], color=plots.MUTED, linewidth=1, linestyle=(0, (1, 1.4)))
         axes.text(
-            mark[0], 0.02, f' {mark[1]}', transform=axes.get_xaxis_transform(), fontsize=8.5,
-            color=plots.MUTED, va='bottom',
+            mark[0], 0.99, f' {mark[1]}', transform=axes.get_xaxis_transform(), fontsize=8.5,
+            color=plots.MUTED, va='top',
         )  # fmt: skip
     axes.set_xlabel(x)
     axes.set_ylabel(y, color=plots.MUTED)

@@ -26,6 +26,7 @@ CAPS = {
     'layers': (1, 4), 'heads': (4, 8), 'kv_heads': (4, 8), 'depth': (8, 50), 'channels': (32, 128),
     'views': (1, 2), 'sample_tokens': (0, 50), 'bleu_examples': (0, 200), 'episodes': (10, 50),
     'rollout': (16, 32), 'restarts': (1, 2),
+    'steps': (4, 20), 'samples': (32, 500), 'importance': (16, 128), 'bootstrap': (4, 20), 'rounds': (20, 100),
 }  # fmt: skip
 STEPS = (12, 200)
 VOCAB = 512  # of tokenizers that are trained on the stand-in text
@@ -90,7 +91,13 @@ def shrunk(config: Any, *, quick: bool) -> tuple[Any, list[str]]:
     def change(path: str, value: Any) -> Any:
         name = path.rpartition('.')[2].partition('[')[0]
         most = CAPS[name][not quick] if name in CAPS else value
-        if not isinstance(value, int) or isinstance(value, bool) or value <= most:
+        # The steps of the run are the same for all and set below; these are those of a sampler or an attack.
+        if (
+            not isinstance(value, int)
+            or isinstance(value, bool)
+            or path == 'config.steps'
+            or value <= most
+        ):
             return value
         changed[f'{name} {value} → {most}'] = None
         return most

@@ -199,7 +199,7 @@ def present(values: dict[str, Any]) -> Shown:
         (
             'The account', ['bucket', 'seconds', 'share'],
             [[n, f'{s:.2f}', f'{base.share(s / sum(told.values()), 1)}'] for n, s in told.items()]
-            + [['sum', f'{sum(told.values()):.2f}', '100.0%'],
+            + [['sum', f'{sum(told.values()):.2f}', '100.0 %'],
                ['a clock beside it', f'{run["wall"]:.2f}', f'{base.share(run["wall"] / sum(told.values()), 1)}']],
         )
     )  # fmt: skip
