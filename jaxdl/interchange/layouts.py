@@ -164,7 +164,7 @@ class Format:
             harmless |= {'id2label', 'num_labels'}
         ours = {key: value for key, value in self.config.items() if key not in harmless}
         fixed = {**FIXED, **self.fixed}
-        kind = found.get('model_type')
+        kind = str(found.get('model_type'))
         if kind != ours['model_type'] and kind not in self.same:
             here = ' or '.join(map(repr, (ours['model_type'], *self.same)))
             raise ValueError(f'it describes a model of type {kind!r}, here is {here}')

@@ -74,10 +74,9 @@ class Predictor:
     def sums(self, source: Source, owner: np.ndarray | None = None) -> dict[str, Any]:
         """As `over`, with a Mean as the pair (totals, weights), float64 [inputs]."""
         feed, parts = self._feed(source), []
-        if feed.example.keys() < self.row.keys():
-            missing = self.needed.keys() - feed.example.keys()
-            if missing:
-                raise UserError(f'{self._needs()}; {", ".join(sorted(missing))} is missing')
+        absent = self.row.keys() - feed.example.keys()
+        if absent and (missing := absent & self.needed.keys()):
+            raise UserError(f'{self._needs()}; {", ".join(sorted(missing))} is missing')
         with self._program.scope():
             for batch in feed.evaluation(ahead=self.config.prefetch):
                 parts.append(self._apply(self.weights, batch))

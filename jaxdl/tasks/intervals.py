@@ -66,6 +66,11 @@ def _follow(jaxpr: Any, consts: Sequence, inputs: Sequence) -> list:
 _INNER = ('jaxpr', 'call_jaxpr', 'fun_jaxpr')
 
 
+def _is_bilinear(equation: Any) -> bool:
+    foreign = equation.primitive.name == 'ffi_call' and dict(equation.params['attributes'])
+    return equation.primitive.name in BILINEAR or bool(foreign and 'conv_flops' in foreign)
+
+
 def _step(equation: Any, values: list) -> list:
     """The intervals of the results of one operation."""
     name = equation.primitive.name
@@ -85,7 +90,7 @@ def _step(equation: Any, values: list) -> list:
     if name == 'mul' or (name == 'div' and not isinstance(values[1], Interval)):
         ends = [bind(a, b)[0] for a in (lows[0], highs[0]) for b in (lows[1], highs[1])]
         return [Interval(jnp.stack(ends).min(0), jnp.stack(ends).max(0))]
-    if name in BILINEAR and sum(isinstance(v, Interval) for v in values) == 1:
+    if _is_bilinear(equation) and sum(isinstance(v, Interval) for v in values) == 1:
         middle = bind(*((a + b) / 2 for a, b in zip(lows, highs, strict=True)))[0]
         reach = bind(
             *((v.high - v.low) / 2 if isinstance(v, Interval) else jnp.abs(v) for v in values)

@@ -188,13 +188,13 @@ def log_likelihood(
 
     def both(x, log_sigma):
         """The slope and its divergence [batch]."""
+        # Backward, because some operations define only that; the trace is the same either way.
+        value, pull = jax.vjp(lambda x: slope(x, log_sigma), x)
         if probes is not None:
-            value, moved = jax.jvp(lambda x: slope(x, log_sigma), (x,), (probes,))
-            return value, (moved * probes).sum(1)
-        value, push = jax.linearize(lambda x: slope(x, log_sigma), x)
+            return value, (pull(probes)[0] * probes).sum(1)
 
         def column(total, unit):
-            return total + (push(jnp.broadcast_to(unit, x.shape)) * unit).sum(1), None
+            return total + (pull(jnp.broadcast_to(unit, x.shape))[0] * unit).sum(1), None
 
         return value, jax.lax.scan(column, jnp.zeros(len(x)), jnp.eye(size))[0]
 

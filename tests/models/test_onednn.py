@@ -21,6 +21,7 @@ from jaxdl.errors import Preempted
 from jaxdl.models import ops
 from jaxdl.models.ops import onednn
 from jaxdl.run import loop as trainer
+from jaxdl.tasks.intervals import bounds
 from tests import chaos, faulty
 from tests.models.test_ops import close, normal, plain, plain_of, value_and_gradients
 
@@ -107,6 +108,18 @@ def test_a_gradient_of_a_gradient():
     assert calls(jax.grad(penalty, (0, 1, 2)), x, first, second) > 8
     ours = value_and_gradients(penalty, x, first, second)
     close(ours, plain_of(penalty, x, first, second), 1e-4)
+
+
+def test_interval_bounds_go_through_it():
+    x, kernel = normal(0, 2, 6, 5, 4), normal(1, 3, 3, 4, 6)
+
+    def net(x):
+        return jax.nn.relu(ops.conv(x, kernel, (2, 1)))
+
+    assert calls(net, x) == 1
+    ours = bounds(net, x - 0.1, x + 0.2)
+    with plain():
+        close(ours, bounds(net, x - 0.1, x + 0.2))
 
 
 @pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0), (3, 1)])

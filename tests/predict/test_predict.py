@@ -175,6 +175,13 @@ def test_no_data_is_read(trained, monkeypatch):
     )
 
 
+def test_rows_without_what_the_model_needs_are_refused(trained):
+    from jaxdl.data.arrays import ArraySource
+
+    with pytest.raises(UserError, match=r'the model needs image .*; image is missing'):
+        load(trained / 'run').over(ArraySource({'label': np.zeros(3, np.int32)}))
+
+
 def test_a_picture_of_another_size_is_scaled_and_a_photo_turned(trained):
     model = load(trained / 'run')
     image = np.load(trained / 'rows.npz')['image'][3, ..., 0]

@@ -33,7 +33,7 @@ def picture_inputs(given: Any, row: Rows) -> Inputs:
     if not names:
         raise UserError(f'{", ".join(map(str, paths))}: there is no picture in it')
     unknown = np.zeros(len(names), np.int32)
-    pictures = FilePictures(Path(), names, unknown)
+    pictures = FilePictures(Path(), names, unknown.tolist())
     return Inputs(PictureSource(pictures, unknown, image.shape), names)
 
 
