@@ -19,6 +19,7 @@ from jaxdl.run import runtime
 EXTRAS = {
     'gpu': ('jax_cuda12_plugin', 'NVIDIA GPUs (the CUDA 13 build does as well)'),
     'fp8': ('qwix', '--config.float8'),
+    'rl': ('gymnax', 'environments of reinforcement learning'),
     'track': ('wandb', 'jaxdl track --to=wandb'),
     'dev': ('pytest', 'make test'),
 }
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     settings = runtime.prepare_process()
     CommandLine(__doc__ or '', example='').parse(argv)
     for title, lines in (
-        ('installed', _installed()),
+        ('installed', installed()),
         ('devices', _devices()),
         ('caches', _caches(settings)),
         ('sensors', _sensors()),
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             print(f'{title if not index else "":<11}{line}')
 
 
-def _installed() -> Iterator[str]:
+def installed() -> Iterator[str]:
     from jaxdl.record.run_info import git_revision
 
     git = git_revision()

@@ -34,6 +34,7 @@ WORK = (
     'jaxdl.commands.sweep.make_launcher',
     'jaxdl.commands.plan.gpu_compile.prepare_process',
     'jaxdl.data.prepare.prepare',
+    'jaxdl.commands.doctor.installed',
     'subprocess.run',
 )
 
@@ -139,7 +140,8 @@ FLAGS = (
     'workdir step batch_size json prompt tokens num temperature top_k top_p seed translate beams '
     'n out class guidance interpolate inpaint mask output dry_run gpus per_gpu slots vectorize fork launcher hours memory_gb devices network '
     'search largest rows estimate from data_dir seconds from_hf to_hf new_head profile plan '
-    'coordinator processes process config help undefok flagfile'
+    'coordinator processes process config help undefok flagfile format to follow every metric mistakes '
+    'serve find_lr'
 ).split()
 VALUES = (
     '', '0', '1', '-1', '3.5', 'nan', 'inf', '1e400', 'true', 'None', '()', "('a',)", 'h100x8',
@@ -159,6 +161,11 @@ GOOD = {
     'prepare': (['mnist'], ['mnist', '--from=x'], []),
     'benchmark': ([CONFIG], [CONFIG, '--nostep'], []),
     'interchange': ([RUN, CONFIG, '--from_hf=x'], [RUN, '--to_hf=x'], []),
+    'predict': ([RUN, 'a.png'], [RUN, 'a', 'b', '--out=p.csv'], []),
+    'export': ([RUN, '--format=stablehlo', '--out=x'], [RUN, '--format=onnx', '--out=x'], []),
+    'runs': (['run'], ['a', 'b', '--json'], []),
+    'track': (['run', '--to=wandb'], ['run', '--to=wandb', '--follow'], []),
+    'doctor': ([], []),
     'demo': ([], []),
 }  # fmt: skip
 
