@@ -57,7 +57,13 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    'family',
+    [
+        family if family == 'decoder' else pytest.param(family, marks=pytest.mark.slow)
+        for family in FAMILIES
+    ],
+)
 def test_a_model_begins_the_same(family, monkeypatch):
     model, task, optimizer = FAMILIES[family]
     config = Config(

@@ -92,7 +92,7 @@ class Plain(Cnn):
         return super().__call__(images, train=False)
 
 
-@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('devices', [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_accumulation_is_exact_under_unequal_masks(devices):
     base = small.config(task=Masked(), model=Plain(channels=(8,), pools=1, dense=16), ema=0.0)
     one, _, first = small.losses(base, 6, devices)

@@ -38,10 +38,18 @@ def test_wide_sizes_are_the_published_ones(fields, millions):
     ('model', 'shape'),
     [
         (ResNet(depth=8, width=4), (16, 16, 3)),
-        (ResNet(depth=8, width=4, dtype='bfloat16'), (16, 16, 1)),
-        (ResNet(depth=8, width=4, stem='imagenet', num_classes=7, dropout=0.3), (16, 16, 3)),
-        (WideResNet(depth=10, widen=1, dropout=0.2), (16, 16, 3)),
-        (WideResNet(depth=10, widen=1, dtype='bfloat16'), (16, 16, 3)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (ResNet(depth=8, width=4, dtype='bfloat16'), (16, 16, 1)),
+                (
+                    ResNet(depth=8, width=4, stem='imagenet', num_classes=7, dropout=0.3),
+                    (16, 16, 3),
+                ),
+                (WideResNet(depth=10, widen=1, dropout=0.2), (16, 16, 3)),
+                (WideResNet(depth=10, widen=1, dtype='bfloat16'), (16, 16, 3)),
+            )
+        ),
     ],
 )
 def test_trains_and_evaluates(model, shape):

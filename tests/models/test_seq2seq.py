@@ -40,7 +40,7 @@ def test_published_sizes():
     assert abs(count(big()) / 213e6 - 1) < 0.01
 
 
-@pytest.mark.parametrize('pre_norm', [False, True])
+@pytest.mark.parametrize('pre_norm', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_target_is_causal_and_reads_the_whole_source(pre_norm):
     model = Seq2Seq(**SMALL, pre_norm=pre_norm)
     source, target = sample()

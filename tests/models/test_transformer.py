@@ -77,7 +77,7 @@ def test_vocabulary_padding_never_counts():
 
 
 @pytest.mark.parametrize('softcap', [pytest.param(0.0, marks=pytest.mark.slow), 3.0])
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('smoothing', [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_deferred_logits_give_the_same_loss(softcap, smoothing):
     ids, labels = tokens(), tokens(seed=9)
     fields = dict(**SMALL, vocab_multiple=64, softcap=softcap)
@@ -133,7 +133,10 @@ def test_segments_are_isolated(name):
 
 
 @pytest.mark.parametrize('name', VARIANTS)
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize(
+    'remat',
+    ['none', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('dots', 'full'))],
+)
 def test_scanned_and_rematerialised_equal_the_plain_stack(name, remat):
     model, ids = VARIANTS[name], tokens()
     variables = jitter(init(model))

@@ -33,6 +33,7 @@ def test_published_sizes():
     assert count(vit_b(scan_layers=True)) == 86_567_656
 
 
+@pytest.mark.slow
 def test_patches_are_linear_maps_of_pixels():
     model = ViT(**SMALL)
     images, variables = make(model)
