@@ -79,16 +79,20 @@ SHRUNK = {
 }
 # The same parts are in the others, or train in tests of their own.
 BIG = (
-    *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit', 'fashion_gan', 'fashion_gan:hinge'),
-    *(f'fashion_pgd:{variant}' for variant in ('pgd', 'fgsm', 'trades', 'plain')),
-    *('cifar_edm', 'cifar_dit', 'digits_flow', 'digits_vae'),
-    *('fashion_vae', 'fashion_vae:grid', 'fashion_diffusion'),
+    *('cifar_cnn:96', 'cifar_cnn:resnet18', 'cifar_vit', 'cifar_dit', 'digits_flow', 'digits_vae'),
+    *('fashion_gan', 'fashion_pgd:pgd'),
+)
+# Too large, or as others but for a field; their parts have tests of their own.
+LEFT_OUT = (
+    *('cifar_edm', 'fashion_gan:hinge', 'fashion_diffusion', 'fashion_vae', 'fashion_vae:grid'),
+    *(f'fashion_pgd:{variant}' for variant in ('fgsm', 'trades', 'plain')),
 )
 IMAGE_CONFIGS = [
     name
     for name in golden.names()
     if isinstance(data := golden.load(name).data, Tfds)
     and data.name in IMAGE_SETS
+    and name not in LEFT_OUT
     and not golden.load(name).init_from.path  # there is no such run
 ]
 
