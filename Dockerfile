@@ -6,8 +6,8 @@ ARG EXTRA=""
 WORKDIR /opt/jaxdl
 COPY . .
 RUN python -m pip install --no-cache-dir ".${EXTRA}"
-# Runs, data sets and compiled programs outlive the container if /work is mounted.
-ENV JAXDL_CACHE=/work/cache
-WORKDIR /work
+# Runs, data sets and compiled programs outlive the container if /data is mounted.
+ENV JAXDL_CACHE=/data/cache
+WORKDIR /data
 ENTRYPOINT ["jaxdl"]
 CMD ["doctor"]

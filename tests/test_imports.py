@@ -36,7 +36,7 @@ ALLOWED = {
 }
 # What the loop and the core may import of the models: how a model's work is laid out on devices, and
 # which formulations of the operations it took.
-OF_MODELS = {f'jaxdl.models.{name}' for name in ('layers', 'layout', 'float8', 'ops')}
+OF_MODELS = {f'jaxdl.models.{name}' for name in ('applied', 'layers', 'layout', 'float8', 'ops')}
 OUTSIDE = {
     'models': {'jax', 'jaxlib', 'flax', 'numpy', 'qwix'},
     'environments': {'jax', 'flax', 'numpy', 'gymnax', 'gymnasium', 'PIL'},

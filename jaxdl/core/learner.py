@@ -7,7 +7,6 @@ and puts its step together from the same parts (see jaxdl.api.Learner).
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,40 +15,10 @@ from jaxdl.api import Batch, Learner, Tree
 from jaxdl.core.config import Config
 from jaxdl.errors import UserError
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.models.float8 import quantized
 
 GRAD_NORM = 'grad_norm'
-
-
-class Applied:
-    """A module with the weights of the moment; see jaxdl.api.Apply.
-
-    Attributes:
-        model_state: the model's other variables after the newest call with train=True.
-    """
-
-    def __init__(self, model: nn.Module, params: Tree, model_state: Tree, rng: jax.Array | None):
-        self.model, self.params, self.model_state, self.rng = model, params, model_state, rng
-
-    def __call__(
-        self,
-        *args: Any,
-        train: bool,
-        rngs: dict[str, jax.Array] | None = None,
-        method: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        streams = dict(rngs or {})
-        if train and self.rng is not None:
-            streams.setdefault('dropout', self.rng)
-        variables = {'params': self.params, **self.model_state}
-        call = {'rngs': streams or None, 'method': method, 'train': train, **kwargs}
-        if not train:
-            return self.model.apply(variables, *args, **call)
-        outputs, self.model_state = self.model.apply(
-            variables, *args, mutable=list(self.model_state), **call
-        )
-        return outputs
 
 
 class StepLearner(Learner):

@@ -17,9 +17,10 @@ import optax
 from jaxdl.api import Tree
 from jaxdl.core import config as config_lib
 from jaxdl.core.config import Config
-from jaxdl.core.learner import Applied, StepLearner, sums
+from jaxdl.core.learner import StepLearner, sums
 from jaxdl.core.optim import path_name
 from jaxdl.metrics import Mean, MetricPacking
+from jaxdl.models.applied import Applied
 
 
 class Health(flax.struct.PyTreeNode):
@@ -342,7 +343,7 @@ class Steps:
         config = self._config(hyper)
         batch = gather(batch, resident)
         weights = state.evaluated()
-        apply = Applied(config.model, weights['params'], weights['model_state'], None)
+        apply = Applied(config.model, weights['params'], weights['model_state'])
         counted = Mean(batch['mask'].sum(), jnp.ones((), jnp.float32))
         return self._sum({**config.task.evaluate(apply, batch), COUNT: counted})
 

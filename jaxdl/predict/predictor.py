@@ -13,11 +13,11 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxdl.api import Inputs, Rows, Source
 from jaxdl.core import mesh as mesh_lib
 from jaxdl.core.feed import Feed
-from jaxdl.core.learner import Applied
 from jaxdl.core.ranges import bounds_of
 from jaxdl.data.arrays import ArraySource
 from jaxdl.errors import UserError, nearest
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.run.open_run import Restored, open_run
 
 NAMES = 'input'  # the key of the inputs' names among the predictions
@@ -105,7 +105,7 @@ class Predictor:
         for name in self.row.keys() - batch.keys():  # the task may read what it does not use
             like = np.asarray(self.row[name])
             batch = {**batch, name: jnp.zeros((size, *like.shape), like.dtype)}
-        apply = Applied(self.config.model, weights['params'], weights['model_state'], None)
+        apply = Applied(self.config.model, weights['params'], weights['model_state'])
         outputs = apply(**self.config.task.inputs(batch), train=False)
         return self.config.task.predictions(outputs, batch)
 

@@ -170,7 +170,13 @@ class Lane:
     def log(self, step: int) -> dict[str, float]:
         """Ends the interval and returns the row of `step`: its means and its speed."""
         means = self.packing.means(self.sums) if self.counted else {}
-        scalars = {name: value for name, value in means.items() if isinstance(value, float)}
+        # What counted nothing, such as the return of episodes when none has ended, has no mean.
+        weights = {name: weight for name, (_, weight) in self.packing.unpack(self.sums).items()}
+        scalars = {
+            name: value
+            for name, value in means.items()
+            if isinstance(value, float) and weights[name]
+        }
         if scalars:
             scalars |= self.config.task.derived(scalars)
         row = {f'train/{name}': value for name, value in scalars.items()}

@@ -361,15 +361,13 @@ class Diffusion(Task):
         beat: Callable[[], None],
     ) -> Generated:
         """Samples, a row for each class, and distances; at the end also how samples come about."""
-        found = Generated()
-        if self.distance is not None:
-            found = measure(
-                self.distance,
-                lambda n: self.draw(model, variables, data, n, seed=1).images,
-                data,
-                final=final,
-                beat=beat,
-            )
+        found = measure(
+            self.distance,
+            lambda n: self.draw(model, variables, data, n, seed=1).images,
+            data,
+            final=final,
+            beat=beat,
+        )
         classes = facts_of(model).limits().classes or 0
         if self.shown:
             rows = min(classes, 20) or self.shown

@@ -167,7 +167,7 @@ class Distance:
 
 
 def measure(
-    distance: Distance,
+    distance: Distance | None,
     draw: Callable[[int], np.ndarray],
     data: DataSet,
     *,
@@ -183,11 +183,13 @@ def measure(
     training image beside it.
 
     Args:
-        distance: what is measured.
+        distance: what is measured; None: nothing.
         draw: n → uint8 images [n, height, width, channels]; the same images for the same weights.
         data: its evaluation sets are the real images, its training set what might be copied.
     """
     found = Generated()
+    if distance is None:
+        return found
     if not distance.features.ready():
         found.notes['distance'] = 'not measured: distance.features names no classifier'
         return found

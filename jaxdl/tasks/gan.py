@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxdl.api import Batch, DataSet, Drawn, Generated, Learner, Task, Tree
 from jaxdl.errors import UserError, at_least
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.tasks.distance import Distance, measure
-from jaxdl.tasks.pictures import as_bytes, in_parts, normals, scaled, starts, tiled
+from jaxdl.tasks.pictures import as_bytes, id_keys, in_parts, normals, scaled, starts, tiled
 
 
 @dataclasses.dataclass
@@ -62,10 +63,7 @@ class GanTask(Task):
 
     def latents(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """A latent vector for each row, from its id and `key`."""
-        key = jax.random.key(0) if key is None else key
-        ids = batch['id'] if 'id' in batch else jnp.arange(len(batch['image']))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-        return normals(keys, (self.latent,))
+        return normals(id_keys(batch, key), (self.latent,))
 
     def metrics(self, outputs: Any, batch: Batch) -> dict[str, Mean]:
         """loss (the critic's, without penalties), generator_loss, accuracy, and the mean scores.
@@ -228,15 +226,8 @@ class HingeGan(GanTask):
 
 def _call(model, rng, params, model_state, method, x):
     """The result of a method in training, and the model's other variables after it."""
-    found, new = model.apply(
-        {'params': params, **model_state},
-        x,
-        train=True,
-        method=method,
-        mutable=list(model_state),
-        rngs={'dropout': rng},
-    )
-    return found, {**model_state, **new}
+    apply = Applied(model, params, model_state, rng)
+    return apply(x, train=True, method=method), apply.model_state
 
 
 @functools.partial(jax.jit, static_argnums=0)

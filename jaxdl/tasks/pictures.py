@@ -45,6 +45,13 @@ def row_keys(batch: Batch, salt: int = 0) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
+def id_keys(batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """A random key for each row, from its id and `key`, or from the id alone."""
+    key = jax.random.key(0) if key is None else key
+    ids = batch['id'] if 'id' in batch else jnp.arange(len(batch['image']))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+
+
 def normals(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Normal numbers [keys, *shape], each row from its own key."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -19,9 +19,10 @@ from jaxdl.environments.arena import Arena
 from jaxdl.environments.environment import Box
 from jaxdl.errors import UserError, at_least, one_of
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.models.moments import RewardScale
 from jaxdl.tasks import returns
-from jaxdl.tasks.reinforcement import Reinforcement, bound
+from jaxdl.tasks.reinforcement import Reinforcement
 
 
 class Experience(NamedTuple):
@@ -182,11 +183,9 @@ class Ppo(Reinforcement):
         """The model's state after it has seen the observations [time, environments, …]."""
         if not state.model_state:
             return state.model_state
-        variables = {'params': state.params, **state.model_state}
-        _, changed = learner.model.apply(
-            variables, observation, method='observe', mutable=list(state.model_state)
-        )
-        return {**state.model_state, **changed}
+        apply = Applied(learner.model, state.params, state.model_state)
+        apply(observation, method='observe', train=True)
+        return apply.model_state
 
     def _roll_out(
         self, learner: Learner, state: Any, arena: Arena, memory: jax.Array, key: jax.Array
@@ -197,11 +196,10 @@ class Ppo(Reinforcement):
         followed each step), the last three [time, environments, …].
         """
         environment = self.environment
-        variables = {'params': state.params, **state.model_state}
         # An episode that is cut off lasted `limit` steps, so that each environment has at most
         # `most` of those in a rollout. Only their last observations are kept for bootstrapping.
         most = -(-self.rollout // environment.limit)
-        model = bound(learner.model, variables)
+        model = Applied(learner.model, state.params, state.model_state)
 
         def apply(observation, first, memory):
             return model(observation[:, None], first[:, None], memory, train=False)
@@ -299,11 +297,10 @@ class Ppo(Reinforcement):
         self, learner: Learner, variables: Tree, part: Experience, memory: jax.Array
     ) -> tuple[Mean, dict[str, Mean]]:
         """The loss of a minibatch [time, environments, …], and the metrics."""
-        flip = (
-            _flipped if memory.shape[1] else (lambda x: x)
-        )  # a memory reads along the second axis
+        # A memory reads along the second axis.
+        flip = _flipped if memory.shape[1] else lambda x: x
         observation, first = flip(part.observation), flip(part.first)
-        acted = bound(learner.model, variables)(
+        acted = Applied.of(learner.model, variables)(
             observation, first if memory.shape[1] else None, memory, train=False
         )
         policy, value = acted.policy, acted.value

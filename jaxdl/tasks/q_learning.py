@@ -11,6 +11,7 @@ from jaxdl.environments.arena import Arena
 from jaxdl.environments.environment import Box
 from jaxdl.errors import UserError
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.tasks.reinforcement import Reinforcement
 
 
@@ -43,7 +44,7 @@ class Exploration:
 
 def call(learner: Learner, params: Tree, *inputs: jax.Array, method: str | None = None) -> Any:
     """What the model says with these weights, while it is trained."""
-    return learner.model.apply({'params': params}, *inputs, train=True, method=method)
+    return Applied(learner.model, params, {})(*inputs, train=True, method=method)
 
 
 def epsilon_greedy(rng: jax.Array, values: jax.Array, epsilon: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from jaxdl.api import Apply, Batch, DataSet, Generated, Learner, Task, Tree
 from jaxdl.environments.environment import Box, Discrete, Environment
 from jaxdl.errors import UserError
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 
 SEEDS = 0x65766C  # sets the keys of evaluation apart from those of training
 FRAMES = 8  # of a picture of an episode
@@ -193,7 +194,7 @@ class Reinforcement(Task):
 
     def _play_twin(self, model: nn.Module, variables: Tree, seeds: jax.Array):
         assert self.twin is not None
-        apply = bound(model, variables)
+        apply = Applied.of(model, variables)
         return self.play(apply, self.twin, seeds, jnp.ones(len(seeds), bool))
 
     def _strip(self, model: nn.Module, variables: Tree) -> np.ndarray | None:
@@ -222,7 +223,7 @@ class Reinforcement(Task):
 
     def _watched(self, model: nn.Module, variables: Tree):
         """(states, observations, ends) [steps] of a greedy episode, the first one before any step."""
-        apply = bound(model, variables)
+        apply = Applied.of(model, variables)
         key = jax.random.key(SEEDS)
         state, observation = self.environment.reset(key)
 
@@ -237,15 +238,6 @@ class Reinforcement(Task):
         start = (state, observation, self.blank(apply, 1))
         steps = min(self.environment.limit, LONGEST)
         return jax.lax.scan(body, start, jnp.arange(steps))[1]
-
-
-def bound(model: nn.Module, variables: Tree) -> Callable:
-    """The model with these variables, as a task's `evaluate` is given it."""
-
-    def apply(*args, **kwargs):
-        return model.apply(variables, *args, **kwargs)
-
-    return apply
 
 
 def interquartile_mean(values: np.ndarray) -> float:

@@ -11,10 +11,11 @@ import numpy as np
 from jaxdl.api import Apply, DataSet, Generated
 from jaxdl.errors import at_least
 from jaxdl.metrics import Mean
+from jaxdl.models.applied import Applied
 from jaxdl.tasks.attack import Attack
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.intervals import bounds
-from jaxdl.tasks.pictures import as_bytes, tiled
+from jaxdl.tasks.pictures import as_bytes, id_keys, tiled
 
 Batch = dict[str, jax.Array]
 SHOWN = 16  # images in the picture of adversarial examples
@@ -39,7 +40,7 @@ class Robust(Classification):
         """
         images, labels, mask = pixels(batch), batch['label'], batch['mask']
         logits = self._logits(apply, batch)
-        _, fooled = self.attack.worst(logits, images, labels, row_keys(batch))
+        _, fooled = self.attack.worst(logits, images, labels, id_keys(batch))
         metrics = self.eval_metrics(logits(images), batch)
         metrics['robust_accuracy'] = Mean.of(~fooled, mask)
         if self.certify:
@@ -113,7 +114,7 @@ class Adversarial(Robust):
         def rise(images):
             return self.training.rise(logits(images), batch['label'])
 
-        images = self.training.perturbed(rise, pixels(batch), row_keys(batch, rng))
+        images = self.training.perturbed(rise, pixels(batch), id_keys(batch, rng))
         metrics = self.metrics(self._outputs(apply, batch, images, train=True), batch)
         return {'robust_accuracy': metrics.pop('accuracy'), **metrics}
 
@@ -146,7 +147,7 @@ class Trades(Adversarial):
         logits = self._logits(apply, batch)
         clean = jax.lax.stop_gradient(logits(pixels(batch)))
         attacked = self.training.perturbed(
-            lambda images: divergence(clean, logits(images)), pixels(batch), row_keys(batch, rng)
+            lambda images: divergence(clean, logits(images)), pixels(batch), id_keys(batch, rng)
         )
         outputs = self._outputs(apply, batch, pixels(batch), train=True)
         moved = self._outputs(apply, batch, attacked, train=True)
@@ -167,13 +168,6 @@ def pixels(batch: Batch) -> jax.Array:
     return images.astype(jnp.float32) / (255 if images.dtype == jnp.uint8 else 1)
 
 
-def row_keys(batch: Batch, key: jax.Array | None = None) -> jax.Array:
-    """A key for each row, from its id and `key`."""
-    key = jax.random.key(0) if key is None else key
-    ids = batch['id'] if 'id' in batch else jnp.arange(len(batch['image']))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-
-
 def divergence(p: jax.Array, q: jax.Array) -> jax.Array:
     """The Kullback-Leibler divergence of the predictions `q` from `p` (logits), in nats, [batch]."""
     p, q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
@@ -192,10 +186,7 @@ def _attacked(task: Robust, model: Any, variables: Any, batch: Batch) -> jax.Arr
 
     @jax.jit
     def find(variables, batch):
-        def apply(*args, train, **kwargs):
-            return model.apply(variables, *args, train=train, **kwargs)
-
-        logits = task._logits(apply, batch)
-        return task.attack.worst(logits, pixels(batch), batch['label'], row_keys(batch))[0]
+        logits = task._logits(Applied.of(model, variables), batch)
+        return task.attack.worst(logits, pixels(batch), batch['label'], id_keys(batch))[0]
 
     return find(variables, batch)

@@ -161,15 +161,13 @@ class VariationalAutoencoder(Task):
         beat: Callable[[], None],
     ) -> Generated:
         """Test images above their reconstructions, samples, walks between two test images."""
-        found = Generated()
-        if self.distance is not None:
-            found = measure(
-                self.distance,
-                lambda n: self.draw(model, variables, data, n, seed=1).images,
-                data,
-                final=final,
-                beat=beat,
-            )
+        found = measure(
+            self.distance,
+            lambda n: self.draw(model, variables, data, n, seed=1).images,
+            data,
+            final=final,
+            beat=beat,
+        )
         if not self.shown:
             return found
         real = pictures.real_images(data, 4 * self.shown)

@@ -18,6 +18,7 @@ from jaxdl.data.text.documents import Documents
 from jaxdl.data.text.sources import TextFiles
 from jaxdl.data.text.tokenizers import Bpe, Bytes, WordPiece
 from jaxdl.errors import Diverged, Preempted, UserError
+from jaxdl.metrics import Mean
 from jaxdl.models.rnn import RnnLM
 from jaxdl.record.checkpoints import Checkpoints
 from jaxdl.run import loop as trainer
@@ -294,6 +295,22 @@ def test_a_line_of_metrics_is_the_mean_over_its_steps(tmp_path, unbroken):
             step = row['step']
             mean = np.mean([each[s] for s in range(step - 2, step + 1)])
             assert step % 3 == 0 and row['train/loss'] == pytest.approx(mean, rel=1e-6)
+
+
+class WithRare(Classification):
+    """A metric of which nothing is counted."""
+
+    def metrics(self, outputs, batch):
+        zero = outputs.sum() * 0
+        return {**super().metrics(outputs, batch), 'rare': Mean(zero, zero)}
+
+
+def test_a_metric_of_nothing_is_left_out(tmp_path):
+    config = faulty.config(steps=3)
+    config.task = WithRare(**vars(config.task))
+    trainer.train(config, str(tmp_path / 'run'))
+    (row,) = [row for row in chaos.lines(tmp_path / 'run') if 'train/loss' in row]
+    assert 'train/rare' not in row
 
 
 def test_a_checkpoint_is_ranked_by_an_evaluation_of_its_own_step(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.core.learner import Applied
 from jaxdl.data.synthetic import SyntheticImages
 from jaxdl.errors import UserError
+from jaxdl.models.applied import Applied
 from jaxdl.models.denoiser import Denoiser, Latent
 from jaxdl.models.unet import UNet
 from jaxdl.models.vae import Vae

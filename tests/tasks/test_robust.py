@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxdl.core import config as config_lib
-from jaxdl.core.learner import Applied
 from jaxdl.errors import UserError
+from jaxdl.models.applied import Applied
 from jaxdl.models.cnn import Cnn
 from jaxdl.run.loop import train
 from jaxdl.tasks.attack import Attack, margin
 from jaxdl.tasks.intervals import bounds
-from jaxdl.tasks.robust import Adversarial, Robust, Trades, divergence, row_keys
+from jaxdl.tasks.pictures import id_keys
+from jaxdl.tasks.robust import Adversarial, Robust, Trades, divergence
 from tests import small
 
 FEW = settings(
@@ -34,7 +35,7 @@ def images(seed=0, count=4):
 
 
 def keys(count=4, seed=0):
-    return row_keys({'id': jnp.arange(count), 'image': jnp.zeros((count, 1))}, jax.random.key(seed))
+    return id_keys({'id': jnp.arange(count), 'image': jnp.zeros((count, 1))}, jax.random.key(seed))
 
 
 def weights(seed=0, classes=3):
@@ -140,7 +141,7 @@ def test_the_attack_of_a_linear_model_reaches_the_worst_corner():
 
 def test_random_starts_fill_the_ball():
     x = jnp.full((2000, *SHAPE), 0.5)
-    ids = row_keys({'id': jnp.arange(2000), 'image': x})
+    ids = id_keys({'id': jnp.arange(2000), 'image': x})
     for norm, mean in (('linf', 30 / 31), ('l2', 30 / 31)):
         start = Attack(norm, 0.2)._start(x, ids)
         found = distance(start, x, norm)
@@ -177,7 +178,7 @@ def test_adversarial_and_trades_losses():
     entropy = optax.softmax_cross_entropy_with_integer_labels
 
     # PGD by hand from the same start.
-    start = attack._start(batch['image'], row_keys(batch, rng))
+    start = attack._start(batch['image'], id_keys(batch, rng))
     x = start
     for _ in range(2):
         slope = jax.grad(lambda x: entropy(logits(x), batch['label']).sum())(x)
@@ -198,7 +199,7 @@ def test_adversarial_and_trades_losses():
     trades = Trades(num_classes=3, mean=(0.0,), std=(1.0,), training=attack, beta=2.0)
     clean = logits(batch['image'])
     y = attack.perturbed(
-        lambda z: divergence(clean, logits(z)), batch['image'], row_keys(batch, rng)
+        lambda z: divergence(clean, logits(z)), batch['image'], id_keys(batch, rng)
     )
     apart = kl(softmax(clean, -1), softmax(logits(y), -1), axis=-1)
     assert (apart > kl(softmax(clean, -1), softmax(logits(start), -1), axis=-1)).all()
@@ -219,7 +220,7 @@ def test_the_gradient_does_not_flow_through_the_attack():
     x = task.training.perturbed(
         lambda x: task.training.rise(logits(params, x), batch['label']),
         batch['image'],
-        row_keys(batch, rng),
+        id_keys(batch, rng),
     )
     entropy = optax.softmax_cross_entropy_with_integer_labels
     expected = jax.grad(lambda p: entropy(logits(p, x), batch['label']).mean())(params)
