@@ -230,7 +230,7 @@ class ActorCritic(Model, nn.Module):
             segments = None
             if first is not None:
                 memory = jnp.where(first[:, :1], 0, memory)
-                segments = jnp.cumsum(first.astype(jnp.int32), 1)
+                segments = jnp.cumsum(first.astype(jnp.int32), axis=1)
             carry = memory.astype(self.dtype)
             features, carry = self.cell(features, carry, segments=segments)
             memory = jnp.asarray(carry, jnp.float32)

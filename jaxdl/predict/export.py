@@ -91,6 +91,7 @@ def _stablehlo(model: Predictor, weights: dict) -> bytes:
 
 
 def _onnx(model: Predictor, weights: dict) -> bytes:
+    """The converter changes functions of jax.numpy for the rest of the process; train in another."""
     to_onnx = _converter()
     names = list(model.needed)
 

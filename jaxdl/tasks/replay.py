@@ -199,7 +199,7 @@ class Replay:
 
         window = (slot[..., None] + jnp.arange(self.steps)) % slots
         done = take(rows.terminated, window) | take(rows.truncated, window)  # [samples, steps]
-        before = jnp.cumsum(done, 1) - done  # ends of an episode before each step
+        before = jnp.cumsum(done, axis=1) - done  # ends of an episode before each step
         powers = jnp.asarray(discount, jnp.float32) ** jnp.arange(self.steps + 1)
         rewards = jnp.where(before == 0, take(rows.reward, window), 0.0)
         length = (before == 0).sum(1)
@@ -240,14 +240,14 @@ def _by_priority(priorities: jax.Array, uniform: jax.Array) -> tuple[jax.Array, 
     """
     rows, samples = uniform.shape
     blocks = priorities.reshape(rows, -1, BLOCK)
-    sums = jnp.cumsum(blocks.sum(2), 1)
+    sums = jnp.cumsum(blocks.sum(2), axis=1)
     total = sums[:, -1:]
     wanted = (jnp.arange(samples) + uniform) / samples * total
     wanted = jnp.minimum(wanted, jnp.nextafter(total, jnp.zeros_like(total)))
     block = jax.vmap(lambda row, x: jnp.searchsorted(row, x, side='right'))(sums, wanted)
     block = jnp.minimum(block, sums.shape[1] - 1)
     before = jnp.where(block > 0, jnp.take_along_axis(sums, jnp.maximum(block - 1, 0), 1), 0)
-    inner = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], 1), 2)
+    inner = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], 1), axis=2)
     # The sums of a block in two orders may differ by rounding: never past its last priority.
     most = jnp.nextafter(inner[..., -1], jnp.zeros_like(wanted))
     place = (inner <= jnp.minimum(wanted - before, most)[..., None]).sum(2)
